@@ -1,0 +1,22 @@
+"""Longspan serves long-context language models; every request gets the accelerators its present phase needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from longspan.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from longspan.engine.llm import LLM
+
+__all__ = ["LLM", "SamplingParams", "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`LLM` brings tokenizers and the like with it, so it is loaded only where it is used."""
+    if name == "LLM":
+        from longspan.engine.llm import LLM
+
+        return LLM
+    raise AttributeError(f"module 'longspan' has no attribute {name!r}")

@@ -1,0 +1,163 @@
+"""The elastic attention operator: exact attention between where queries are computed and where KV lives.
+
+One operator runs every technique (see core/actions.py). Between instances it moves
+
+- new KV around a ring, for segments that several instances compute (striped ring attention; who keeps what of a
+  passing block follows the retention plan, so scaling down costs no further traffic: LoongServe section 4.1), and
+- queries to the holders of context, with (output, log-sum-exp) back (multi-master decoding: LoongServe section 4.2;
+  KV-cache parallelism: Medha section 4.4).
+
+Both travel while this instance computes on what it has. Results are merged in fp32 by log-sum-exp.
+
+Shapes: T rows of this instance, P of a peer's, B tokens of a ring block, H query heads, G KV heads, K head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from longspan.attention.backend import AttentionBackend, PagedPlan
+from longspan.attention.layout import BatchLayout, RingLayout
+from longspan.attention.partial import Accumulator, Partial
+from longspan.distributed.transport import Transport
+
+
+class KVStore(Protocol):
+    """The pool's side of attention: KV by layer and slot."""
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """k_GNK and v_GNK of the layer, over all N slots."""
+        ...
+
+    def write(self, layer: int, slots: torch.Tensor, k_TGK: torch.Tensor, v_TGK: torch.Tensor) -> None:
+        """Put the rows into the slots."""
+        ...
+
+
+class ElasticAttention:
+    """Attention of one batch on one instance; called once in each layer, in order.
+
+    rank_of: the rank of an instance's device with this device's tensor-parallel rank.
+    on_layer: called at every layer; a sign of progress.
+    """
+
+    def __init__(
+        self,
+        layout: BatchLayout,
+        store: KVStore,
+        backend: AttentionBackend,
+        transport: Transport,
+        rank_of: Callable[[int], int],
+        scale: float,
+        on_layer: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.layout = layout
+        self.store = store
+        self.backend = backend
+        self.transport = transport
+        self.rank_of = rank_of
+        self.scale = scale
+        self.on_layer = on_layer
+        self.local: PagedPlan | None = backend.plan_paged(layout.local) if layout.local else None
+        self.answers = [(a, backend.plan_paged(a.segments)) for a in layout.answers]
+
+    def __call__(
+        self, layer: int, q_THK: torch.Tensor, k_TGK: torch.Tensor, v_TGK: torch.Tensor
+    ) -> torch.Tensor:
+        """out_THK: attention of the rows' queries over their whole context, in q's dtype."""
+        self.on_layer()
+        layout = self.layout
+        self._write_own(layer, k_TGK, v_TGK)
+        k_GNK, v_GNK = self.store.layer(layer)
+
+        asked_PHK = [q_THK.new_empty(a.num_rows, *q_THK.shape[1:]) for a in layout.answers]
+        queries = self.transport.exchange(
+            [(q_THK[a.rows], self.rank_of(a.peer)) for a in layout.asks],
+            [(q, self.rank_of(a.peer)) for q, a in zip(asked_PHK, layout.answers, strict=True)],
+        )
+
+        result = Accumulator(*q_THK.shape, device=q_THK.device)
+        for rows in layout.solo:
+            block = self.backend.block(q_THK[rows], k_TGK[rows], v_TGK[rows], causal=True, scale=self.scale)
+            result.set(rows, block)
+        if layout.ring:
+            self._ring(layer, layout.ring, result, q_THK, k_TGK, v_TGK)
+        if self.local:
+            part = self.local.attend(q_THK, k_GNK, v_GNK, self.scale)
+            if layout.solo or layout.ring:
+                result.add(slice(None), part)
+            else:  # the first result of every row that has one
+                result.set(slice(None), part)
+
+        queries.wait()
+        answers = [
+            _pack(plan.attend(q, k_GNK, v_GNK, self.scale))
+            for q, (_, plan) in zip(asked_PHK, self.answers, strict=True)
+        ]
+        heads, head_dim = q_THK.shape[1:]
+        replies = [
+            torch.empty(len(a.rows), heads, head_dim + 1, device=q_THK.device) for a in layout.asks
+        ]
+        self.transport.exchange(
+            [(answer, self.rank_of(a.peer)) for answer, a in zip(answers, layout.answers, strict=True)],
+            [(reply, self.rank_of(a.peer)) for reply, a in zip(replies, layout.asks, strict=True)],
+        ).wait()
+        for ask, reply in zip(layout.asks, replies, strict=True):
+            result.add(ask.rows, _unpack(reply))
+        return result.out_THK.to(q_THK.dtype)
+
+    def _write_own(self, layer: int, k_TGK: torch.Tensor, v_TGK: torch.Tensor) -> None:
+        rows, slots = self.layout.own_rows, self.layout.own_slots
+        if len(slots) == k_TGK.shape[0] > 0:
+            self.store.write(layer, slots, k_TGK, v_TGK)
+        elif len(slots):
+            self.store.write(layer, slots, k_TGK[rows], v_TGK[rows])
+
+    def _ring(
+        self,
+        layer: int,
+        ring: RingLayout,
+        result: Accumulator,
+        q_THK: torch.Tensor,
+        k_TGK: torch.Tensor,
+        v_TGK: torch.Tensor,
+    ) -> None:
+        """Attend to each block of new KV as it passes; the next one is on its way meanwhile."""
+        rows = ring.own_rows
+        visiting = torch.stack([k_TGK[rows], v_TGK[rows]])  # [2, B, G, K]: keys and values travel as one
+        last = len(ring.rounds) - 1
+        for number, round_ in enumerate(ring.rounds):
+            if number < last:
+                coming = visiting.new_empty(2, ring.rounds[number + 1].block_tokens, *visiting.shape[2:])
+                hop = self.transport.exchange(
+                    [(visiting, self.rank_of(ring.next))] if visiting.numel() else [],
+                    [(coming, self.rank_of(ring.previous))] if coming.numel() else [],
+                )
+            k_BGK, v_BGK = visiting
+            if round_.keep_rows is not None and round_.keep_slots is not None:
+                kept = (k_BGK[round_.keep_rows], v_BGK[round_.keep_rows])
+                self.store.write(layer, round_.keep_slots, *kept)
+            for tile in round_.tiles:
+                part = self.backend.block(
+                    q_THK[tile.q], k_BGK[tile.k], v_BGK[tile.k], causal=True, scale=self.scale
+                )
+                if number == 0:
+                    result.set(tile.q, part)
+                else:
+                    result.add(tile.q, part)
+            if number < last:
+                hop.wait()
+                visiting = coming
+                self.on_layer()
+
+
+def _pack(part: Partial) -> torch.Tensor:
+    """[P, H, K + 1] fp32: one message for output and log-sum-exp."""
+    return torch.cat([part.out_THK.float(), part.lse_TH.unsqueeze(-1)], dim=-1)
+
+
+def _unpack(packed: torch.Tensor) -> Partial:
+    return Partial(packed[..., :-1], packed[..., -1])

@@ -1,0 +1,267 @@
+"""One instance's part in a batch: which rows it computes, what it keeps, whom it asks and whom it answers.
+
+Worked out once for each batch, from the `RunBatch` alone and this instance's slots, and used in every layer. All
+instances derive their parts from the same `RunBatch`, so both ends of every exchange agree without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from longspan.attention.backend import PagedSegment
+from longspan.core.actions import RunBatch, Segment
+
+
+class SlotBook(Protocol):
+    """The pool's side of a layout: where tokens of a request are, and where new ones go."""
+
+    def held(self, request_id: str) -> torch.Tensor:
+        """Slots (int64) of all tokens of the request that this instance holds, by position."""
+        ...
+
+    def allocate(self, request_id: str, start: int, end: int) -> torch.Tensor:
+        """Slots (int64) for tokens [start, end) of the request, from now on held here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRows:
+    """Rows [start, stop) of this instance belong to the segment, and are tokens first, first + step, ..."""
+
+    segment: Segment
+    start: int
+    stop: int
+    first: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Queries q attend causally to keys k of a visiting block: row i sees keys 0..i. Same length."""
+
+    q: slice
+    k: slice
+
+
+@dataclass(slots=True)
+class RingRound:
+    """What to do with the block that visits in one round: attend to it, and keep the rows that the plan says."""
+
+    block_tokens: int
+    tiles: list[Tile] = field(default_factory=list)
+    keep_rows: torch.Tensor | None = None
+    keep_slots: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RingLayout:
+    """rounds[0] is this instance's own block; rounds[r] visits from r places before it in the ring."""
+
+    next: int
+    previous: int
+    own_rows: torch.Tensor
+    rounds: list[RingRound]
+
+
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """These rows' queries go to `peer`, which holds some of their context."""
+
+    peer: int
+    rows: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """`peer` sends `num_rows` queries; they attend to these segments of the local pool."""
+
+    peer: int
+    num_rows: int
+    segments: list[PagedSegment]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLayout:
+    """One instance's part in a batch.
+
+    rows: this instance's rows of each segment, in order; num_rows in all.
+    solo: rows of segments of several tokens that this instance computes alone: causal among themselves.
+    local: rows and the local slots they attend to; a lone token's own slot is among them.
+    own_rows, own_slots: which rows' new KV goes straight into the pool.
+    emits: (request id, row) of each row after which a token is sampled here.
+    """
+
+    num_rows: int
+    rows: list[SegmentRows]
+    solo: list[slice]
+    local: list[PagedSegment]
+    own_rows: torch.Tensor
+    own_slots: torch.Tensor
+    ring: RingLayout | None
+    asks: list[Asks]
+    answers: list[Answers]
+    emits: list[tuple[str, int]]
+
+
+def stripe_count(segment: Segment, instance: int) -> int:
+    """Tokens of the segment that the instance computes."""
+    if instance not in segment.compute:
+        return 0
+    stripe, stripes = segment.compute.index(instance), len(segment.compute)
+    return max(0, -(-(segment.length - stripe) // stripes))
+
+
+def plan_layout(batch: RunBatch, instance: int, book: SlotBook, device: torch.device) -> BatchLayout:
+    """Derive `instance`'s part in the batch, and allocate the slots of what it keeps."""
+    rows = list(_rows(batch, instance))
+    held = {s.request_id: book.held(s.request_id) for s in batch.segments if _context_at(s, instance)}
+    for segment in batch.segments:
+        known, planned = len(held.get(segment.request_id, ())), _context_at(segment, instance)
+        assert known == planned, (
+            f"batch {batch.batch_id}: instance {instance} holds {known} tokens of {segment.request_id}, "
+            f"the plan says {planned}"
+        )
+    # What stays here, by segment: (first token, slots) for each range.
+    kept = {
+        segment.request_id: [
+            (r.start, book.allocate(segment.request_id, r.start, r.end))
+            for r in segment.store
+            if r.instance == instance
+        ]
+        for segment in batch.segments
+    }
+    solo, local, own_rows, own_slots, emits = [], [], [], [], []
+    for part in rows:
+        segment, context = part.segment, held.get(part.segment.request_id)
+        if segment.emits and segment.emitter == instance:
+            emits.append((segment.request_id, part.stop - 1))
+        if part.start == part.stop:
+            continue
+        if len(segment.compute) == 1:
+            ((_, slots),) = kept[segment.request_id]
+            own_rows.append(torch.arange(part.start, part.stop))
+            own_slots.append(slots)
+            if segment.length == 1:  # a lone token meets itself in the pool
+                context = slots if context is None else torch.cat([context, slots])
+            else:
+                solo.append(slice(part.start, part.stop))
+        if context is not None:
+            local.append(PagedSegment(part.start, part.stop, context))
+    return BatchLayout(
+        num_rows=rows[-1].stop if rows else 0,
+        rows=rows,
+        solo=solo,
+        local=local,
+        own_rows=_concat(own_rows, device),
+        own_slots=_concat(own_slots, device),
+        ring=_ring(batch, instance, rows, kept, device),
+        asks=list(_asks(batch, instance, rows, device)),
+        answers=list(_answers(batch, instance, held)),
+        emits=emits,
+    )
+
+
+def positions_of(layout: BatchLayout) -> np.ndarray:
+    """int64 [T]: the position in its request of each row's token."""
+    if not layout.rows:
+        return np.zeros(0, dtype=np.int64)
+    return np.concatenate(
+        [part.first + part.step * np.arange(part.stop - part.start, dtype=np.int64) for part in layout.rows]
+    )
+
+
+def _context_at(segment: Segment, instance: int) -> int:
+    return sum(tokens for holder, tokens in segment.context if holder == instance)
+
+
+def _rows(batch: RunBatch, instance: int) -> Iterator[SegmentRows]:
+    row = 0
+    for segment in batch.segments:
+        if instance in segment.compute:
+            stop = row + stripe_count(segment, instance)
+            first = segment.start + segment.compute.index(instance)
+            yield SegmentRows(segment, row, stop, first, len(segment.compute))
+            row = stop
+
+
+def _ring(
+    batch: RunBatch,
+    instance: int,
+    rows: list[SegmentRows],
+    kept: dict[str, list[tuple[int, torch.Tensor]]],
+    device: torch.device,
+) -> RingLayout | None:
+    striped = [part for part in rows if len(part.segment.compute) > 1]
+    if not striped:
+        return None
+    members = {frozenset(s.compute) for s in batch.segments if len(s.compute) > 1}
+    assert len(members) == 1, f"batch {batch.batch_id} has several rings: {sorted(map(sorted, members))}"
+    order = sorted(striped[0].segment.compute)
+    size, place = len(order), order.index(instance)
+    rounds = []
+    for distance in range(size):
+        owner = order[(place - distance) % size]
+        tiles, keep_rows, keep_slots = [], [], []
+        offset = 0  # of the segment in the owner's packed block
+        for part in striped:
+            segment, count = part.segment, part.stop - part.start
+            mine, theirs = segment.compute.index(instance), segment.compute.index(owner)
+            # Query i is token mine + i*n, key j is token theirs + j*n: visible if j <= i, less one if theirs > mine.
+            if theirs > mine:
+                tile = Tile(slice(part.start + 1, part.stop), slice(offset, offset + count - 1))
+            else:
+                tile = Tile(slice(part.start, part.stop), slice(offset, offset + count))
+            if tile.q.stop > tile.q.start:
+                tiles.append(tile)
+            owned = stripe_count(segment, owner)
+            for start, slots in kept[segment.request_id]:
+                base = segment.start + theirs
+                low, high = (min(owned, max(0, -(-(edge - base) // size))) for edge in (start, start + len(slots)))
+                stripe = torch.arange(low, high)
+                keep_rows.append(offset + stripe)
+                keep_slots.append(slots[base + stripe * size - start])
+            offset += owned
+        round_ = RingRound(offset, tiles)
+        if sum(map(len, keep_rows)):
+            round_.keep_rows, round_.keep_slots = _concat(keep_rows, device), _concat(keep_slots, device)
+        rounds.append(round_)
+    return RingLayout(
+        next=order[(place + 1) % size],
+        previous=order[(place - 1) % size],
+        own_rows=_concat([torch.arange(part.start, part.stop) for part in striped], device),
+        rounds=rounds,
+    )
+
+
+def _asks(
+    batch: RunBatch, instance: int, rows: list[SegmentRows], device: torch.device
+) -> Iterator[Asks]:
+    for peer in batch.group:
+        asking = [
+            torch.arange(part.start, part.stop)
+            for part in rows
+            if peer != instance and part.stop > part.start and _context_at(part.segment, peer)
+        ]
+        if asking:
+            yield Asks(peer, _concat(asking, device))
+
+
+def _answers(batch: RunBatch, instance: int, held: dict[str, torch.Tensor]) -> Iterator[Answers]:
+    for peer in batch.group:
+        segments, row = [], 0
+        for segment in batch.segments:
+            count = stripe_count(segment, peer)
+            if peer != instance and count and _context_at(segment, instance):
+                segments.append(PagedSegment(row, row + count, held[segment.request_id]))
+                row += count
+        if segments:
+            yield Answers(peer, row, segments)
+
+
+def _concat(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    return torch.cat(parts).to(device) if parts else torch.zeros(0, dtype=torch.int64, device=device)

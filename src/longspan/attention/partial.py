@@ -1,0 +1,57 @@
+"""Partial attention results, and their exact merge.
+
+Attention over a set of keys that is split in shards is the mean of the shards' outputs weighted by the exponential
+of their log-sum-exps (FlashAttention's online softmax across devices; LoongServe section 4.2). An empty shard has
+log-sum-exp -inf and weighs nothing.
+
+Shapes: T query rows, H query heads, K head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Partial(NamedTuple):
+    """Attention of query rows over some of their keys. out_THK: normalised; lse_TH: fp32, natural log."""
+
+    out_THK: torch.Tensor
+    lse_TH: torch.Tensor
+
+
+def empty_partial(rows: int, heads: int, head_dim: int, device: torch.device) -> Partial:
+    """What attention over no keys gives: weight exp(-inf) = 0, never uninitialised memory."""
+    return Partial(
+        torch.zeros(rows, heads, head_dim, device=device),
+        torch.full((rows, heads), -torch.inf, device=device),
+    )
+
+
+def merge(first: Partial, second: Partial) -> Partial:
+    """The attention over the union of two disjoint sets of keys, in fp32."""
+    lse_TH = torch.logaddexp(first.lse_TH, second.lse_TH)
+    # Both empty: -inf - -inf is nan; the weights are 0 and the result is empty again.
+    w1_TH1 = torch.exp(first.lse_TH - lse_TH).nan_to_num_(nan=0.0).unsqueeze(-1)
+    w2_TH1 = torch.exp(second.lse_TH - lse_TH).nan_to_num_(nan=0.0).unsqueeze(-1)
+    return Partial(first.out_THK.float() * w1_TH1 + second.out_THK.float() * w2_TH1, lse_TH)
+
+
+class Accumulator:
+    """The running result of a batch's rows while partial results come in."""
+
+    def __init__(self, rows: int, heads: int, head_dim: int, device: torch.device) -> None:
+        self.out_THK = torch.zeros(rows, heads, head_dim, device=device)
+        self.lse_TH = torch.full((rows, heads), -torch.inf, device=device)
+
+    def set(self, rows: slice, partial: Partial) -> None:
+        """The first result of these rows."""
+        self.out_THK[rows] = partial.out_THK
+        self.lse_TH[rows] = partial.lse_TH
+
+    def add(self, rows: slice | torch.Tensor, partial: Partial) -> None:
+        """One more result of these rows, over keys that they have not seen yet."""
+        merged = merge(Partial(self.out_THK[rows], self.lse_TH[rows]), partial)
+        self.out_THK[rows] = merged.out_THK
+        self.lse_TH[rows] = merged.lse_TH

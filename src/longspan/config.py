@@ -1,0 +1,111 @@
+"""What is being served and how: frozen, keyword-only, validated once.
+
+Measured facts (cost models, machine profiles) live elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from longspan.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+ExecutorName = Literal["multiproc", "inproc"]
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Everything the pure scheduler needs to know; written at the head of every event log.
+
+    num_instances: elastic instances, numbered from 0.
+    kv_tokens: KV slots of each instance, tokens.
+    policy: name in `longspan.core.policies.POLICIES`.
+    max_waiting: requests that may wait before new ones are turned away.
+    max_batch_tokens: prefill tokens in one batch, for each instance of its group; one longer prompt runs alone.
+    max_batch_requests: requests in one decode batch.
+    min_tokens_per_instance: a prefill uses no more instances than give each of them this many tokens.
+    decode_headroom: KV slots kept for each request's coming tokens when a retention plan is made.
+    max_requests_per_master: a decode group that exceeds it takes another instance as master, if one is idle.
+    lookahead: queue the next decode iteration behind the running one, so that the device never waits.
+    """
+
+    num_instances: int = 2
+    kv_tokens: int = 16384
+    policy: str = "elastic_fcfs"
+    max_waiting: int = 1024
+    max_batch_tokens: int = 8192
+    max_batch_requests: int = 256
+    min_tokens_per_instance: int = 64
+    decode_headroom: int = 128
+    max_requests_per_master: int = 16
+    lookahead: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_instances", "kv_tokens", "max_waiting", "max_batch_tokens", "max_batch_requests",
+                     "min_tokens_per_instance", "max_requests_per_master"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("decode_headroom", self.decode_headroom, 0)
+
+    @property
+    def total_kv_tokens(self) -> int:
+        return self.num_instances * self.kv_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One engine: model, devices, scheduler.
+
+    model: a name that `longspan models` lists, a folder in Hugging Face layout, or a .gguf file.
+    tp: tensor-parallel devices inside each instance.
+    dtype: of weights, activations and KV; auto is bfloat16 where the device computes it natively.
+    max_model_len: longest prompt plus output, tokens; None is the model's own limit.
+    kv_tokens: KV slots of each instance, tokens; None is what fits (on a CPU: enough for the longest context).
+    threads_per_device: CPU threads of each device process; None shares the cores evenly.
+    worker_timeout_s: a worker that gives no sign of life, or makes no progress, for so long is given up.
+    """
+
+    model: str = DEFAULT_MODEL
+    served_model_name: str | None = None
+    instances: int = 2
+    tp: int = 1
+    dtype: DType = "auto"
+    device: Device = "auto"
+    executor: ExecutorName = "multiproc"
+    max_model_len: int | None = None
+    kv_tokens: int | None = None
+    policy: str = "elastic_fcfs"
+    threads_per_device: int | None = None
+    max_waiting: int = 1024
+    max_batch_tokens: int = 8192
+    max_requests_per_master: int = 16
+    lookahead: bool = True
+    event_log: Path | None = None
+    worker_timeout_s: float = 15.0
+
+    def __post_init__(self) -> None:
+        _at_least("instances", self.instances, 1)
+        _at_least("tp", self.tp, 1)
+        for name in ("max_model_len", "kv_tokens", "threads_per_device"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        for name, value, allowed in (("dtype", self.dtype, DType), ("device", self.device, Device),
+                                     ("executor", self.executor, ExecutorName)):
+            if value not in get_args(allowed):
+                raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(get_args(allowed))}")
+        if self.worker_timeout_s <= 0:
+            raise ConfigError(f"worker_timeout_s is {self.worker_timeout_s}, but must be above 0")
+
+    @property
+    def world_size(self) -> int:
+        """Device processes: one for each tensor-parallel rank of each instance."""
+        return self.instances * self.tp
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise ConfigError(f"{name} is {value}, but must be at least {low}")

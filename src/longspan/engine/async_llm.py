@@ -1,0 +1,261 @@
+"""The engine on an event loop: what servers use."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from longspan.config import EngineConfig, SchedulerConfig
+from longspan.core.policies.base import Policy
+from longspan.core.scheduler import Scheduler
+from longspan.engine.detokenizer import Detokenizer, OutputProcessor
+from longspan.engine.engine_core import EngineCore
+from longspan.engine.outputs import EngineStats, RequestOutput, RequestTimes
+from longspan.engine.request import EngineRequest
+from longspan.engine.tokenizer import Tokenizer
+from longspan.errors import (
+    ConfigError,
+    EngineDeadError,
+    EngineDrainingError,
+    LongspanError,
+    QueueFullError,
+    RequestError,
+)
+from longspan.executor.base import DeviceInfo, Executor, make_executor
+from longspan.metrics.event_log import EventLogWriter
+from longspan.models.catalog import resolve_model
+from longspan.models.config import load_model_config
+from longspan.sampling_params import SamplingParams
+from longspan.worker.messages import Reply, WorkerSpec
+
+logger = logging.getLogger(__name__)
+
+_MIN_KV_TOKENS = 8192  # the default pool on a CPU holds at least this many on each instance,
+_CONTEXTS_IN_POOL = 4  # and this many of the longest contexts over all instances
+
+
+class AsyncLLM:
+    """One engine: `start` it, `generate` from it, `close` it; all on one event loop."""
+
+    def __init__(
+        self, config: EngineConfig, model_name: str, max_model_len: int, tokenizer: Tokenizer,
+        core: EngineCore, executor: Executor, device: DeviceInfo,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.model_name = model_name
+        self.max_model_len = max_model_len
+        self.tokenizer = tokenizer
+        self.core = core
+        self.executor = executor
+        self.device = device
+        self.draining = False
+        self._idle = asyncio.Event()
+        self._closed = False
+
+    @classmethod
+    async def start(cls, config: EngineConfig, policy: Policy | None = None) -> AsyncLLM:
+        """Load the model on all instances. `policy`: one of your own, instead of the named one.
+
+        Raises ConfigError, ModelError, EngineDeadError.
+        """
+        model = await asyncio.to_thread(resolve_model, config.model)
+        model_config = load_model_config(model.path)
+        max_model_len = _max_model_len(config, model_config.max_model_len)
+        specs = [
+            WorkerSpec(
+                model_path=str(model.path), instance=instance, tp_rank=tp_rank, num_instances=config.instances,
+                tp=config.tp, dtype=config.dtype, device=config.device, threads=config.threads_per_device,
+            )  # fmt: skip
+            for instance in range(config.instances)
+            for tp_rank in range(config.tp)
+        ]
+        executor = make_executor(config.executor, specs, config.worker_timeout_s)
+        loop = asyncio.get_running_loop()
+        started: list[EngineCore] = []
+
+        # Workers report from threads of their own; the engine lives on the loop.
+        def on_reply(reply: Reply) -> None:
+            loop.call_soon_threadsafe(started[0].on_reply, reply)
+
+        def on_failure(message: str) -> None:
+            if started:
+                loop.call_soon_threadsafe(started[0].fail, message)
+
+        try:
+            tokenizer_loading = asyncio.to_thread(Tokenizer.load, model)
+            device, tokenizer = await asyncio.gather(
+                asyncio.to_thread(executor.start, on_reply, on_failure), tokenizer_loading
+            )
+            kv_tokens = _kv_tokens(config, max_model_len, device)
+            await asyncio.to_thread(executor.allocate_kv, kv_tokens)
+            scheduler_config = SchedulerConfig(
+                num_instances=config.instances,
+                kv_tokens=kv_tokens,
+                policy=config.policy,
+                max_waiting=config.max_waiting,
+                max_batch_tokens=config.max_batch_tokens,
+                max_requests_per_master=config.max_requests_per_master,
+                lookahead=config.lookahead,
+            )
+            event_log = EventLogWriter(config.event_log, scheduler_config) if config.event_log else None
+            core = EngineCore(
+                Scheduler(scheduler_config, policy), executor, Detokenizer(tokenizer.backend), time.monotonic,
+                event_log,
+            )  # fmt: skip
+        except BaseException:
+            await asyncio.to_thread(executor.close)
+            raise
+        started.append(core)
+        logger.info(
+            "%s on %d instances x tp %d, %s %s, %d KV tokens each, context up to %d",
+            model.name, config.instances, config.tp, device.device, device.dtype, kv_tokens, max_model_len,
+        )  # fmt: skip
+        served = config.served_model_name or model.name
+        return cls(config, served, max_model_len, tokenizer, core, executor, device)
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> SamplingParams:
+        """The same params with `max_tokens` resolved. Raises RequestError if the request can never run."""
+        length, vocab = len(prompt_token_ids), self.tokenizer.vocab_size
+        if length == 0:
+            raise RequestError("the prompt is empty; give it at least one token", param="prompt")
+        if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < vocab:
+            raise RequestError(f"the prompt holds token ids outside 0 to {vocab - 1}", param="prompt")
+        limit, name = min(
+            (self.max_model_len, "the model's maximum context length"),
+            (self.total_kv_tokens, "the KV pool of all instances together"),
+        )
+        if length >= limit:
+            raise RequestError(
+                f"the prompt has {length} tokens, but {name} is {limit} tokens, one of them at least for the "
+                f"output; shorten the prompt",
+                param="prompt", code="context_length_exceeded",
+            )  # fmt: skip
+        max_tokens = params.max_tokens or limit - length
+        if length + max_tokens > limit:
+            raise RequestError(
+                f"{length} prompt tokens and max_tokens of {max_tokens} make {length + max_tokens}, but {name} "
+                f"is {limit} tokens; shorten the prompt or lower max_tokens to {limit - length}",
+                param="max_tokens", code="context_length_exceeded",
+            )  # fmt: skip
+        return replace(params, max_tokens=max_tokens)
+
+    async def generate(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
+    ) -> AsyncIterator[RequestOutput]:
+        """Deltas, the last one with a finish reason. Closing the iterator aborts the request and frees its KV.
+
+        Raises:
+            RequestError, QueueFullError, EngineDrainingError, EngineDeadError: on the first step or later.
+        """
+        queue: asyncio.Queue[RequestOutput | LongspanError] = asyncio.Queue()
+        self._admit(prompt_token_ids, self.validate(prompt_token_ids, params), request_id, queue)
+        try:
+            while True:
+                item = await queue.get()
+                if isinstance(item, LongspanError):
+                    raise item
+                yield item
+                if item.finished:
+                    return
+        finally:
+            self.core.abort(request_id)  # nothing, if it has ended
+            self._check_idle()
+
+    def _admit(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str,
+        queue: asyncio.Queue[RequestOutput | LongspanError],
+    ) -> None:  # fmt: skip
+        if self.core.error is not None:
+            raise EngineDeadError(self.core.error)
+        if self.draining:
+            raise EngineDrainingError("the server is shutting down and takes no new requests")
+        if request_id in self.core.requests:
+            raise RequestError(f"a request with id {request_id!r} is running already", param="request_id")
+        waiting = self.stats().num_waiting
+        if waiting >= self.config.max_waiting:
+            raise QueueFullError(
+                f"{waiting} requests wait already, and no more may; try again later", retry_after_s=1.0
+            )
+        prompt = np.asarray(prompt_token_ids, dtype="<i4")
+        processor = OutputProcessor(
+            self.core.detokenizer, prompt_token_ids, params, self.tokenizer.eos_token_ids
+        )
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        times = RequestTimes(arrived=self.core.clock())
+        self.core.add(EngineRequest(request_id, prompt, params, seed, processor, times, queue.put_nowait))
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its stream ends with finish reason "abort". Unknown ids are ignored."""
+        self.core.abort(request_id)
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def total_kv_tokens(self) -> int:
+        return self.core.scheduler.config.total_kv_tokens
+
+    @property
+    def error(self) -> str | None:
+        return self.core.error
+
+    def stats(self) -> EngineStats:
+        return self.core.stats()
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests, wait for the running ones, abort those left at the timeout."""
+        self.draining = True
+        self._check_idle()
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            for request_id in list(self.core.requests):
+                self.core.abort(request_id)
+
+    async def close(self) -> None:
+        """End the workers; what still runs fails."""
+        if self._closed:
+            return
+        self._closed = True
+        self.core.fail("the engine was closed")
+        await asyncio.to_thread(self.executor.close)
+        if self.core.event_log is not None:
+            self.core.event_log.close()
+
+    def _check_idle(self) -> None:
+        if self.draining and not self.core.requests:
+            self._idle.set()
+
+
+def _max_model_len(config: EngineConfig, model_limit: int) -> int:
+    if config.max_model_len is None:
+        return model_limit
+    if config.max_model_len > model_limit:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, but the model was made for {model_limit} tokens"
+        )
+    return config.max_model_len
+
+
+def _kv_tokens(config: EngineConfig, max_model_len: int, device: DeviceInfo) -> int:
+    """KV slots of each instance."""
+    if config.kv_tokens is not None:
+        if config.kv_tokens > device.kv_tokens_fit:
+            logger.warning(
+                "kv_tokens is %d; by the memory free now, up to %d are advisable",
+                config.kv_tokens, device.kv_tokens_fit,
+            )  # fmt: skip
+        return config.kv_tokens
+    if device.device.startswith("cuda"):
+        return device.kv_tokens_fit
+    wanted = max(_MIN_KV_TOKENS, _CONTEXTS_IN_POOL * max_model_len // config.instances)
+    return max(1, min(device.kv_tokens_fit, wanted))

@@ -1,0 +1,227 @@
+"""From tokens to text, piece by piece: whole characters only, and never a piece of a stop string.
+
+Text is decoded in a short window of tokens, so each token costs the same however long the output is. The
+`DecodeStream` of tokenizers does nearly this, but decodes again all tokens since its last piece of text (a
+run of 4,000 special tokens or broken bytes takes it a second), cannot be flushed, repeats the prompt's tail
+when the prompt ends inside a character, and is of no use after its `Invalid prefix` error.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from longspan.core.events import FinishReason
+from longspan.sampling_params import SamplingParams
+
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+# A character has at most 4 bytes, a token at least one: a longer run without a whole character is broken.
+_MAX_PENDING = 5
+# Tokens of the prompt that the output's first token joins.
+_MIN_CONTEXT, _MAX_CONTEXT, _PROMPT_TAIL = 6, 10, 64
+
+
+class Detokenizer:
+    """The decoding half of a tokenizer; one for all requests of an engine."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._anchor: list[int] = tokenizer.encode("a", add_special_tokens=False).ids
+        self._anchor_text = self.decode(self._anchor)
+        self._token_texts: dict[int, str] = {}
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of all these tokens together; special tokens have none."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def has_text(self, token_id: int) -> bool:
+        """False for special tokens, and for the ids beyond the vocabulary with which some models pad it."""
+        return token_id not in self._special and self._tokenizer.id_to_token(token_id) is not None
+
+    def token_text(self, token_id: int) -> str:
+        """One token as it reads inside a text: with its leading space; a special token by its name.
+
+        Part of a character is the replacement character.
+        """
+        text = self._token_texts.get(token_id)
+        if text is None:
+            text = self._tokenizer.decode([*self._anchor, token_id], skip_special_tokens=False)
+            text = self._token_texts[token_id] = text.removeprefix(self._anchor_text)
+        return text
+
+
+class TextStream:
+    """The text that tokens add to a prompt's. Pieces are whole characters and join to `decode` of all tokens.
+
+    (But for byte-fallback decoders, which break a whole run of bytes if its end is broken, even characters
+    that were good by themselves and are out already.)
+    """
+
+    def __init__(self, detokenizer: Detokenizer, prompt_token_ids: Sequence[int]) -> None:
+        self._detokenizer = detokenizer
+        # The text of context + pending starts with `given`, which the client has already; the rest is new.
+        self._context, self._given = self._prompt_context(prompt_token_ids)
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """The text that is complete now; empty while a character is not."""
+        if not self._detokenizer.has_text(token_id):
+            return ""
+        self._pending.append(token_id)
+        text = self._detokenizer.decode(self._context + self._pending)
+        new = self._after_given(text)
+        broken = text.endswith(_BROKEN)
+        if (broken or not new) and len(self._pending) < _MAX_PENDING:
+            return ""
+        self._context, self._pending = self._pending, []
+        self._given = self._detokenizer.decode(self._context)
+        if not broken:
+            return new
+        self._given = self._given[:-1]  # what comes next may still mend the last one
+        return new[:-1]
+
+    def flush(self) -> str:
+        """What was kept back, when no more tokens come."""
+        text = self._after_given(self._detokenizer.decode(self._context + self._pending))
+        self._context, self._given, self._pending = [], "", []
+        return text
+
+    def _after_given(self, text: str) -> str:
+        if text.startswith(self._given):
+            return text[len(self._given) :]
+        # The prompt ended inside a character, and this token completes it: the whole character is new.
+        pairs = zip(self._given, text, strict=False)
+        same = next((i for i, (old, now) in enumerate(pairs) if old != now), len(text))
+        return text[same:]
+
+    def _prompt_context(self, prompt_token_ids: Sequence[int]) -> tuple[list[int], str]:
+        """The prompt's last tokens with text, from a character's start on (or nearly so), and their text."""
+        tail = [token for token in prompt_token_ids[-_PROMPT_TAIL:] if self._detokenizer.has_text(token)]
+        for size in range(_MIN_CONTEXT, _MAX_CONTEXT):
+            context = tail[-size:]
+            text = self._detokenizer.decode(context)
+            if not text.startswith(_BROKEN):
+                break
+        return context, text
+
+
+class StopScanner:
+    """Passes text on, up to the stop string that is complete first (of several with one end, the longest).
+
+    It reads character by character, so how the text is cut into pieces makes no difference. It is an
+    Aho-Corasick automaton; its state is the longest end of the text so far that begins a stop string: what is
+    kept back.
+    """
+
+    def __init__(self, stops: Collection[str], *, include: bool = False) -> None:
+        self._include = include
+        self._held = ""
+        self._state = 0
+        self._next: list[dict[str, int]] = [{}]
+        self._depth = [0]
+        self._match: list[str | None] = [None]
+        for stop in stops:
+            state = 0
+            for char in stop:
+                if char not in self._next[state]:
+                    self._next[state][char] = len(self._next)
+                    self._next.append({})
+                    self._depth.append(self._depth[state] + 1)
+                    self._match.append(None)
+                state = self._next[state][char]
+            self._match[state] = stop
+        self._shorter = [0] * len(self._next)
+        self._link()
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """The text that can be shown now, and the stop string if it is complete; push no more after that."""
+        if len(self._next) == 1:
+            return text, None
+        seen = self._held + text
+        for position, char in enumerate(text, start=len(self._held) + 1):
+            self._state = self._step(self._state, char)
+            if (stop := self._match[self._state]) is not None:
+                self._held = ""
+                return seen[: position if self._include else position - len(stop)], stop
+        shown = len(seen) - self._depth[self._state]
+        self._held = seen[shown:]
+        return seen[:shown], None
+
+    def flush(self) -> str:
+        """What was kept back, when no more text comes."""
+        held, self._held, self._state = self._held, "", 0
+        return held
+
+    def _step(self, state: int, char: str) -> int:
+        while state and char not in self._next[state]:
+            state = self._shorter[state]
+        return self._next[state].get(char, 0)
+
+    def _link(self) -> None:
+        """Find for each state that of the next shorter end of the same text, breadth first."""
+        queue = deque(self._next[0].values())
+        while queue:
+            state = queue.popleft()
+            for char, child in self._next[state].items():
+                shorter = self._shorter[child] = self._step(self._shorter[state], char)
+                if self._match[child] is None:
+                    self._match[child] = self._match[shorter]
+                queue.append(child)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one token added. stop_reason: the stop string or stop token id, if it was one of these."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+class OutputProcessor:
+    """The output of one request: its text, and when it ends."""
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        eos_token_ids: Collection[int],
+    ) -> None:
+        self._stream = TextStream(detokenizer, prompt_token_ids)
+        self._scanner = StopScanner(params.stop, include=params.include_stop_str_in_output)
+        self._eos: frozenset[int] = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
+        self._stop_token_ids = frozenset(params.stop_token_ids)
+        self._max_tokens = params.max_tokens
+        self.num_tokens = 0
+        self.finish_reason: FinishReason | None = None
+
+    def push(self, token_id: int) -> Delta:
+        """Take the next token. An end-of-sequence or stop token adds no text of its own."""
+        assert self.finish_reason is None, "a token after the end"
+        self.num_tokens += 1
+        reason, cause = self._end(token_id)
+        text = "" if reason == "stop" else self._stream.push(token_id)
+        if reason is not None:
+            text += self._stream.flush()
+        text, stop = self._scanner.push(text)
+        if stop is not None:
+            reason, cause = "stop", stop
+        elif reason is not None:
+            text += self._scanner.flush()
+        self.finish_reason = reason
+        return Delta(text, reason, cause)
+
+    def _end(self, token_id: int) -> tuple[FinishReason | None, str | int | None]:
+        if token_id in self._eos:
+            return "stop", None
+        if token_id in self._stop_token_ids:
+            return "stop", token_id
+        if self._max_tokens is not None and self.num_tokens >= self._max_tokens:
+            return "length", None
+        return None, None

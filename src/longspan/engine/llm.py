@@ -1,0 +1,157 @@
+"""Offline generation: the engine behind plain function calls."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import fields
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from rich.console import Console
+from rich.progress import Progress
+
+from longspan.config import DEFAULT_MODEL, EngineConfig
+from longspan.core.policies.base import Policy
+from longspan.engine.async_llm import AsyncLLM
+from longspan.engine.outputs import Completion, EngineStats, PositionLogprobs
+from longspan.errors import ConfigError
+from longspan.sampling_params import SamplingParams
+
+T = TypeVar("T")
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A model on elastic instances, in this program. Also a context manager; `close` ends the workers.
+
+    settings: the fields of `EngineConfig`. policy: a name, or a policy of your own.
+
+    Example:
+        llm = LLM("smollm2-135m", instances=2)
+        print(llm.generate(["The capital of France is"], SamplingParams(max_tokens=8))[0].text)
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL, *, policy: str | Policy | None = None, **settings: Any) -> None:
+        known = {f.name for f in fields(EngineConfig)}
+        if unknown := sorted(set(settings) - known):
+            raise ConfigError(f"unknown settings {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        if isinstance(policy, str):
+            settings["policy"], policy = policy, None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
+        self._thread.start()
+        self._ids = 0
+        try:
+            self.engine = self._call(AsyncLLM.start(EngineConfig(model=model, **settings), policy))
+        except BaseException:
+            self._stop_loop()
+            raise
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """One completion for each prompt (text or token ids), in order.
+
+        Raises RequestError before anything runs, if a prompt or setting cannot be served.
+        """
+        texts = _as_list(prompts)
+        settings = [params or SamplingParams()] * len(texts) if not isinstance(params, Sequence) else list(params)
+        if len(settings) != len(texts):
+            raise ConfigError(f"{len(texts)} prompts, but {len(settings)} sampling params")
+        token_ids = [
+            self.engine.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts
+        ]
+        resolved = [self.engine.validate(ids, p) for ids, p in zip(token_ids, settings, strict=True)]
+        return self._call(self._generate_all(texts, token_ids, resolved))
+
+    def chat(self, messages: list[dict[str, Any]], params: SamplingParams | None = None) -> Completion:
+        """The model's answer to a conversation, through its own chat template."""
+        return self.generate([self.engine.tokenizer.apply_chat_template(messages)], params)[0]
+
+    def stats(self) -> EngineStats:
+        """What the engine does right now."""
+
+        async def read() -> EngineStats:
+            return self.engine.stats()
+
+        return self._call(read())
+
+    def close(self) -> None:
+        """End the workers. May be called twice."""
+        if self._thread.is_alive():
+            self._call(self.engine.close())
+            self._stop_loop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def _generate_all(
+        self, prompts: list[Prompt], token_ids: list[list[int]], params: list[SamplingParams]
+    ) -> list[Completion]:
+        room = asyncio.Semaphore(self.engine.config.max_waiting)
+        with Progress(console=Console(stderr=True), disable=len(prompts) < 2 or not sys.stderr.isatty()) as bar:
+            task = bar.add_task("prompts", total=len(prompts))
+
+            async def one(prompt: Prompt, ids: list[int], p: SamplingParams) -> Completion:
+                async with room:
+                    completion = await self._complete(prompt, ids, p)
+                bar.advance(task)
+                return completion
+
+            tasks = [
+                asyncio.create_task(one(*each)) for each in zip(prompts, token_ids, params, strict=True)
+            ]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for left in tasks:  # none, unless one failed
+                    left.cancel()
+
+    async def _complete(self, prompt: Prompt, token_ids: list[int], params: SamplingParams) -> Completion:
+        self._ids += 1
+        out_ids: list[int] = []
+        text: list[str] = []
+        logprobs: list[PositionLogprobs] = []
+        async for output in self.engine.generate(token_ids, params, f"llm-{self._ids}"):
+            out_ids += output.token_ids
+            text.append(output.text)
+            logprobs += output.logprobs or ()
+        assert output.finish_reason is not None
+        return Completion(
+            request_id=output.request_id,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=tuple(token_ids),
+            token_ids=tuple(out_ids),
+            text="".join(text),
+            finish_reason=output.finish_reason,
+            stop_reason=output.stop_reason,
+            logprobs=tuple(logprobs) if params.logprobs is not None else None,
+            times=output.times,
+        )
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return future.result()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, given alone, is a list of one."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]

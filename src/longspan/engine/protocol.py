@@ -1,0 +1,85 @@
+"""What the servers need of an engine; `AsyncLLM` is the one that runs models."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Any, Protocol
+
+from longspan.config import EngineConfig
+from longspan.engine.outputs import EngineStats, RequestOutput
+from longspan.sampling_params import SamplingParams
+
+
+class TokenizerLike(Protocol):
+    """Safe to call from several threads at once: long texts are encoded off the event loop."""
+
+    @property
+    def eos_token_ids(self) -> Collection[int]: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
+        """Raises RequestError if the model has no chat template."""
+        ...
+
+
+class EngineClient(Protocol):
+    """One engine on the event loop of its server."""
+
+    @property
+    def config(self) -> EngineConfig: ...
+
+    @property
+    def model_name(self) -> str:
+        """The served name, which requests must give."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens, prompt and output together."""
+        ...
+
+    @property
+    def total_kv_tokens(self) -> int:
+        """KV slots of all instances; a request cannot be longer than that either."""
+        ...
+
+    @property
+    def tokenizer(self) -> TokenizerLike: ...
+
+    def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> SamplingParams:
+        """The same params with `max_tokens` resolved. Raises RequestError if the request can never run."""
+        ...
+
+    def generate(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
+    ) -> AsyncIterator[RequestOutput]:
+        """Deltas, the last one with a finish reason. Closing it aborts the request and frees its KV.
+
+        Raises:
+            QueueFullError, EngineDrainingError, EngineDeadError, RequestError: on the first step or later.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def stats(self) -> EngineStats: ...
+
+    @property
+    def error(self) -> str | None:
+        """Why the engine is dead; None while it lives."""
+        ...
+
+    @property
+    def draining(self) -> bool: ...
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests, wait for the running ones, abort those left at the timeout."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,53 @@
+"""Where workers run. An executor carries commands to instances, and brings back replies and bad news."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from longspan.worker.messages import Command, Reply, WorkerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """What the workers run on: the same for all, and the smallest of their free memories."""
+
+    dtype: str
+    device: str
+    kv_tokens_fit: int
+
+
+class Executor(Protocol):
+    """Workers, from start to end.
+
+    Callbacks may come from any thread. `on_failure` comes once, with a message for users; after it the executor
+    carries nothing any more.
+    """
+
+    def start(self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None]) -> DeviceInfo:
+        """Start all workers and load the model. Raises ModelError or EngineDeadError."""
+        ...
+
+    def allocate_kv(self, num_tokens: int) -> None:
+        """Make every instance's KV pool; returns when all are there."""
+        ...
+
+    def submit(self, instance: int, command: Command) -> None:
+        """Queue a command at every device of an instance."""
+        ...
+
+    def close(self) -> None:
+        """End all workers. May be called twice."""
+        ...
+
+
+def make_executor(name: str, specs: list[WorkerSpec], worker_timeout_s: float) -> Executor:
+    """The executor of that name, over one worker for each spec, in rank order."""
+    if name == "inproc":
+        from longspan.executor.inproc import InprocExecutor
+
+        return InprocExecutor(specs)
+    from longspan.executor.multiproc import MultiprocExecutor
+
+    return MultiprocExecutor(specs, worker_timeout_s)

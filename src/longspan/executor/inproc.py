@@ -1,0 +1,93 @@
+"""Instances as threads of this process: tests, debugging, or several instances on one GPU.
+
+Instances share one copy of the weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+from longspan.errors import EngineDeadError
+from longspan.executor.base import DeviceInfo
+from longspan.worker.messages import AllocateKV, Command, KVAllocated, Ready, Reply, Stop, WorkerSpec
+
+logger = logging.getLogger(__name__)
+
+
+class InprocExecutor:
+    """`Executor` over threads."""
+
+    def __init__(self, specs: list[WorkerSpec]) -> None:
+        self.specs = specs
+        self.inboxes: list[queue.SimpleQueue[Command]] = [queue.SimpleQueue() for _ in specs]
+        self.startup: queue.SimpleQueue[Ready | KVAllocated | str] = queue.SimpleQueue()
+        self.threads: list[threading.Thread] = []
+        self.failed = threading.Event()
+
+    def start(self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None]) -> DeviceInfo:
+        # torch comes with the workers, not with the executor.
+        from longspan.distributed.local import LocalTensorParallel, LocalTransport, LocalWorld
+        from longspan.worker.worker import Worker, failure_message
+
+        self.on_reply, self.on_failure = on_reply, on_failure
+        self.world = LocalWorld(len(self.specs), self.specs[0].tp)
+        shared: list[Worker] = []  # the first instance's workers, whose weights all others use
+        for spec in self.specs[: self.specs[0].tp]:
+            shared.append(Worker(spec, LocalTransport(self.world, spec.rank)))
+
+        def serve(spec: WorkerSpec) -> None:
+            try:
+                tp = LocalTensorParallel(self.world, spec.rank) if spec.tp > 1 else None
+                transport = LocalTransport(self.world, spec.rank)
+                worker = Worker(spec, transport, tp, shared[spec.tp_rank].model)
+                self.startup.put(worker.ready())
+                while not isinstance(command := self.inboxes[spec.rank].get(), Stop):
+                    reply = worker.execute(command)
+                    if isinstance(reply, KVAllocated):
+                        self.startup.put(reply)
+                    elif reply is not None:
+                        on_reply(reply)
+            except BaseException as error:
+                self._fail(failure_message(spec, error), error)
+
+        self.threads = [
+            threading.Thread(target=serve, args=(spec,), name=spec.name, daemon=True) for spec in self.specs
+        ]
+        for thread in self.threads:
+            thread.start()
+        ready = [reply for reply in map(self._startup_reply, self.specs) if isinstance(reply, Ready)]
+        return DeviceInfo(ready[0].dtype, ready[0].device, min(r.kv_tokens_fit for r in ready))
+
+    def allocate_kv(self, num_tokens: int) -> None:
+        for inbox in self.inboxes:
+            inbox.put(AllocateKV(num_tokens))
+        for spec in self.specs:
+            self._startup_reply(spec)
+
+    def submit(self, instance: int, command: Command) -> None:
+        tp = self.specs[0].tp
+        for rank in range(instance * tp, (instance + 1) * tp):
+            self.inboxes[rank].put(command)
+
+    def close(self) -> None:
+        for inbox in self.inboxes:
+            inbox.put(Stop())
+        for thread in self.threads:
+            thread.join(timeout=60)
+
+    def _startup_reply(self, _: WorkerSpec) -> Ready | KVAllocated:
+        reply = self.startup.get()
+        if isinstance(reply, str):
+            raise EngineDeadError(reply)
+        return reply
+
+    def _fail(self, message: str, error: BaseException) -> None:
+        if not self.failed.is_set():  # the others only fail because this one did
+            self.failed.set()
+            logger.error("%s", message, exc_info=error)
+            self.world.give_up()
+            self.startup.put(message)
+            self.on_failure(message)

@@ -1,0 +1,213 @@
+"""One process for each device of this machine.
+
+A worker that dies is noticed at once, by its process handle; one that hangs, by its beats: none come, or their
+progress stands still while it has work. Either way every worker is ended, since its peers wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+
+from longspan.errors import EngineDeadError
+from longspan.executor.base import DeviceInfo
+from longspan.worker import process
+from longspan.worker.messages import (
+    AllocateKV,
+    BatchDone,
+    Beat,
+    Command,
+    Failed,
+    KVAllocated,
+    Migrate,
+    MigrationDone,
+    Ready,
+    Reply,
+    Run,
+    Stop,
+    WorkerSpec,
+    decode_reply,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+_CHECK_S = 0.5  # how often beats are looked at
+_GRACE_S = 5.0  # for workers to end by themselves
+
+
+@dataclass(slots=True)
+class _Handle:
+    """The engine's end of one worker."""
+
+    spec: WorkerSpec
+    process: SpawnProcess
+    pipe: Connection
+    pending: int = 0  # commands sent that it will answer, and has not
+    progress: int = -1
+    last_beat: float = 0.0
+    last_progress: float = 0.0
+    sending: threading.Lock = field(default_factory=threading.Lock)
+
+    def send(self, command: Command, data: bytes) -> None:
+        if isinstance(command, Run | Migrate) and self.spec.tp_rank == 0:
+            if self.pending == 0:
+                self.last_progress = time.monotonic()
+            self.pending += 1
+        with self.sending:
+            self.pipe.send_bytes(data)
+
+
+class MultiprocExecutor:
+    """`Executor` over processes of this machine."""
+
+    def __init__(self, specs: list[WorkerSpec], worker_timeout_s: float) -> None:
+        self.specs = specs
+        self.timeout_s = worker_timeout_s
+        self.handles: list[_Handle] = []
+        self.started: list[Ready] = []
+        self.num_allocated = 0
+        self.startup = threading.Condition()
+        self.failure: str | None = None
+        self.closing = False
+        self.folder = tempfile.TemporaryDirectory(prefix="longspan-")
+
+    def start(self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None]) -> DeviceInfo:
+        self.on_reply, self.on_failure = on_reply, on_failure
+        context = multiprocessing.get_context("spawn")
+        rendezvous = os.path.join(self.folder.name, "rendezvous")
+        for spec in self.specs:
+            ours, theirs = context.Pipe()
+            worker = context.Process(
+                target=process.main, args=(spec, theirs, rendezvous), name=spec.name, daemon=True
+            )
+            worker.start()
+            theirs.close()
+            self.handles.append(_Handle(spec, worker, ours))
+        self.reader = threading.Thread(target=self._read, name="executor", daemon=True)
+        self.reader.start()
+        self._wait_for(lambda: len(self.started) == len(self.specs))
+        now = time.monotonic()
+        for handle in self.handles:
+            handle.last_beat = now
+        first = self.started[0]
+        return DeviceInfo(first.dtype, first.device, min(r.kv_tokens_fit for r in self.started))
+
+    def allocate_kv(self, num_tokens: int) -> None:
+        for instance in range(self.specs[0].num_instances):
+            self.submit(instance, AllocateKV(num_tokens))
+        self._wait_for(lambda: self.num_allocated == len(self.specs))
+
+    def submit(self, instance: int, command: Command) -> None:
+        data = encode(command)
+        tp = self.specs[0].tp
+        for handle in self.handles[instance * tp : (instance + 1) * tp]:
+            try:
+                handle.send(command, data)
+            except OSError:
+                self._fail(f"{handle.spec.name} ended unexpectedly")
+
+    def close(self) -> None:
+        if self.closing:
+            return
+        self.closing = True
+        stop = encode(Stop())
+        for handle in self.handles:
+            try:
+                handle.send(Stop(), stop)
+            except OSError:
+                continue  # it has ended already
+        deadline = time.monotonic() + _GRACE_S
+        for handle in self.handles:
+            handle.process.join(max(0.0, deadline - time.monotonic()))
+        self._kill()
+        self.reader.join(_GRACE_S)
+        self.folder.cleanup()
+
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
+        with self.startup:
+            self.startup.wait_for(lambda: condition() or self.failure is not None)
+        if self.failure is not None:
+            self.close()
+            raise EngineDeadError(self.failure)
+
+    def _read(self) -> None:
+        """The reader thread: replies, deaths, beats."""
+        by_pipe = {handle.pipe: handle for handle in self.handles}
+        by_sentinel = {handle.process.sentinel: handle for handle in self.handles}
+        while self.failure is None and not self.closing:
+            ended = None
+            for source in wait([*by_pipe, *by_sentinel], timeout=_CHECK_S):
+                if isinstance(source, Connection):
+                    try:
+                        self._take(by_pipe[source], decode_reply(source.recv_bytes()))
+                    except (EOFError, OSError):
+                        ended = by_pipe[source]
+                else:
+                    ended = by_sentinel[source]  # type: ignore[index]
+            if ended is not None and not self.closing:
+                self._drain(ended)
+                ended.process.join(1.0)
+                self._fail(f"{ended.spec.name} ended unexpectedly (exit code {ended.process.exitcode})")
+            self._check_beats()
+
+    def _drain(self, handle: _Handle) -> None:
+        """What a worker said before it ended says more than its exit code."""
+        try:
+            while handle.pipe.poll():
+                self._take(handle, decode_reply(handle.pipe.recv_bytes()))
+        except (EOFError, OSError):
+            return
+
+    def _take(self, handle: _Handle, reply: Reply) -> None:
+        match reply:
+            case Beat(progress):
+                handle.last_beat = time.monotonic()
+                if progress != handle.progress:
+                    handle.progress, handle.last_progress = progress, handle.last_beat
+            case Failed(message):
+                self._fail(message)
+            case Ready():
+                with self.startup:
+                    self.started.append(reply)
+                    self.startup.notify_all()
+            case KVAllocated():
+                with self.startup:
+                    self.num_allocated += 1
+                    self.startup.notify_all()
+            case BatchDone() | MigrationDone():
+                handle.pending -= 1
+                self.on_reply(reply)
+
+    def _check_beats(self) -> None:
+        if self.num_allocated < len(self.specs):
+            return  # loading a model may take any time
+        now = time.monotonic()
+        for handle in self.handles:
+            if now - handle.last_beat > self.timeout_s:
+                self._fail(f"{handle.spec.name} gave no sign of life for {self.timeout_s:.0f} s")
+            elif handle.pending and now - handle.last_progress > self.timeout_s:
+                self._fail(f"{handle.spec.name} made no progress for {self.timeout_s:.0f} s")
+
+    def _fail(self, message: str) -> None:
+        if self.failure is not None or self.closing:
+            return
+        logger.error("%s", message)
+        with self.startup:
+            self.failure = message
+            self.startup.notify_all()
+        self._kill()
+        self.on_failure(message)
+
+    def _kill(self) -> None:
+        for handle in self.handles:
+            if handle.process.is_alive():
+                handle.process.kill()

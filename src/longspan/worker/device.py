@@ -1,0 +1,44 @@
+"""What a worker's device is and can do."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from longspan.config import Device, DType
+from longspan.errors import ConfigError
+
+_KV_SHARE_CPU = 0.4  # of the free memory; the rest is the system's, activations', and other programs'
+_KV_SHARE_CUDA = 0.85
+
+
+def resolve_device(device: Device, rank: int) -> torch.device:
+    """`auto` is a GPU where there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch finds no GPU here; use --device cpu")
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device multiplies it natively, float32 elsewhere."""
+    if dtype == "auto":
+        native = device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
+        return torch.bfloat16 if native else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+
+
+def memory_for_kv(device: torch.device, workers_on_device: int) -> int:
+    """Bytes of the device's free memory that one worker may take for KV."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * _KV_SHARE_CUDA / workers_on_device)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(free * _KV_SHARE_CPU / workers_on_device)
+
+
+def default_threads(world_size: int) -> int:
+    """CPU threads of one worker: an even share of the cores this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) // world_size)

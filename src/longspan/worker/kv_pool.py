@@ -1,0 +1,143 @@
+"""One device's part of the KV pool: slots of one token each, and which request's tokens are in them.
+
+The scheduler counts tokens; the pool picks slots. Shapes: L layers, G KV heads, N slots, K head_dim, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+
+class KVPool:
+    """KV of any tokens of any requests, token by token.
+
+    The layout is [L, G, N, K] for keys and for values: the keys of one head lie side by side, as the attention
+    kernels read them.
+    """
+
+    def __init__(
+        self, layers: int, kv_heads: int, slots: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        # Zeroed: memory is really there before the first request asks for it.
+        self.k_LGNK = torch.zeros(layers, kv_heads, slots, head_dim, dtype=dtype, device=device)
+        self.v_LGNK = torch.zeros_like(self.k_LGNK)
+        self.device = device
+        self.free_slots = _FreeSlots(slots)
+        self.holdings: dict[str, _Holding] = {}
+
+    @property
+    def num_free(self) -> int:
+        return len(self.free_slots)
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """k_GNK and v_GNK of the layer."""
+        return self.k_LGNK[layer], self.v_LGNK[layer]
+
+    def write(self, layer: int, slots: torch.Tensor, k_TGK: torch.Tensor, v_TGK: torch.Tensor) -> None:
+        """Put the KV of T tokens into T slots."""
+        self.k_LGNK[layer].index_copy_(1, slots, k_TGK.transpose(0, 1))
+        self.v_LGNK[layer].index_copy_(1, slots, v_TGK.transpose(0, 1))
+
+    def held(self, request_id: str) -> torch.Tensor:
+        """Slots (int64) of all tokens of the request that are here, in the order in which they came."""
+        holding = self.holdings.get(request_id)
+        slots = holding.slots if holding else np.zeros(0, dtype=np.int64)
+        return torch.from_numpy(slots).to(self.device)
+
+    def allocate(self, request_id: str, start: int, end: int) -> torch.Tensor:
+        """Slots (int64) for tokens [start, end) of the request."""
+        slots = self.free_slots.take(end - start)
+        self.holdings.setdefault(request_id, _Holding()).append(np.arange(start, end), slots)
+        return torch.from_numpy(slots).to(self.device)
+
+    def free(self, request_id: str) -> None:
+        """Give back every slot of the request; none is fine."""
+        holding = self.holdings.pop(request_id, None)
+        if holding:
+            self.free_slots.give(holding.slots)
+
+    def read(self, request_id: str, ranges: Iterable[tuple[int, int]]) -> torch.Tensor:
+        """[2, L, G, T, K]: keys and values of the token ranges, by position."""
+        slots = torch.from_numpy(self.holdings[request_id].find(ranges)).to(self.device)
+        return torch.stack([self.k_LGNK.index_select(2, slots), self.v_LGNK.index_select(2, slots)])
+
+    def insert(self, request_id: str, ranges: Iterable[tuple[int, int]], kv_2LGTK: torch.Tensor) -> None:
+        """Take in what `read` gave on another device."""
+        slots = torch.cat([self.allocate(request_id, start, end) for start, end in ranges])
+        self.k_LGNK.index_copy_(2, slots, kv_2LGTK[0])
+        self.v_LGNK.index_copy_(2, slots, kv_2LGTK[1])
+
+    def release(self, request_id: str, ranges: Iterable[tuple[int, int]]) -> None:
+        """Give back the slots of these token ranges only."""
+        holding = self.holdings[request_id]
+        self.free_slots.give(holding.remove(ranges))
+        if not len(holding.slots):
+            del self.holdings[request_id]
+
+
+class _FreeSlots:
+    """A stack of free slots. Fresh ones come in ascending order, so that a lone request's slots are consecutive."""
+
+    def __init__(self, size: int) -> None:
+        self.stack = np.arange(size - 1, -1, -1, dtype=np.int64)
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def take(self, count: int) -> np.ndarray:
+        assert count <= self.size, f"{count} slots wanted, {self.size} free: the scheduler counted wrong"
+        taken = self.stack[self.size - count : self.size][::-1].copy()
+        self.size -= count
+        return taken
+
+    def give(self, slots: np.ndarray) -> None:
+        self.stack[self.size : self.size + len(slots)] = slots[::-1]
+        self.size += len(slots)
+
+
+class _Holding:
+    """Positions and slots of one request's tokens, in arrays that grow by doubling."""
+
+    def __init__(self) -> None:
+        self._table = np.empty((2, 64), dtype=np.int64)
+        self._count = 0
+
+    @property
+    def positions(self) -> np.ndarray:
+        return self._table[0, : self._count]
+
+    @property
+    def slots(self) -> np.ndarray:
+        return self._table[1, : self._count]
+
+    def append(self, positions: np.ndarray, slots: np.ndarray) -> None:
+        count = self._count + len(positions)
+        if count > self._table.shape[1]:
+            grown = np.empty((2, max(count, 2 * self._table.shape[1])), dtype=np.int64)
+            grown[:, : self._count] = self._table[:, : self._count]
+            self._table = grown
+        self._table[0, self._count : count] = positions
+        self._table[1, self._count : count] = slots
+        self._count = count
+
+    def find(self, ranges: Iterable[tuple[int, int]]) -> np.ndarray:
+        """Slots of the token ranges, by position within each range."""
+        order = np.argsort(self.positions)
+        wanted = np.concatenate([np.arange(start, end) for start, end in ranges])
+        index = order[np.searchsorted(self.positions[order], wanted)]
+        assert (self.positions[index] == wanted).all(), "tokens that are not here were asked for"
+        return self.slots[index]
+
+    def remove(self, ranges: Iterable[tuple[int, int]]) -> np.ndarray:
+        gone = np.zeros(self._count, dtype=bool)
+        for start, end in ranges:
+            gone |= (self.positions >= start) & (self.positions < end)
+        slots = self.slots[gone].copy()
+        kept = self._table[:, : self._count][:, ~gone]
+        self._count = kept.shape[1]
+        self._table[:, : self._count] = kept
+        return slots

@@ -1,0 +1,143 @@
+"""What travels between the engine and its workers: plain data, msgpack on the wire. No torch.
+
+Commands of one worker are carried out first in, first out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from longspan.config import Device, DType
+from longspan.core.actions import MigrateKV, RunBatch
+from longspan.worker.sampling_state import SampledToken, SamplingState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """What a worker is: one device of one instance, and the model that it loads its share of."""
+
+    model_path: str
+    instance: int
+    tp_rank: int
+    num_instances: int
+    tp: int
+    dtype: DType
+    device: Device
+    threads: int | None
+
+    @property
+    def rank(self) -> int:
+        return self.instance * self.tp + self.tp_rank
+
+    @property
+    def world_size(self) -> int:
+        return self.num_instances * self.tp
+
+    @property
+    def name(self) -> str:
+        return f"worker {self.rank} (instance {self.instance}, tensor-parallel rank {self.tp_rank})"
+
+
+class AllocateKV(msgspec.Struct, frozen=True, tag=True):
+    """Make the KV pool; the first command, sent once all workers are ready."""
+
+    num_tokens: int
+
+
+class Run(msgspec.Struct, frozen=True, tag=True):
+    """Run a batch.
+
+    token_ids: for each segment its tokens (int32, little endian); a segment without them is one token long and goes
+        on from the token that this worker sampled last for the request.
+    sampling: for each request that this worker begins to emit tokens of, how to sample them.
+    """
+
+    batch: RunBatch
+    token_ids: dict[str, bytes]
+    sampling: dict[str, SamplingState]
+
+
+class Migrate(msgspec.Struct, frozen=True, tag=True):
+    """Move KV; sent to the source and to the target."""
+
+    action: MigrateKV
+
+
+class Free(msgspec.Struct, frozen=True, tag=True):
+    """Forget a request: its KV, its sampling state."""
+
+    request_id: str
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """End the worker."""
+
+
+Command = AllocateKV | Run | Migrate | Free | Stop
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded. kv_tokens_fit: how many tokens of KV the device's free memory would take."""
+
+    dtype: str
+    device: str
+    kv_tokens_fit: int
+
+
+class KVAllocated(msgspec.Struct, frozen=True, tag=True):
+    """The pool is there."""
+
+
+class BatchDone(msgspec.Struct, frozen=True, tag=True):
+    """This instance's part of a batch is done.
+
+    tokens: what was sampled here, by request. model_s: seconds inside the model; total_s: in the worker.
+    """
+
+    batch_id: int
+    instance: int
+    tokens: dict[str, SampledToken]
+    model_s: float
+    total_s: float
+
+
+class MigrationDone(msgspec.Struct, frozen=True, tag=True):
+    """This instance's part of a migration is done."""
+
+    migration_id: int
+    instance: int
+
+
+class Beat(msgspec.Struct, frozen=True, tag=True):
+    """A sign of life. `progress` grows with every layer, and with the time that the worker computes."""
+
+    progress: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The worker met an error and ends."""
+
+    message: str
+
+
+Reply = Ready | KVAllocated | BatchDone | MigrationDone | Beat | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_commands = msgspec.msgpack.Decoder(Command)
+_replies = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(message: Command | Reply) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_command(data: bytes) -> Command:
+    command: Command = _commands.decode(data)
+    return command
+
+
+def decode_reply(data: bytes) -> Reply:
+    reply: Reply = _replies.decode(data)
+    return reply

@@ -1,0 +1,133 @@
+"""Runs batches on one device: lays out its part, calls the model, samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from longspan.attention.backend import AttentionBackend
+from longspan.attention.elastic import ElasticAttention
+from longspan.attention.layout import BatchLayout, plan_layout, positions_of
+from longspan.core.actions import MigrateKV
+from longspan.distributed.tensor_parallel import TensorParallelGroup
+from longspan.distributed.transport import Transport
+from longspan.worker.kv_pool import KVPool
+from longspan.worker.messages import BatchDone, Run
+from longspan.worker.sampler import Sampler
+from longspan.worker.sampling_state import SampledToken, SamplingState
+
+
+class Model(Protocol):
+    """What a worker asks of a model file; see models/llama.py for the shapes."""
+
+    def forward(
+        self,
+        token_ids_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        attention: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+        tp: TensorParallelGroup,
+        emit_rows_E: torch.Tensor,
+    ) -> torch.Tensor: ...
+
+
+class ModelRunner:
+    """One device's model, KV pool, and the sampling state of the requests whose tokens it emits.
+
+    rank_of: the rank of another instance's device with the same tensor-parallel rank.
+    on_progress: called at every layer.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        pool: KVPool,
+        backend: AttentionBackend,
+        transport: Transport,
+        tp: TensorParallelGroup,
+        instance: int,
+        rank_of: Callable[[int], int],
+        on_progress: Callable[[], None],
+    ) -> None:
+        self.model = model
+        self.pool = pool
+        self.backend = backend
+        self.transport = transport
+        self.tp = tp
+        self.instance = instance
+        self.rank_of = rank_of
+        self.on_progress = on_progress
+        self.sampler = Sampler()
+        self.sampling: dict[str, SamplingState] = {}
+        self.last_token: dict[str, int] = {}
+
+    def run(self, command: Run) -> BatchDone:
+        """Run this instance's part of a batch."""
+        begin = time.perf_counter()
+        batch = command.batch
+        self.sampling.update(command.sampling)
+        layout = plan_layout(batch, self.instance, self.pool, self.pool.device)
+        attention = ElasticAttention(
+            layout,
+            self.pool,
+            self.backend,
+            self.transport,
+            self.rank_of,
+            scale=self.pool.k_LGNK.shape[-1] ** -0.5,
+            on_layer=self.on_progress,
+        )
+        token_ids = self._token_ids(layout, command.token_ids)
+        model_begin = time.perf_counter()
+        logits_EV = self.model.forward(
+            torch.from_numpy(token_ids).to(self.pool.device),
+            torch.from_numpy(positions_of(layout)).to(self.pool.device),
+            attention,
+            self.tp,
+            torch.tensor([row for _, row in layout.emits], dtype=torch.int64, device=self.pool.device),
+        )
+        tokens = self._sample(logits_EV, [request_id for request_id, _ in layout.emits])
+        end = time.perf_counter()
+        return BatchDone(batch.batch_id, self.instance, tokens, end - model_begin, end - begin)
+
+    def migrate(self, action: MigrateKV) -> None:
+        """Send or receive the KV of a migration; the source's slots are free afterwards."""
+        if action.source == self.instance:
+            kv_2LGTK = self.pool.read(action.request_id, action.ranges)
+            self.transport.exchange([(kv_2LGTK, self.rank_of(action.target))], []).wait()
+            self.pool.release(action.request_id, action.ranges)
+        else:
+            layers, kv_heads, _, head_dim = self.pool.k_LGNK.shape
+            shape = (2, layers, kv_heads, action.num_tokens, head_dim)
+            kv_2LGTK = self.pool.k_LGNK.new_empty(shape)
+            self.transport.exchange([], [(kv_2LGTK, self.rank_of(action.source))]).wait()
+            self.pool.insert(action.request_id, action.ranges, kv_2LGTK)
+
+    def free(self, request_id: str) -> None:
+        """Forget a request."""
+        self.pool.free(request_id)
+        self.sampling.pop(request_id, None)
+        self.last_token.pop(request_id, None)
+
+    def _token_ids(self, layout: BatchLayout, given: dict[str, bytes]) -> np.ndarray:
+        parts = []
+        for part in layout.rows:
+            segment = part.segment
+            if segment.request_id in given:
+                ids = np.frombuffer(given[segment.request_id], dtype="<i4")
+                parts.append(ids[part.first - segment.start :: part.step])
+            else:
+                parts.append(np.array([self.last_token[segment.request_id]], dtype=np.int32))
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+
+    def _sample(self, logits_EV: torch.Tensor, request_ids: list[str]) -> dict[str, SampledToken]:
+        if not request_ids:
+            return {}
+        states = [self.sampling[request_id] for request_id in request_ids]
+        sampled = self.sampler.sample(logits_EV, states)
+        for request_id, state, token in zip(request_ids, states, sampled, strict=True):
+            state.append(token.token_id)
+            self.last_token[request_id] = token.token_id
+        return dict(zip(request_ids, sampled, strict=True))

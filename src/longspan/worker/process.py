@@ -1,0 +1,83 @@
+"""A worker as a process of its own: the `multiproc` executor's other end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import threading
+from multiprocessing.connection import Connection
+
+from longspan.worker.messages import Command, Failed, Reply, Stop, WorkerSpec, decode_command, encode
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 0.5
+
+
+def main(spec: WorkerSpec, pipe: Connection, rendezvous: str) -> None:
+    """Serve commands from the pipe until `Stop`, an error, or the engine's end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's to handle; it stops us when it is done
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    line = _Line(pipe)
+    # torch is imported here, in the process that needs it.
+    from longspan.worker.worker import Worker, failure_message
+
+    try:
+        worker = Worker(spec, *_join(spec, rendezvous))
+        line.start_beating(worker.progress.value)
+        line.send(worker.ready())
+        while not isinstance(command := line.commands.get(), Stop):
+            reply = worker.execute(command)
+            if reply is not None:
+                line.send(reply)
+    except BaseException as error:
+        logger.exception("%s failed", spec.name)
+        line.send(Failed(failure_message(spec, error)))
+        os._exit(1)  # peers may wait for us inside gloo or NCCL: no orderly end is left
+    os._exit(0)  # likewise: the process group's threads would keep the process for a while
+
+
+def _join(spec: WorkerSpec, rendezvous: str):  # type: ignore[no-untyped-def]
+    """Transport and tensor-parallel group in the world of all workers."""
+    from longspan.distributed.process_group import ProcessTensorParallel, ProcessTransport, init_world
+    from longspan.distributed.transport import SoleDevice
+    from longspan.worker.device import resolve_device
+
+    if spec.world_size == 1:
+        return SoleDevice(), None
+    init_world(spec.rank, spec.world_size, rendezvous, resolve_device(spec.device, spec.rank))
+    return ProcessTransport(), ProcessTensorParallel(spec.tp) if spec.tp > 1 else None
+
+
+class _Line:
+    """The pipe to the engine. A thread empties it at once, so that the engine never waits for a busy worker."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._sending = threading.Lock()
+        threading.Thread(target=self._receive, name="receive", daemon=True).start()
+
+    def send(self, reply: Reply) -> None:
+        with self._sending:
+            self.pipe.send_bytes(encode(reply))
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                self.commands.put(decode_command(self.pipe.recv_bytes()))
+        except (EOFError, OSError):
+            os._exit(0)  # the engine is gone
+
+    def start_beating(self, progress):  # type: ignore[no-untyped-def]
+        """Tell the engine twice a second how far the worker is."""
+        from longspan.worker.messages import Beat
+
+        def beat() -> None:
+            while True:
+                threading.Event().wait(BEAT_S)
+                self.send(Beat(progress()))
+
+        threading.Thread(target=beat, name="beat", daemon=True).start()

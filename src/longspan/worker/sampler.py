@@ -1,0 +1,182 @@
+"""From logits to tokens: penalties, temperature, min-p, top-k, top-p, choice, in vLLM's order.
+
+All tensor-parallel ranks of an instance sample for themselves and must agree, so nothing may depend on the
+order in which a device adds floats. Probabilities are therefore scaled to whole numbers, the *weights*, whose
+sums are exact in any order. Each filter is a floor: weights below it become 0, so equals stay or go together.
+The token is found by inverting the cumulated weights at one random number for each row.
+
+Shapes: E rows that emit a token, R some of those rows, V vocabulary, K best candidates, N (row, token) pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longspan.sampling_params import SamplingParams
+from longspan.worker.sampling_state import SampledLogprobs, SampledToken, SamplingState
+
+# The most probable token weighs this much: 2**40 times 2**20 tokens still fits in 63 bits, and tokens that
+# are 2**40 times less probable than the best one are never drawn.
+_MAX_WEIGHT = 2.0**40
+_MIN_TEMPERATURE = 1e-5
+# A nucleus (top-p) is sought among so many best tokens first; a wider one costs another round.
+_NUCLEUS_SIZE = 256
+_NUCLEUS_GROWTH = 16
+# On a CPU rows are sampled in blocks of so many logits: what fits its cache is several times faster.
+_CPU_BLOCK = 1 << 19
+
+
+class Sampler:
+    """Chooses the next token of each row."""
+
+    @torch.inference_mode()
+    def sample(self, logits_EV: Tensor, states: Sequence[SamplingState]) -> list[SampledToken]:
+        """Sample one token for each row; changes neither the logits (fp32) nor the states.
+
+        The same states and logits give the same tokens, whatever the other rows are.
+        """
+        if all(s.params.greedy and s.params.logprobs is None and not s.token_counts for s in states):
+            return [SampledToken(token) for token in logits_EV.argmax(-1).tolist()]
+        num_rows, vocab = logits_EV.shape
+        block = max(1, _CPU_BLOCK // vocab) if logits_EV.device.type == "cpu" else num_rows
+        return [
+            token
+            for start in range(0, num_rows, block)
+            for token in _sample_block(logits_EV[start : start + block], states[start : start + block])
+        ]
+
+
+def _sample_block(logits_EV: Tensor, states: Sequence[SamplingState]) -> list[SampledToken]:
+    tokens_E = _choose(_penalize(logits_EV, states), states)
+    logprobs = _logprobs(logits_EV, tokens_E, states)
+    return [SampledToken(token, logprobs.get(row)) for row, token in enumerate(tokens_E.tolist())]
+
+
+def _penalize(logits_EV: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    """Repetition divides (below zero: multiplies), frequency and presence subtract. Copies, if need be."""
+    counts = [state.token_counts for state in states]
+    if not any(counts):
+        return logits_EV
+    rows = np.repeat(np.arange(len(states)), [len(of_row) for of_row in counts])
+    tokens = np.fromiter(chain.from_iterable(counts), np.int64)
+    times = np.fromiter(chain.from_iterable(of_row.values() for of_row in counts), np.int64)
+    rows_N, tokens_N, counts_N = torch.from_numpy(np.stack([rows, tokens, times])).to(logits_EV.device)
+    penalties = [
+        [state.params.repetition_penalty for state in states],
+        [state.params.frequency_penalty for state in states],
+        [state.params.presence_penalty for state in states],
+    ]
+    repetition_N, frequency_N, presence_N = torch.tensor(penalties, device=logits_EV.device)[:, rows_N]
+
+    logits_N = logits_EV[rows_N, tokens_N]
+    logits_N = torch.where(logits_N > 0, logits_N / repetition_N, logits_N * repetition_N)
+    logits_N -= frequency_N * counts_N + presence_N * (counts_N > 0)
+    return logits_EV.index_put((rows_N, tokens_N), logits_N)
+
+
+def _choose(logits_EV: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    random_rows = [row for row, state in enumerate(states) if not state.params.greedy]
+    if not random_rows:
+        return logits_EV.argmax(-1)  # the first of equals
+    if len(random_rows) == len(states):
+        return _draw(logits_EV, states)
+    tokens_E = logits_EV.argmax(-1)
+    tokens_E[random_rows] = _draw(logits_EV[random_rows], [states[row] for row in random_rows])
+    return tokens_E
+
+
+def _draw(logits_EV: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    """The token in whose share of the total weight the row's random number falls."""
+    cumulated_EV = weights(logits_EV, [state.params for state in states]).cumsum(-1, dtype=torch.int64)
+    uniform = [state.uniform() for state in states]
+    uniform_E = torch.tensor(uniform, dtype=torch.float64, device=logits_EV.device)
+    total_E = cumulated_EV[:, -1]
+    target_E = torch.minimum((uniform_E * total_E).long(), total_E - 1)
+    tokens_E1 = torch.searchsorted(cumulated_EV, target_E[:, None], right=True)
+    return tokens_E1[:, 0].clamp(max=cumulated_EV.shape[1] - 1)  # in range even if logits were NaN
+
+
+def weights(logits_EV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Whole numbers (as fp32) in proportion to the probabilities that temperature and filters leave."""
+    numbers = [[p.temperature for p in params], [p.min_p for p in params], [p.top_p for p in params]]
+    by_row_3E = torch.tensor(numbers, dtype=torch.float64, device=logits_EV.device)
+    temperature_E, min_p_E, top_p_E = by_row_3E
+    weight_EV = logits_EV - logits_EV.amax(-1, keepdim=True)
+    weight_EV.div_(temperature_E.clamp(min=_MIN_TEMPERATURE).float()[:, None])
+    weight_EV.exp_().mul_(_MAX_WEIGHT).trunc_()
+    if any(p.min_p > 0 for p in params):
+        _zero_below(weight_EV, (min_p_E * _MAX_WEIGHT).float())
+    if rows := [row for row, p in enumerate(params) if 0 < p.top_k < weight_EV.shape[1]]:
+        floor_R = _top_k_floor(_take(weight_EV, rows), [params[row].top_k for row in rows])
+        _zero_below(weight_EV, floor_R, rows)
+    if rows := [row for row, p in enumerate(params) if p.top_p < 1]:
+        floor_R = _top_p_floor(_take(weight_EV, rows), _take(top_p_E, rows))
+        _zero_below(weight_EV, floor_R, rows)
+    return weight_EV
+
+
+def _top_k_floor(weight_RV: Tensor, top_k: list[int]) -> Tensor:
+    best_RK = weight_RV.topk(max(top_k)).values
+    index_R1 = torch.tensor(top_k, device=weight_RV.device)[:, None] - 1
+    return best_RK.gather(1, index_R1)[:, 0]
+
+
+def _top_p_floor(weight_RV: Tensor, top_p_R: Tensor) -> Tensor:
+    """The weight of the last token in the nucleus: the fewest best ones with top_p of the total weight."""
+    vocab = weight_RV.shape[1]
+    needed_R = top_p_R * weight_RV.sum(-1, dtype=torch.int64)
+    floor_R = torch.zeros_like(weight_RV[:, 0])
+    open_R = torch.arange(len(weight_RV), device=weight_RV.device)  # rows whose nucleus is not known yet
+    size = _NUCLEUS_SIZE
+    while True:
+        best_RK = _take(weight_RV, open_R).topk(min(size, vocab)).values
+        before_RK = best_RK.cumsum(-1, dtype=torch.int64) - best_RK.long()
+        inside_RK = before_RK < needed_R[open_R, None]
+        last_R1 = inside_RK.sum(-1, keepdim=True).clamp(min=1) - 1
+        floor_R[open_R] = best_RK.gather(1, last_R1)[:, 0]
+        open_R = open_R[inside_RK[:, -1]]
+        if size >= vocab or len(open_R) == 0:
+            return floor_R
+        size *= _NUCLEUS_GROWTH
+
+
+def _zero_below(weight_EV: Tensor, floor: Tensor, rows: list[int] | None = None) -> None:
+    """In place. `floor` is that of all rows, or of `rows` only."""
+    if rows is not None and len(rows) < len(weight_EV):
+        floor_E = torch.zeros_like(weight_EV[:, 0])
+        floor_E[rows] = floor
+        floor = floor_E
+    weight_EV.masked_fill_(weight_EV < floor[:, None], 0.0)
+
+
+def _take(tensor: Tensor, rows: list[int] | Tensor) -> Tensor:
+    """Some rows; no copy when it is all of them."""
+    return tensor if len(rows) == len(tensor) else tensor[rows]
+
+
+def _logprobs(
+    logits_EV: Tensor, tokens_E: Tensor, states: Sequence[SamplingState]
+) -> dict[int, SampledLogprobs]:
+    """By row, of those that ask."""
+    asked = {row: n for row, state in enumerate(states) if (n := state.params.logprobs) is not None}
+    if not asked:
+        return {}
+    rows = list(asked)
+    logits_RV = _take(logits_EV, rows)
+    chosen_R1 = _take(tokens_E, rows)[:, None]
+    chosen_logit_R1 = logits_RV.gather(1, chosen_R1)
+    logsumexp_R1 = logits_RV.logsumexp(-1, keepdim=True)
+    chosen = (chosen_logit_R1 - logsumexp_R1)[:, 0].tolist()
+    ranks = ((logits_RV > chosen_logit_R1).sum(-1) + 1).tolist()
+    best = logits_RV.topk(min(max(asked.values()), logits_RV.shape[1]))
+    top_ids, top_logprobs = best.indices.tolist(), (best.values - logsumexp_R1).tolist()
+
+    return {
+        row: SampledLogprobs(chosen[i], ranks[i], tuple(top_ids[i][:n]), tuple(top_logprobs[i][:n]))
+        for i, (row, n) in enumerate(asked.items())
+    }

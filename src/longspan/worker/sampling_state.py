@@ -1,0 +1,81 @@
+"""What sampling needs to know of a request, and what it gives back: plain data for the wire. No torch.
+
+The state goes with the request when another instance becomes its master, so the randomness is counter-based:
+the number that decides output position i depends on (seed, i) only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from longspan.sampling_params import SamplingParams
+
+_MASK_64 = (1 << 64) - 1
+
+
+@dataclass(slots=True)
+class SamplingState:
+    """Where one request stands. Build with `start`, change with `append` only.
+
+    seed: always set: the user's, or one that the engine drew.
+    num_output_tokens: position of the next token in the output.
+    token_counts: for penalties, token id -> times in the output; 0 for those in the prompt only. Empty
+        without penalties; only a repetition penalty looks at the prompt.
+    """
+
+    params: SamplingParams
+    seed: int
+    num_output_tokens: int = 0
+    token_counts: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def start(
+        cls,
+        params: SamplingParams,
+        seed: int,
+        prompt_token_ids: Iterable[int] = (),
+        output_token_ids: Iterable[int] = (),
+    ) -> SamplingState:
+        """The state after `output_token_ids` (a request that starts again, after preemption, has some)."""
+        state = cls(params=params, seed=seed)
+        if params.repetition_penalty != 1.0:
+            state.token_counts = dict.fromkeys(prompt_token_ids, 0)
+        for token_id in output_token_ids:
+            state.append(token_id)
+        return state
+
+    def append(self, token_id: int) -> None:
+        """Count a token just sampled. Once for each copy of the state: every TP rank has its own."""
+        self.num_output_tokens += 1
+        if self.params.has_penalties:
+            self.token_counts[token_id] = self.token_counts.get(token_id, 0) + 1
+
+    def uniform(self) -> float:
+        """The random number in [0, 1) that decides the next token; the same on every machine."""
+        counter = (self.seed & _MASK_64) << 64 | self.num_output_tokens
+        digest = hashlib.blake2b(counter.to_bytes(16, "little"), digest_size=8).digest()
+        return (int.from_bytes(digest, "little") >> 11) / 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class SampledLogprobs:
+    """Natural-log probabilities under the model's own distribution, before penalties and temperature.
+
+    logprob, rank: of the chosen token; rank is 1 + the number of more probable ones.
+    top_*: the best tokens, best first, as many as `SamplingParams.logprobs` says.
+    """
+
+    logprob: float
+    rank: int
+    top_token_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """What was chosen for one request; `logprobs` only if it asked for them."""
+
+    token_id: int
+    logprobs: SampledLogprobs | None = None

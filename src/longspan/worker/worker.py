@@ -1,0 +1,148 @@
+"""A worker: one device of one instance. Takes commands first in, first out, and answers them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import torch
+
+from longspan.attention.backend import backend_for
+from longspan.distributed.tensor_parallel import SingleDevice, TensorParallelGroup
+from longspan.distributed.transport import Transport
+from longspan.models.config import ModelConfig, load_model_config
+from longspan.models.registry import model_class
+from longspan.models.sharding import TensorParallelShard
+from longspan.models.weights import open_weights
+from longspan.models.weights import open_weights
+from longspan.worker.device import default_threads, memory_for_kv, resolve_device, resolve_dtype
+from longspan.worker.kv_pool import KVPool
+from longspan.worker.messages import (
+    AllocateKV,
+    BatchDone,
+    Command,
+    Free,
+    KVAllocated,
+    Migrate,
+    MigrationDone,
+    Ready,
+    Reply,
+    Run,
+    WorkerSpec,
+)
+from longspan.worker.model_runner import Model, ModelRunner
+
+
+class Progress:
+    """A number that grows while the thread that made it works: by layers done, and by its processor time.
+
+    Another thread may read it; one that stands still for long belongs to a worker that hangs.
+    """
+
+    def __init__(self) -> None:
+        self.layers = 0
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
+
+    def step(self) -> None:
+        self.layers += 1
+
+    def value(self) -> int:
+        return self.layers + int(10 * time.clock_gettime(self._clock))
+
+
+class Worker:
+    """Loads its share of the model, then executes commands.
+
+    model: a share that another thread of this process has loaded already, to use together with it.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        transport: Transport,
+        tp: TensorParallelGroup | None = None,
+        model: Model | None = None,
+    ) -> None:
+        torch.set_num_threads(spec.threads or default_threads(spec.world_size))
+        self.spec = spec
+        self.transport = transport
+        self.tp = tp or SingleDevice()
+        self.progress = Progress()
+        self.device = resolve_device(spec.device, spec.rank)
+        self.dtype = resolve_dtype(spec.dtype, self.device)
+        self.config: ModelConfig = load_model_config(spec.model_path)
+        self.shard = TensorParallelShard.of(self.config, spec.tp_rank, spec.tp)
+        self.model: Model = model or self._load_model()
+        self.runner: ModelRunner | None = None
+
+    def _load_model(self) -> Model:
+        source = open_weights(self.spec.model_path, self.config)
+        family = model_class(self.config.architecture)
+        return family.load(self.config, source, self.shard, self.dtype, self.device)
+
+    def _load_model(self) -> Model:
+        source = open_weights(self.spec.model_path, self.config)
+        family = model_class(self.config.architecture)
+        return family.load(self.config, source, self.shard, self.dtype, self.device)
+
+    def ready(self) -> Ready:
+        """What the worker found out about its device."""
+        devices = torch.cuda.device_count() if self.device.type == "cuda" else 1
+        sharing = -(-self.spec.world_size // devices)
+        per_token = (
+            2 * self.config.num_layers * self.shard.num_kv_heads * self.config.head_dim * self.dtype.itemsize
+        )
+        return Ready(
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=str(self.device),
+            kv_tokens_fit=memory_for_kv(self.device, sharing) // per_token,
+        )
+
+    @torch.inference_mode()
+    def execute(self, command: Command) -> Reply | None:
+        """Carry out one command. Only the first device of an instance answers for it."""
+        match command:
+            case AllocateKV(num_tokens):
+                self.runner = self._make_runner(num_tokens)
+                return KVAllocated()
+            case Run():
+                return self._answer(self._ready_runner.run(command))
+            case Migrate(action):
+                self._ready_runner.migrate(action)
+                return self._answer(MigrationDone(action.migration_id, self.spec.instance))
+            case Free(request_id):
+                self._ready_runner.free(request_id)
+                return None
+            case _:
+                raise AssertionError(f"unknown command {command!r}")
+
+    @property
+    def _ready_runner(self) -> ModelRunner:
+        assert self.runner is not None, "AllocateKV comes first"
+        return self.runner
+
+    def _answer(self, reply: BatchDone | MigrationDone) -> Reply | None:
+        return reply if self.spec.tp_rank == 0 else None
+
+    def _make_runner(self, num_tokens: int) -> ModelRunner:
+        config, spec = self.config, self.spec
+        pool = KVPool(
+            config.num_layers, self.shard.num_kv_heads, num_tokens, config.head_dim, self.dtype, self.device
+        )
+        return ModelRunner(
+            self.model,
+            pool,
+            backend_for(self.device, self.dtype),
+            self.transport,
+            self.tp,
+            spec.instance,
+            rank_of=lambda instance: instance * spec.tp + spec.tp_rank,
+            on_progress=self.progress.step,
+        )
+
+
+def failure_message(spec: WorkerSpec, error: BaseException) -> str:
+    """What the engine says when this worker ends by an error."""
+    detail: Any = str(error) or "no message"
+    return f"{spec.name} failed: {type(error).__name__}: {detail}"

@@ -1,0 +1,172 @@
+"""The elastic operator against plain attention, for any choice of who computes, stores and holds context."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longspan.attention.cpu import CpuBackend
+from longspan.attention.elastic import ElasticAttention
+from longspan.attention.layout import plan_layout, positions_of
+from longspan.attention.reference import ReferenceBackend
+from longspan.core.actions import KVRange, RunBatch, Segment
+from longspan.distributed.local import LocalTransport, LocalWorld
+from longspan.worker.kv_pool import KVPool
+
+HEADS, KV_HEADS, HEAD_DIM, LAYERS = 6, 2, 8, 2
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Truth:
+    """Q, K and V of whole requests in each layer: {request: [L, tokens, heads, K]}."""
+
+    q: dict[str, torch.Tensor]
+    k: dict[str, torch.Tensor]
+    v: dict[str, torch.Tensor]
+
+    def expected(self, layer: int, segment: Segment) -> torch.Tensor:
+        r = segment.request_id
+        whole = ReferenceBackend().block(
+            self.q[r][layer, : segment.end], self.k[r][layer, : segment.end], self.v[r][layer, : segment.end],
+            causal=True, scale=HEAD_DIM**-0.5,
+        )  # fmt: skip
+        return whole.out_THK[segment.start :]
+
+
+def make_truth(batch: RunBatch, seed: int) -> Truth:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(heads: int) -> dict[str, torch.Tensor]:
+        return {
+            s.request_id: torch.randn(LAYERS, s.end, heads, HEAD_DIM, generator=generator)
+            for s in batch.segments
+        }
+
+    return Truth(draw(HEADS), draw(KV_HEADS), draw(KV_HEADS))
+
+
+def run_everywhere(batch: RunBatch, truth: Truth, num_instances: int, backend) -> list[KVPool]:
+    """Run the batch on one thread for each instance, check every row's output, and return the pools."""
+    world = LocalWorld(num_instances, tp_size=1)
+    pools = [KVPool(LAYERS, KV_HEADS, 256, HEAD_DIM, torch.float32, CPU) for _ in range(num_instances)]
+    for segment in batch.segments:
+        start = 0
+        for instance, tokens in segment.context:
+            end = start + tokens
+            kv = torch.stack([side[segment.request_id][:, start:end] for side in (truth.k, truth.v)])
+            pools[instance].insert(segment.request_id, [(start, end)], kv.transpose(2, 3))
+            start = end
+    failures: list[BaseException] = []
+
+    def instance_thread(instance: int) -> None:
+        try:
+            layout = plan_layout(batch, instance, pools[instance], CPU)
+            attention = ElasticAttention(
+                layout, pools[instance], backend, LocalTransport(world, instance), lambda i: i, HEAD_DIM**-0.5
+            )
+            positions = positions_of(layout)
+            for layer in range(LAYERS):
+                def mine(side: dict[str, torch.Tensor], heads: int, layer: int = layer) -> torch.Tensor:
+                    rows = [
+                        side[p.segment.request_id][layer, positions[p.start : p.stop]] for p in layout.rows
+                    ]
+                    return torch.cat(rows) if rows else torch.zeros(0, heads, HEAD_DIM)
+
+                out = attention(layer, mine(truth.q, HEADS), mine(truth.k, KV_HEADS), mine(truth.v, KV_HEADS))
+                for part in layout.rows:
+                    expected = truth.expected(layer, part.segment)
+                    at = positions[part.start : part.stop] - part.segment.start
+                    torch.testing.assert_close(out[part.start : part.stop], expected[at], atol=2e-5, rtol=1e-4)
+        except BaseException as error:
+            failures.append(error)
+            world.give_up()
+
+    threads = [threading.Thread(target=instance_thread, args=(i,)) for i in batch.group]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return pools
+
+
+def check_kept(batch: RunBatch, truth: Truth, pools: list[KVPool]) -> None:
+    """Every new token's KV is exactly where the plan put it, once."""
+    for segment in batch.segments:
+        for held in segment.store:
+            if held.length:
+                kept = pools[held.instance].read(segment.request_id, [(held.start, held.end)])
+                for side, true in zip(kept, (truth.k, truth.v), strict=True):
+                    torch.testing.assert_close(
+                        side.transpose(1, 2), true[segment.request_id][:, held.start : held.end], atol=0, rtol=0
+                    )
+        at_rest = sum(len(pool.held(segment.request_id)) for pool in pools)
+        assert at_rest == segment.end
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[RunBatch, int]:
+    """Any batch that the operator allows, on up to four instances."""
+    num_instances = draw(st.integers(1, 4))
+    everyone = list(range(num_instances))
+    ring = draw(st.lists(st.sampled_from(everyone), unique=True, min_size=1))
+    segments = []
+    for number in range(draw(st.integers(1, 5))):
+        striped = len(ring) > 1 and draw(st.booleans())
+        length = draw(st.one_of(st.just(1), st.integers(1, 40)))
+        start = draw(st.one_of(st.just(0), st.integers(0, 50)))
+        context = split(draw, start, everyone)
+        if striped:
+            turn = draw(st.integers(0, len(ring) - 1))
+            compute = tuple(ring[turn:] + ring[:turn])
+            shares = split(draw, length, ring)
+        else:
+            compute = (draw(st.sampled_from(everyone)),)
+            shares = [(compute[0], length)]
+        store, at = [], start
+        for instance, tokens in shares:
+            store.append(KVRange(instance, at, at + tokens))
+            at += tokens
+        segments.append(Segment(f"r{number}", start, length, compute, tuple(store), tuple(context)))
+    return RunBatch(0, tuple(everyone), tuple(segments)), num_instances
+
+
+def split(draw: st.DrawFn, total: int, instances: list[int]) -> list[tuple[int, int]]:
+    """Shares of `total` over some of the instances, in any order; empty ones are left out."""
+    order = draw(st.permutations(instances))
+    cuts = sorted(draw(st.lists(st.integers(0, total), min_size=len(order) - 1, max_size=len(order) - 1)))
+    edges = [0, *cuts, total]
+    return [(i, b - a) for i, a, b in zip(order, edges[:-1], edges[1:], strict=True) if b > a]
+
+
+@pytest.mark.parametrize("backend", [ReferenceBackend(), CpuBackend()], ids=["reference", "cpu"])
+@settings(max_examples=150, deadline=None)
+@given(case=batches(), seed=st.integers(0, 2**31))
+def test_any_plan_is_exact(backend, case: tuple[RunBatch, int], seed: int) -> None:
+    batch, num_instances = case
+    truth = make_truth(batch, seed)
+    pools = run_everywhere(batch, truth, num_instances, backend)
+    check_kept(batch, truth, pools)
+
+
+@pytest.mark.parametrize("keepers", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_retention_onto_every_subset_of_three(keepers: tuple[int, ...]) -> None:
+    length = 100
+    edges = [length * i // len(keepers) for i in range(len(keepers) + 1)]
+    store = tuple(KVRange(k, a, b) for k, a, b in zip(keepers, edges[:-1], edges[1:], strict=True))
+    batch = RunBatch(0, (0, 1, 2), (Segment("r", 0, length, (0, 1, 2), store),))
+    truth = make_truth(batch, 0)
+    check_kept(batch, truth, run_everywhere(batch, truth, 3, CpuBackend()))
+
+
+def test_a_holder_whose_plan_is_wrong_is_found_out() -> None:
+    batch = RunBatch(0, (0,), (Segment("r", 5, 1, (0,), (KVRange(0, 5, 6),), ((0, 5),)),))
+    with pytest.raises(AssertionError, match="holds 0 tokens of r, the plan says 5"):
+        plan_layout(batch, 0, KVPool(1, 1, 8, 8, torch.float32, CPU), CPU)

@@ -1,0 +1,23 @@
+"""What several test folders share: the real model, real text."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from longspan.models.catalog import ResolvedModel, resolve_model
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def model() -> ResolvedModel:
+    """The embedded default model, fetched once into the cache."""
+    return resolve_model("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def moby_dick() -> str:
+    return gzip.open(DATA / "moby_dick.txt.gz", "rt").read()

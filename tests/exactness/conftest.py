@@ -1,0 +1,58 @@
+"""Fifty prompts of real text, and what Hugging Face transformers makes of them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from longspan.engine.tokenizer import Tokenizer
+from longspan.models.catalog import ResolvedModel
+
+NUM_TOKENS = 8
+LONG = [300, 512, 1000, 4000]
+NUM_SHORT = 46
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Greedy tokens of each prompt, and the log-probabilities of the whole vocabulary at each of them."""
+
+    prompts: list[list[int]]
+    tokens: list[list[int]]
+    logprobs: list[torch.Tensor]
+
+
+@pytest.fixture(scope="session")
+def hf_model(model: ResolvedModel):
+    """The same GGUF, loaded and dequantised by transformers, in fp32."""
+    return AutoModelForCausalLM.from_pretrained(
+        model.path.parent, gguf_file=model.path.name, dtype=torch.float32
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def prompts(model: ResolvedModel, moby_dick: str) -> list[list[int]]:
+    """Pieces of 16 to 4,000 tokens, from all over the text."""
+    text = Tokenizer.load(model).encode(moby_dick)
+    draw = random.Random(0)
+    lengths = [draw.randint(16, 160) for _ in range(NUM_SHORT)] + LONG
+    starts = [draw.randrange(len(text) - length) for length in lengths]
+    return [text[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def reference(hf_model, prompts: list[list[int]]) -> Reference:
+    tokens, logprobs = [], []
+    for prompt in prompts:
+        with torch.inference_mode():
+            out = hf_model.generate(
+                torch.tensor([prompt]), max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS, do_sample=False,
+                return_dict_in_generate=True, output_logits=True, pad_token_id=0,
+            )  # fmt: skip
+        tokens.append(out.sequences[0, len(prompt) :].tolist())
+        logprobs.append(torch.cat(out.logits).log_softmax(dim=-1))
+    return Reference(prompts, tokens, logprobs)

@@ -1,0 +1,81 @@
+"""The whole engine against Hugging Face transformers, in fp32: the same tokens, whatever the parallelism.
+
+All fifty prompts run together in each case, with a real model; instances are threads of this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import pytest
+
+from longspan import LLM, SamplingParams
+from longspan.core.policies.fixed import FixedPolicy
+from longspan.models.catalog import ResolvedModel
+
+from .conftest import NUM_TOKENS, Reference
+
+pytestmark = pytest.mark.heavy
+TOP = 10
+GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=TOP)
+
+
+def check(model: ResolvedModel, reference: Reference, *, policy: FixedPolicy | str = "elastic_fcfs", **settings) -> None:
+    """Same tokens; log-probabilities of the best ones within 1e-3; and every slot free at the end."""
+    with LLM(
+        str(model.path), policy=policy, dtype="float32", executor="inproc", threads_per_device=1,
+        kv_tokens=12_000, **settings,
+    ) as llm:  # fmt: skip
+        completions = llm.generate(reference.prompts, GREEDY)
+        assert llm.stats().kv_tokens_used == 0
+    worst = 0.0
+    for ours, tokens, logprobs in zip(completions, reference.tokens, reference.logprobs, strict=True):
+        assert list(ours.token_ids) == tokens, f"prompt of {len(ours.prompt_token_ids)} tokens"
+        assert ours.logprobs is not None
+        for position, theirs in zip(ours.logprobs, logprobs, strict=True):
+            assert len(position.top) == TOP
+            worst = max(worst, *(abs(top.logprob - float(theirs[top.token_id])) for top in position.top))
+    assert worst < 1e-3
+
+
+@pytest.mark.parametrize("dop", [1, 2, 3, 4])
+def test_degree_of_parallelism(model, reference, dop: int) -> None:
+    everyone = range(dop)
+    check(model, reference, instances=dop, policy=FixedPolicy(everyone, masters=lambda _: everyone))
+
+
+@pytest.mark.parametrize("keepers", [k for size in (1, 2, 3) for k in combinations(range(3), size)])
+def test_retention_onto_every_subset_of_three(model, reference, keepers: Sequence[int]) -> None:
+    check(model, reference, instances=3, policy=FixedPolicy(range(3), keepers))
+
+
+@pytest.mark.parametrize(("instances", "tp"), [(1, 2), (2, 2)])
+def test_tensor_parallel(model, reference, instances: int, tp: int) -> None:
+    check(model, reference, instances=instances, tp=tp, policy=FixedPolicy(range(instances)))
+
+
+SCALINGS: dict[str, Callable[[int], Sequence[int]]] = {
+    "one, then two, then three masters": lambda i: range(1 + min(2, i // 2)),
+    "down from three to one": lambda i: range(3 - min(2, i // 2)),
+    "another one each time": lambda i: [(i + 1) % 3],
+}
+
+
+@pytest.mark.parametrize("masters", SCALINGS.values(), ids=SCALINGS.keys())
+def test_scaling_in_mid_decode(model, reference, masters: Callable[[int], Sequence[int]]) -> None:
+    """The KV starts on one instance; the masters change every other iteration."""
+    policy = FixedPolicy(range(3), keepers=[0], masters=masters)
+    check(model, reference, instances=3, policy=policy, lookahead=False)
+
+
+def test_migration_in_mid_decode(model, reference) -> None:
+    """Before each iteration all that the first request has on one instance moves to the next."""
+    policy = FixedPolicy(
+        range(3), keepers=[0, 1], masters=lambda i: [i % 3], migrations=lambda i: (i % 3, (i + 1) % 3)
+    )
+    check(model, reference, instances=3, policy=policy, lookahead=False)
+
+
+def test_the_default_policy(model, reference) -> None:
+    check(model, reference, instances=2)
