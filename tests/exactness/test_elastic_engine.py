@@ -28,6 +28,7 @@ def check(model: ResolvedModel, reference: Reference, *, policy: FixedPolicy | s
         kv_tokens=12_000, **settings,
     ) as llm:  # fmt: skip
         completions = llm.generate(reference.prompts, GREEDY)
+        llm.wait_idle()
         assert llm.stats().kv_tokens_used == 0
     worst = 0.0
     for ours, tokens, logprobs in zip(completions, reference.tokens, reference.logprobs, strict=True):

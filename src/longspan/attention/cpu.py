@@ -55,7 +55,7 @@ class _CpuPlan:
         result = empty_partial(*q_THK.shape, device=q_THK.device)
         for bucket in self.buckets:
             out, lse = bucket.attend(q_THK, k_GNK, v_GNK, scale)
-            result.out_THK[bucket.rows] = out
+            result.out_THK[bucket.rows] = out.float()
             result.lse_TH[bucket.rows] = lse
         for segment, keys in self.several:
             rows = slice(segment.start, segment.stop)

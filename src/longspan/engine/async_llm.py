@@ -55,8 +55,10 @@ class AsyncLLM:
         self.executor = executor
         self.device = device
         self.draining = False
-        self._idle = asyncio.Event()
         self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        core.on_idle = self._idle.set
 
     @classmethod
     async def start(cls, config: EngineConfig, policy: Policy | None = None) -> AsyncLLM:
@@ -167,7 +169,6 @@ class AsyncLLM:
                     return
         finally:
             self.core.abort(request_id)  # nothing, if it has ended
-            self._check_idle()
 
     def _admit(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str,
@@ -190,6 +191,7 @@ class AsyncLLM:
         )
         seed = secrets.randbits(63) if params.seed is None else params.seed
         times = RequestTimes(arrived=self.core.clock())
+        self._idle.clear()
         self.core.add(EngineRequest(request_id, prompt, params, seed, processor, times, queue.put_nowait))
 
     def abort(self, request_id: str) -> None:
@@ -209,14 +211,17 @@ class AsyncLLM:
     def stats(self) -> EngineStats:
         return self.core.stats()
 
+    async def idle(self) -> None:
+        """Wait until no request is left, and nothing of any on the instances."""
+        await self._idle.wait()
+
     # -- the end --------------------------------------------------------------------------------------------------
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests, wait for the running ones, abort those left at the timeout."""
         self.draining = True
-        self._check_idle()
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            await asyncio.wait_for(self.idle(), timeout_s)
         except TimeoutError:
             for request_id in list(self.core.requests):
                 self.core.abort(request_id)
@@ -230,10 +235,6 @@ class AsyncLLM:
         await asyncio.to_thread(self.executor.close)
         if self.core.event_log is not None:
             self.core.event_log.close()
-
-    def _check_idle(self) -> None:
-        if self.draining and not self.core.requests:
-            self._idle.set()
 
 
 def _max_model_len(config: EngineConfig, model_limit: int) -> int:

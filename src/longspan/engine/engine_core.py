@@ -45,7 +45,7 @@ class _RunningBatch:
 class EngineCore:
     """Drives one scheduler and one executor.
 
-    clock: seconds, monotonic.
+    clock: seconds, monotonic. on_idle: called whenever no request is left, and none of its batches.
     """
 
     def __init__(
@@ -55,12 +55,14 @@ class EngineCore:
         detokenizer: Detokenizer,
         clock: Callable[[], float],
         event_log: EventLogWriter | None = None,
+        on_idle: Callable[[], None] = lambda: None,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.detokenizer = detokenizer
         self.clock = clock
         self.event_log = event_log
+        self.on_idle = on_idle
         self.requests: dict[str, EngineRequest] = {}
         self.running: dict[int, _RunningBatch] = {}
         self.migrating: dict[int, set[int]] = {}
@@ -131,6 +133,7 @@ class EngineCore:
         requests, self.requests = list(self.requests.values()), {}
         for request in requests:
             request.sink(EngineDeadError(message))
+        self.on_idle()
 
     def _on_batch_part(self, done: BatchDone) -> None:
         running = self.running[done.batch_id]
@@ -202,6 +205,8 @@ class EngineCore:
                     request.sink(RequestError(message))
         if self.event_log is not None:
             self.event_log.write(now, event, actions)
+        if self.scheduler.idle():
+            self.on_idle()
 
     def _run(self, batch: RunBatch, now: float) -> None:
         self.running[batch.batch_id] = _RunningBatch(batch, set(batch.group))

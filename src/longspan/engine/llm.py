@@ -74,6 +74,10 @@ class LLM:
         """The model's answer to a conversation, through its own chat template."""
         return self.generate([self.engine.tokenizer.apply_chat_template(messages)], params)[0]
 
+    def wait_idle(self) -> None:
+        """Wait until nothing of any request is left on the instances."""
+        self._call(self.engine.idle())
+
     def stats(self) -> EngineStats:
         """What the engine does right now."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from longspan.config import EngineConfig
@@ -21,10 +21,10 @@ class TokenizerLike(Protocol):
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, token_ids: Sequence[int], /) -> str: ...
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
-        """Raises RequestError if the model has no chat template."""
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], /, **kwargs: Any) -> list[int]:
+        """Ready for the answer to follow. Raises RequestError if the model's template cannot do it."""
         ...
 
 

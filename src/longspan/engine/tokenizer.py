@@ -1,4 +1,4 @@
-"""Text to token ids and back, and chat messages to a prompt. transformers is imported only when one is loaded."""
+"""Text to token ids and back, and chat messages to a prompt. Imports transformers only to load one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longspan.errors import ModelError, RequestError
-from longspan.models.catalog import cache_dir
+from longspan.models.catalog import ResolvedModel, cache_dir
+from longspan.models.config import load_model_config
 
 if TYPE_CHECKING:
     import tokenizers
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 class Tokenizer:
     """`backend` is the fast tokenizer itself, e.g. for `tokenizers.decoders.DecodeStream`.
 
-    `eos_token_ids` ends a generation: what the tokenizer names, then whatever else the model's config does.
+    Any of `eos_token_ids` ends a generation: the tokenizer's own, and those that the model's config adds.
+    Threads may share one.
     """
 
     def __init__(self, hf_tokenizer: Any, eos_token_ids: Iterable[int] = ()) -> None:
@@ -33,13 +35,12 @@ class Tokenizer:
         self.vocab_size: int = self.backend.get_vocab_size(with_added_tokens=True)
 
     @classmethod
-    def load(cls, path: Path | str, eos_token_ids: Iterable[int] = ()) -> Tokenizer:
-        """`path`: a folder in Hugging Face layout, or a .gguf file, whose tokenizer is converted once and kept."""
-        path = Path(path)
-        hf_tokenizer = _from_folder(path) if path.is_dir() else _from_gguf(path)
+    def load(cls, model: ResolvedModel) -> Tokenizer:
+        """The tokenizer inside a GGUF file is converted at its first use, and the result kept."""
+        hf_tokenizer = _from_folder(model.path) if model.kind == "hf" else _from_gguf(model.path)
         if not hasattr(hf_tokenizer, "backend_tokenizer"):
-            raise ModelError(f"{path} has no fast tokenizer; a tokenizer.json is needed")
-        return cls(hf_tokenizer, eos_token_ids)
+            raise ModelError(f"{model.path} has no fast tokenizer; a tokenizer.json is needed")
+        return cls(hf_tokenizer, load_model_config(model.path).eos_token_ids)
 
     @property
     def has_chat_template(self) -> bool:
@@ -56,22 +57,25 @@ class Tokenizer:
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        template_kwargs: Mapping[str, Any] | None = None,
+        **template_kwargs: Any,
     ) -> list[int]:
-        """The prompt of a conversation, in the model's own format. Raises RequestError where that has no place
-        for what was asked; `template_kwargs` are variables of the template, such as enable_thinking."""
+        """The prompt of a conversation, in the model's own format; `template_kwargs` are variables of that
+        format, such as enable_thinking. Raises RequestError where it has no place for what was asked."""
         if not self.has_chat_template:
-            raise RequestError("this model has no chat template: use the completions endpoint", param="messages")
+            raise RequestError("the model has no chat template; send it plain prompts", param="messages")
         if not messages:
             raise RequestError("there are no messages", param="messages")
-        variables = dict(template_kwargs or {})
-        if reserved := variables.keys() & inspect.signature(self._hf.apply_chat_template).parameters.keys():
-            raise RequestError(f"{', '.join(sorted(reserved))} cannot be set for a chat template",
-                               param="chat_template_kwargs")
+        own_parameters = inspect.signature(self._hf.apply_chat_template).parameters
+        if reserved := template_kwargs.keys() & own_parameters.keys():
+            raise RequestError(
+                f"{', '.join(sorted(reserved))} cannot be set for a chat template",
+                param="chat_template_kwargs",
+            )
         from jinja2 import TemplateError
 
         try:
@@ -81,11 +85,12 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 tokenize=False,
-                **variables,
+                **template_kwargs,
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise RequestError(f"the model's chat template refuses these messages: {error}",
-                               param="messages") from error
+            raise RequestError(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
         return self.encode(text, add_special_tokens=False)
 
 
@@ -93,22 +98,26 @@ def _from_folder(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{folder} has no tokenizer that can be read ({error}); it should hold tokenizer.json "
-                         "and tokenizer_config.json") from error
+        raise ModelError(
+            f"{folder} has no tokenizer that can be read ({error}); it should hold "
+            "tokenizer.json and tokenizer_config.json"
+        ) from error
 
 
 def _from_gguf(path: Path) -> Any:
-    """Converting takes seconds, so the result is kept in the cache, under a name that changes with the file."""
+    """Converting takes seconds, so the result is kept in the cache under a name that changes with the file.
+    To read it back needs no AutoTokenizer, which would import torch."""
     kept = _cache_folder(path)
     if kept.is_dir():
-        return _from_folder(kept)
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(kept, local_files_only=True)
     from transformers import AutoTokenizer
 
     try:
-        converted = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
-            path.parent, gguf_file=path.name, local_files_only=True)
+        converted = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"the tokenizer inside {path} cannot be read: {error}") from error
     _keep(converted, kept)

@@ -12,7 +12,17 @@ from collections.abc import Callable
 
 from longspan.errors import EngineDeadError
 from longspan.executor.base import DeviceInfo
-from longspan.worker.messages import AllocateKV, Command, KVAllocated, Ready, Reply, Stop, WorkerSpec
+from longspan.worker.messages import (
+    AllocateKV,
+    Command,
+    KVAllocated,
+    Ready,
+    Reply,
+    Stop,
+    WorkerSpec,
+    decode_command,
+    encode,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +78,14 @@ class InprocExecutor:
             self._startup_reply(spec)
 
     def submit(self, instance: int, command: Command) -> None:
+        # Through the codec, as on a wire: no two workers share an object.
+        data = encode(command)
         tp = self.specs[0].tp
         for rank in range(instance * tp, (instance + 1) * tp):
-            self.inboxes[rank].put(command)
+            self.inboxes[rank].put(decode_command(data))
 
     def close(self) -> None:
+        self.startup.put("closed while it was starting")
         for inbox in self.inboxes:
             inbox.put(Stop())
         for thread in self.threads:

@@ -118,7 +118,9 @@ class MultiprocExecutor:
     def close(self) -> None:
         if self.closing:
             return
-        self.closing = True
+        with self.startup:
+            self.closing = True
+            self.startup.notify_all()
         stop = encode(Stop())
         for handle in self.handles:
             try:
@@ -134,10 +136,10 @@ class MultiprocExecutor:
 
     def _wait_for(self, condition: Callable[[], bool]) -> None:
         with self.startup:
-            self.startup.wait_for(lambda: condition() or self.failure is not None)
-        if self.failure is not None:
+            self.startup.wait_for(lambda: condition() or self.failure is not None or self.closing)
+        if self.failure is not None or self.closing:
             self.close()
-            raise EngineDeadError(self.failure)
+            raise EngineDeadError(self.failure or "closed while it was starting")
 
     def _read(self) -> None:
         """The reader thread: replies, deaths, beats."""

@@ -1,0 +1,118 @@
+"""What every benchmark needs: what ran where, medians of interleaved runs, and a JSON file of results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from longspan import LLM, SamplingParams
+
+RESULTS = Path(__file__).parent / "results"
+VOCAB = 49_000
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
+    flags = next((line for line in open("/proc/cpuinfo") if line.startswith("flags")), "").split()
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "isa": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
+        "os": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("longspan", "torch", "numpy")},
+    }
+
+
+def save(name: str, results: dict[str, Any]) -> None:
+    """benchmarks/results/NAME.json, with machine and command."""
+    RESULTS.mkdir(exist_ok=True)
+    command = " ".join(["python", str(Path(sys.argv[0]).name), *sys.argv[1:]])
+    record = {
+        "benchmark": name,
+        "date": time.strftime("%Y-%m-%d"),
+        "command": command,
+        "machine": machine(),
+        "results": results,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def interleaved(sides: dict[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:
+    """Each side's figure in each round; the sides take turns, each round beginning with another one.
+
+    A side is called with the number of the round; one call before the first is not counted.
+    """
+    names = list(sides)
+    for side in sides.values():
+        side(-1)
+    figures: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for place in range(len(names)):
+            name = names[(number + place) % len(names)]
+            figures[name].append(sides[name](number))
+    return figures
+
+
+def summary(seconds: list[float]) -> dict[str, Any]:
+    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds), "all": seconds}
+
+
+def paired_ratio(over: list[float], under: list[float]) -> float:
+    """The median of the ratios round by round: drifting machines cancel out."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def random_prompt(length: int, seed: int) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(VOCAB) for _ in range(length)]
+
+
+def fixed_output(tokens: int) -> SamplingParams:
+    """Greedy, and exactly so many tokens."""
+    return SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+
+
+def time_prefill(llm: LLM, tokens: int, seed: int) -> float:
+    """Seconds until the first token of one prompt, on the engine's own clock."""
+    (completion,) = llm.generate([random_prompt(tokens, seed)], fixed_output(1))
+    times = completion.times
+    assert times.first_token is not None
+    return times.first_token - times.arrived
+
+
+def time_decode(llm: LLM, batch: int, context: int, steps: int, seed: int) -> float:
+    """Seconds of one decode step of so many requests together: the last first token to the first last one."""
+    prompts = [random_prompt(context, seed * 1000 + i) for i in range(batch)]
+    completions = llm.generate(prompts, fixed_output(steps + 1))
+    begin = max(c.times.first_token or 0.0 for c in completions)
+    end = min(c.times.last_token or 0.0 for c in completions)
+    return (end - begin) / steps
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def arguments(description: str, defaults: Iterable[tuple[str, Any, str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    for name, default, text in defaults:
+        kind = type(default) if default is not None else str
+        parser.add_argument(f"--{name}", default=default, type=kind, help=f"{text} (default: {default})")
+    return parser.parse_args()

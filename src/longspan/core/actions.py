@@ -1,0 +1,107 @@
+"""What to do. Frozen and complete before anything runs; the only output of `Scheduler.handle`.
+
+A batch says for each segment who *computes* its tokens, who *stores* their KV, and who holds its *context*.
+Elastic prefill, multi-master decode, chunks with KV parallelism: each is a choice of those three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class KVRange:
+    """`instance` holds the KV of tokens [start, end) of a request."""
+
+    instance: int
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive new tokens [start, start + length) of one request inside a batch.
+
+    compute: the instances that run the dense layers. With n > 1 the tokens are striped: compute[i] takes
+        start+i, start+i+n, ... (LoongServe section 4.1, striped attention). A decode token has one: its
+        master.
+    store: who keeps the KV of the new tokens; disjoint, in order, covering the segment. With n > 1 computing
+        instances it is the retention plan, and its instances are among them (the KV passes there anyway).
+        With one, that one stores all.
+    context: (instance, tokens) for each instance that holds KV of tokens [0, start); they add up to `start`.
+    emits: whether a token is sampled after the segment's last one.
+    """
+
+    request_id: str
+    start: int
+    length: int
+    compute: tuple[int, ...]
+    store: tuple[KVRange, ...]
+    context: tuple[tuple[int, int], ...] = ()
+    emits: bool = True
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def emitter(self) -> int:
+        """The instance that computes the segment's last token, and so samples what follows it."""
+        return self.compute[(self.length - 1) % len(self.compute)]
+
+
+@dataclass(frozen=True, slots=True)
+class RunBatch:
+    """Run one iteration on a parallel group: every instance that computes, stores or holds context for it.
+
+    All segments with several computing instances share one ring: the same instances, in any rotation.
+    """
+
+    batch_id: int
+    group: tuple[int, ...]
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MigrateKV:
+    """Move the KV of token ranges [start, end) of a request from one instance to another."""
+
+    migration_id: int
+    request_id: str
+    source: int
+    target: int
+    ranges: tuple[tuple[int, int], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(end - start for start, end in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class FreeKV:
+    """Free all KV that a request has on these instances. `preempted` means it will be computed again."""
+
+    request_id: str
+    instances: tuple[int, ...]
+    reason: Literal["finished", "aborted", "preempted"]
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseRequest:
+    """The request will not be served; the message says why, with the numbers.
+
+    `too_long`: it can never fit (HTTP 400). `queue_full`: it may try again later (HTTP 429).
+    """
+
+    request_id: str
+    message: str
+    reason: Literal["too_long", "queue_full"] = "too_long"
+
+
+Action = RunBatch | MigrateKV | FreeKV | RefuseRequest
+ACTION_TYPES: tuple[type[Action], ...] = (RunBatch, MigrateKV, FreeKV, RefuseRequest)

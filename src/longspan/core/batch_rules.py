@@ -1,0 +1,127 @@
+"""What makes a batch or a migration legal. A policy that breaks a rule gets an `InternalError` naming it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from longspan.core.actions import Segment
+from longspan.core.internal_error import InternalError
+from longspan.core.ledger import Ledger
+from longspan.core.request import Request, RequestStatus
+
+
+def check_batch(ledger: Ledger, group: tuple[int, ...], segments: Sequence[Segment]) -> None:
+    """Everything that must hold before a policy's batch is issued."""
+    _check_idle(ledger, group)
+    if len({segment.request_id for segment in segments}) != len(segments):
+        raise InternalError("a request is in the batch twice")
+    for segment in segments:
+        _check_segment(ledger, segment)
+    _check_ring(segments)
+    _check_group(group, segments)
+    _check_room(ledger, segments)
+
+
+def check_migration(
+    ledger: Ledger, request: Request, source: int, target: int, ranges: tuple[tuple[int, int], ...]
+) -> None:
+    check_ready(request)
+    _check_idle(ledger, (source, target))
+    ledger.placement.require_held(request.id, source, ranges)
+    tokens = sum(end - start for start, end in ranges)
+    if tokens > ledger.cluster[target].free:
+        raise InternalError(f"instance {target} has no room for {tokens} migrated tokens")
+
+
+def check_ready(request: Request) -> None:
+    if not request.is_ready:
+        raise InternalError(
+            f"request {request.id} is not ready: {request.status.value}, {request.in_flight} in flight"
+        )
+
+
+def involved_instances(segments: Sequence[Segment]) -> set[int]:
+    """Everyone who computes, stores, or holds context."""
+    involved: set[int] = set()
+    for segment in segments:
+        involved.update(segment.compute)
+        involved.update(stored.instance for stored in segment.store)
+        involved.update(instance for instance, _ in segment.context)
+    return involved
+
+
+def _check_idle(ledger: Ledger, group: tuple[int, ...]) -> None:
+    if len(set(group)) != len(group):
+        raise InternalError(f"group {group} names an instance twice")
+    for number in group:
+        if not 0 <= number < len(ledger.cluster):
+            raise InternalError(f"there is no instance {number}")
+        if not ledger.cluster[number].is_idle:
+            raise InternalError(f"instance {number} is busy")
+
+
+def _check_segment(ledger: Ledger, segment: Segment) -> None:
+    request = ledger.requests.get(segment.request_id)
+    if request is None:
+        raise InternalError(f"request {segment.request_id} is unknown or has ended")
+    if request.status is not RequestStatus.WAITING:
+        check_ready(request)
+    if segment.start != request.num_stored or not segment.start < segment.end <= request.num_tokens:
+        raise InternalError(
+            f"{segment} does not continue request {request.id}: "
+            f"{request.num_stored} of {request.num_tokens} tokens have KV"
+        )
+    if segment.emits != (segment.end == request.num_tokens):
+        raise InternalError(f"{segment} must sample a token exactly if it reaches the last one known")
+    if segment.context != ledger.placement.context(request.id):
+        raise InternalError(
+            f"{segment}: its context is not where the KV is, {ledger.placement.context(request.id)}"
+        )
+    _check_store(segment)
+
+
+def _check_store(segment: Segment) -> None:
+    position = segment.start
+    for stored in segment.store:
+        if stored.start != position or stored.end <= stored.start:
+            raise InternalError(f"{segment}: the ranges to store have a gap, overlap or are empty")
+        if stored.instance not in segment.compute:
+            raise InternalError(f"{segment}: instance {stored.instance} stores, but does not compute")
+        position = stored.end
+    if position != segment.end:
+        raise InternalError(f"{segment}: the ranges to store do not cover it")
+
+
+def _check_ring(segments: Sequence[Segment]) -> None:
+    """All segments striped over several instances go round one ring, each from a start of its own."""
+    ring: tuple[int, ...] | None = None
+    for segment in segments:
+        compute = segment.compute
+        if not compute or len(set(compute)) != len(compute):
+            raise InternalError(f"{segment}: nobody computes, or somebody twice")
+        if len(compute) == 1:
+            continue
+        if ring is None:
+            ring = compute
+        shift = ring.index(compute[0]) if compute[0] in ring else 0
+        if ring[shift:] + ring[:shift] != compute:
+            raise InternalError(f"{segment}: {compute} is not a rotation of the batch's ring {ring}")
+
+
+def _check_group(group: tuple[int, ...], segments: Sequence[Segment]) -> None:
+    involved = involved_instances(segments)
+    if not segments or involved != set(group):
+        raise InternalError(f"group {group} is not who takes part: {sorted(involved)}")
+
+
+def _check_room(ledger: Ledger, segments: Sequence[Segment]) -> None:
+    needed: Counter[int] = Counter()
+    for segment in segments:
+        for stored in segment.store:
+            needed[stored.instance] += stored.length
+    for instance, tokens in needed.items():
+        if tokens > ledger.cluster[instance].free:
+            raise InternalError(
+                f"instance {instance} has {ledger.cluster[instance].free} free slots, not {tokens}"
+            )

@@ -1,0 +1,118 @@
+"""The instances: free slots, and what runs where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from longspan.core.actions import MigrateKV, RunBatch
+from longspan.core.internal_error import InternalError
+from longspan.core.request import Request
+
+WorkT = TypeVar("WorkT", RunBatch, MigrateKV)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work(Generic[WorkT]):
+    """A batch or a migration: occupies its instances from the moment it is issued until it completes."""
+
+    action: WorkT
+    instances: tuple[int, ...]
+    is_decode: bool = False
+    """Every segment is one decode token, so its instances come back soon."""
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One elastic instance.
+
+    used: slots taken, also by batches that have yet to fill them and by migrations on their way here.
+    promised: free slots that the requests at home here may count on for their coming tokens.
+    queued: the next decode iteration, behind the running one of the very same group.
+    ready: requests with KV here that nothing touches, longest ready first.
+    """
+
+    id: int
+    capacity: int
+    used: int = 0
+    promised: int = 0
+    running: Work[RunBatch] | Work[MigrateKV] | None = None
+    queued: Work[RunBatch] | None = None
+    ready: dict[str, Request] = field(default_factory=dict)
+
+    @property
+    def free(self) -> int:
+        return self.capacity - self.used
+
+    @property
+    def room(self) -> int:
+        """Free slots that nobody counts on; below zero when more is promised than there is."""
+        return self.capacity - self.used - self.promised
+
+    @property
+    def is_idle(self) -> bool:
+        return self.running is None
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.running is not None and self.running.is_decode
+
+
+class Cluster:
+    """All instances, by number."""
+
+    def __init__(self, num_instances: int, capacity: int) -> None:
+        self.instances = tuple(Instance(number, capacity) for number in range(num_instances))
+
+    def __getitem__(self, instance: int) -> Instance:
+        return self.instances[instance]
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def idle(self) -> list[Instance]:
+        return [instance for instance in self.instances if instance.running is None]
+
+    def decoding(self) -> list[Instance]:
+        """Busy, but back at their iteration's end: soon."""
+        return [instance for instance in self.instances if instance.is_decoding]
+
+    @property
+    def room(self) -> int:
+        return sum(instance.room for instance in self.instances)
+
+    def take(self, instance: int, tokens: int) -> None:
+        self.instances[instance].used += tokens
+        if self.instances[instance].free < 0:
+            raise InternalError(f"instance {instance} has no room for {tokens} tokens more")
+
+    def give_back(self, instance: int, tokens: int) -> None:
+        self.instances[instance].used -= tokens
+        if self.instances[instance].used < 0:
+            raise InternalError(f"instance {instance} frees more than it holds")
+
+    def start(self, work: Work[RunBatch] | Work[MigrateKV]) -> None:
+        for number in work.instances:
+            if self.instances[number].running is not None:
+                raise InternalError(f"instance {number} is busy")
+            self.instances[number].running = work
+
+    def queue(self, work: Work[RunBatch]) -> None:
+        """Put a batch behind the running one of the very same group."""
+        ahead = self.instances[work.instances[0]].running
+        if ahead is None or ahead.instances != work.instances:
+            raise InternalError(f"no batch of group {work.instances} runs that another could queue behind")
+        for number in work.instances:
+            if self.instances[number].queued is not None:
+                raise InternalError(f"instance {number} has a queued batch already")
+            self.instances[number].queued = work
+
+    def finish(self, work: Work[RunBatch] | Work[MigrateKV]) -> Work[RunBatch] | None:
+        """The running work is done; returns the batch behind it, which runs now."""
+        promoted = self.instances[work.instances[0]].queued
+        for number in work.instances:
+            instance = self.instances[number]
+            if instance.running is not work:
+                raise InternalError(f"{work.action} completed, but does not run on instance {number}")
+            instance.running, instance.queued = promoted, None
+        return promoted

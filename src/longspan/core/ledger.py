@@ -1,0 +1,205 @@
+"""The scheduler's books, and the few moves that change them. Every move keeps them consistent.
+
+Policies act through `SchedulerState`, which checks first; events come in through `lifecycle`. Nobody else
+writes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from longspan.config import SchedulerConfig
+from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RunBatch, Segment
+from longspan.core.cluster import Cluster, Work
+from longspan.core.kv_placement import KVPlacement
+from longspan.core.request import Request, RequestStatus
+from longspan.core.waiting_queue import WaitingQueue
+
+
+class Ledger:
+    """Requests, their KV, the instances, and the actions decided so far in this call.
+
+    batches, migrations: what was issued and has not completed, by number.
+    started: batches that began to run during this call, issued or promoted.
+    num_prefills: batches issued that were not pure decode iterations.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.cluster = Cluster(config.num_instances, config.kv_tokens)
+        self.placement = KVPlacement()
+        self.requests: dict[str, Request] = {}
+        self.waiting = WaitingQueue()
+        self.batches: dict[int, Work[RunBatch]] = {}
+        self.migrations: dict[int, Work[MigrateKV]] = {}
+        self.actions: list[Action] = []
+        self.started: list[Work[RunBatch]] = []
+        self.num_arrivals = 0
+        self.num_batches = 0
+        self.num_prefills = 0
+        self.num_migrations = 0
+        self.num_preemptions = 0
+        self._ready_moments = 0
+
+    def take_actions(self) -> list[Action]:
+        actions, self.actions = self.actions, []
+        return actions
+
+    def take_started(self) -> list[Work[RunBatch]]:
+        started, self.started = self.started, []
+        return started
+
+    # batches
+
+    def issue(self, group: tuple[int, ...], segments: Sequence[Segment], *, is_decode: bool) -> RunBatch:
+        """Run a batch on idle instances now."""
+        work = self._new_batch(group, segments, is_decode)
+        self.cluster.start(work)
+        self.started.append(work)
+        return self._emit_batch(work)
+
+    def issue_behind(self, running: Work[RunBatch], segments: Sequence[Segment]) -> RunBatch:
+        """Queue the next decode iteration behind `running`, on the same group."""
+        work = self._new_batch(running.instances, segments, is_decode=True)
+        self.cluster.queue(work)
+        return self._emit_batch(work)
+
+    def finish_batch(self, work: Work[RunBatch]) -> None:
+        del self.batches[work.action.batch_id]
+        promoted = self.cluster.finish(work)
+        if promoted is not None:
+            self.started.append(promoted)
+        for segment in work.action.segments:
+            request = self.requests[segment.request_id]
+            request.in_flight -= 1
+            request.num_scheduled -= segment.length
+            request.num_computed += segment.length
+
+    def _new_batch(
+        self, group: tuple[int, ...], segments: Sequence[Segment], is_decode: bool
+    ) -> Work[RunBatch]:
+        batch = RunBatch(self.num_batches, group, tuple(segments))
+        self.num_batches += 1
+        self.num_prefills += not is_decode
+        for segment in segments:
+            self._enter(segment)
+        return Work(batch, group, is_decode)
+
+    def _emit_batch(self, work: Work[RunBatch]) -> RunBatch:
+        self.batches[work.action.batch_id] = work
+        self.actions.append(work.action)
+        return work.action
+
+    def _enter(self, segment: Segment) -> None:
+        """A request enters a batch: its store slots are taken at once, so nobody else can count on them."""
+        request = self.requests[segment.request_id]
+        if request.status is RequestStatus.WAITING:
+            self.waiting.remove(request)
+            request.become(RequestStatus.PREFILLING)
+        elif request.in_flight == 0:
+            self._leave_ready(request)
+        request.in_flight += 1
+        request.num_scheduled += segment.length
+        for stored in segment.store:
+            self.placement.add(request.id, stored)
+            self.cluster.take(stored.instance, stored.length)
+        self._renew_promise(request)
+
+    # migrations
+
+    def start_migration(
+        self, request: Request, source: int, target: int, ranges: tuple[tuple[int, int], ...]
+    ) -> MigrateKV:
+        """The target's slots are taken now, the source's are given back when the migration is done."""
+        action = MigrateKV(self.num_migrations, request.id, source, target, ranges)
+        work = Work(action, (source, target))
+        self.num_migrations += 1
+        self._leave_ready(request)
+        request.become(RequestStatus.MIGRATING)
+        self.cluster.take(target, action.num_tokens)
+        self.cluster.start(work)
+        self.migrations[action.migration_id] = work
+        self.actions.append(action)
+        return action
+
+    def finish_migration(self, work: Work[MigrateKV]) -> Request:
+        action = work.action
+        del self.migrations[action.migration_id]
+        self.cluster.finish(work)
+        self.placement.move(action.request_id, action.source, action.target, action.ranges)
+        self.cluster.give_back(action.source, action.num_tokens)
+        request = self.requests[action.request_id]
+        if request.status is not RequestStatus.DRAINING:
+            self._renew_promise(request)
+        return request
+
+    # one request
+
+    def headroom(self, request: Request) -> int:
+        """Free slots that a request should find once all its known tokens have KV."""
+        return min(request.max_kv_tokens - request.num_tokens, self.config.decode_headroom)
+
+    def make_ready(self, request: Request) -> None:
+        """Nothing touches the request any more: it is free to run, move or be preempted."""
+        request.become(request.resting_status)
+        request.ready_order = self._ready_moments
+        request.prefills_seen = self.num_prefills
+        self._ready_moments += 1
+        for number in self.placement.holders(request.id):
+            self.cluster[number].ready[request.id] = request
+
+    def drop_kv(self, request: Request, reason: Literal["finished", "aborted", "preempted"]) -> None:
+        self._leave_ready(request)
+        self.drop_promise(request)
+        counts = self.placement.free(request.id)
+        for number, tokens in counts.items():
+            self.cluster.give_back(number, tokens)
+        self.actions.append(FreeKV(request.id, tuple(sorted(counts)), reason))
+
+    def return_to_queue(self, request: Request) -> None:
+        """Preempt: drop the KV; prompt and output are computed again when the request's turn comes."""
+        self.drop_kv(request, "preempted")
+        request.num_computed = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        request.become(RequestStatus.WAITING)
+        self.waiting.add(request)
+
+    def forget(self, request: Request) -> None:
+        """The request has ended and nothing touches it."""
+        if request.status is RequestStatus.WAITING:
+            self.waiting.remove(request)
+        request.become(RequestStatus.ENDED)
+        del self.requests[request.id]
+
+    def drop_promise(self, request: Request) -> None:
+        if request.home is not None:
+            self.cluster[request.home].promised -= request.promised
+            request.home, request.promised = None, 0
+
+    def _renew_promise(self, request: Request) -> None:
+        """The newest token is at the last master, where the next one will most likely go."""
+        home = self.placement.last_holder(request.id)
+        promised = min(request.max_kv_tokens - request.num_stored, self.config.decode_headroom)
+        if home != request.home or promised != request.promised:
+            self.drop_promise(request)
+            request.home, request.promised = home, promised
+            self.cluster[home].promised += promised
+
+    def _leave_ready(self, request: Request) -> None:
+        for number in self.placement.holders(request.id):
+            self.cluster[number].ready.pop(request.id, None)
+
+
+def decode_segment(ledger: Ledger, request: Request, master: int) -> Segment:
+    """One more token of `request` at `master`, which keeps its KV."""
+    start = request.num_stored
+    return Segment(
+        request_id=request.id,
+        start=start,
+        length=1,
+        compute=(master,),
+        store=(KVRange(master, start, start + 1),),
+        context=ledger.placement.context(request.id),
+    )

@@ -1,0 +1,62 @@
+"""Looking ahead: the next decode iteration is issued while the present one runs; the device never waits.
+
+The next iteration is the same one again: same group, same masters, one token more for each request that does
+not end by its `max_tokens` before. Its input tokens are not sampled yet; workers are first in, first out, and
+feed each other's last token. A request that turns out to have ended leaves one such segment behind: a token
+for nobody, and KV that is freed when that batch completes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from longspan.core.actions import RunBatch, Segment
+from longspan.core.batch_rules import involved_instances
+from longspan.core.cluster import Work
+from longspan.core.ledger import Ledger, decode_segment
+from longspan.core.request import RequestStatus
+
+
+def look_ahead(ledger: Ledger, started: list[Work[RunBatch]]) -> None:
+    """Queue the next iteration behind each batch that has just begun to run, where that harms nobody."""
+    if not ledger.config.lookahead or not started or _somebody_needs_instances(ledger):
+        return
+    for work in started:
+        if work.is_decode and not _somebody_is_left_out(ledger, work):
+            segments = _next_iteration(ledger, work)
+            if segments:
+                ledger.issue_behind(work, segments)
+
+
+def _somebody_needs_instances(ledger: Ledger) -> bool:
+    """A waiting request that all instances together have room for, or a ready one that stands still.
+
+    They wait for instances to come back, which a queued batch would put off, again and again.
+    """
+    if ledger.waiting:
+        head = ledger.waiting.first
+        if head.num_tokens + ledger.headroom(head) <= ledger.cluster.room:
+            return True
+    return any(instance.ready for instance in ledger.cluster.idle())
+
+
+def _somebody_is_left_out(ledger: Ledger, work: Work[RunBatch]) -> bool:
+    """A ready request lives on these instances but is not in the batch; it must get a turn."""
+    return any(ledger.cluster[number].ready for number in work.instances)
+
+
+def _next_iteration(ledger: Ledger, work: Work[RunBatch]) -> list[Segment]:
+    """The segments of the iteration after `work`; none if it would differ in more than a request's end."""
+    segments: list[Segment] = []
+    stored: Counter[int] = Counter()
+    for segment in work.action.segments:
+        request = ledger.requests[segment.request_id]
+        last_one = request.num_output_tokens + request.in_flight >= request.max_tokens
+        if request.status is RequestStatus.DECODING and not last_one:
+            segments.append(decode_segment(ledger, request, segment.compute[0]))
+            stored[segment.compute[0]] += 1
+    if any(tokens > ledger.cluster[number].free for number, tokens in stored.items()):
+        return []
+    # A group that lost its last request on some instance shrinks: that is for the policy, at the iteration's
+    # end.
+    return segments if involved_instances(segments) == set(work.instances) else []

@@ -1,0 +1,19 @@
+"""The replaceable part that decides."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from longspan.core.state import SchedulerState
+
+
+class Policy(Protocol):
+    """Asked once after every event. Acts through `state`, as often as it likes, or not at all.
+
+    It must decide from `state`, `now` and what it remembers alone, and leave nobody waiting for ever:
+    whenever no batch runs and a request is alive, it starts something.
+    """
+
+    name: str
+
+    def schedule(self, state: SchedulerState, now: float) -> None: ...

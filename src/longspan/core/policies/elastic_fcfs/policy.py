@@ -1,0 +1,49 @@
+"""Elastic sequence parallelism, first come first served; prefills before decodes.
+
+The mechanisms are LoongServe's (section 4 of the paper): striped prefill with a retention plan, multi-master
+decode, scale up by adding masters, scale down by re-deriving the group at each iteration. The decisions are
+simple rules in place of its cost model and dynamic programs. Where its released code strands idle instances
+or packs them full, this policy decides at every event, and leaves headroom.
+"""
+
+from __future__ import annotations
+
+from longspan.core.policies.elastic_fcfs.decode import start_decodes
+from longspan.core.policies.elastic_fcfs.prefill import start_prefills
+from longspan.core.state import SchedulerState
+
+PATIENCE = 4
+"""Prefill batches per instance that a ready request lets pass, before decodes go first for once."""
+
+
+class ElasticFcfs:
+    """Stateless. Nobody starves:
+
+    - The queue is strictly first come first served, so its head gets in once enough of those ahead of it have
+      ended; when nobody holds KV it gets in at once, for a request that could exceed the whole pool was
+      refused on arrival.
+    - Prefills go first, but an overdue decode stops them until it had its turn.
+    - Waiting for instances to come back means that nothing new starts on the others, so each wait ends with
+      the iterations that run now.
+    - A preempted request is computed again only when its turn comes, and then gains at least one token.
+    """
+
+    name = "elastic_fcfs"
+
+    def schedule(self, state: SchedulerState, now: float) -> None:
+        if _somebody_is_overdue(state):
+            start_decodes(state)
+            return
+        head_waits_for_instances = start_prefills(state)
+        if not head_waits_for_instances:
+            start_decodes(state)
+
+
+def _somebody_is_overdue(state: SchedulerState) -> bool:
+    """A request that could have decoded on an idle instance has watched too many prefills pass."""
+    patience = PATIENCE * len(state.cluster)
+    return any(
+        state.num_prefills - next(iter(instance.ready.values())).prefills_seen > patience
+        for instance in state.cluster.idle()
+        if instance.ready
+    )

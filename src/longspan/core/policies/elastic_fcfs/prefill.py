@@ -1,0 +1,130 @@
+"""Prefill: who is admitted, on how many instances, and where the new KV will live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from longspan.core.cluster import Instance
+from longspan.core.policies.elastic_fcfs.sharing import share_evenly
+from longspan.core.request import Request
+from longspan.core.state import SchedulerState
+
+
+def start_prefills(state: SchedulerState) -> bool:
+    """Start prefills in order of arrival while idle instances hold them.
+
+    Returns whether the head of the queue waits for decoding instances to come back: then nothing else may
+    start on the idle ones, or they would never be idle at the same time. It lasts for what is issued already,
+    one or two iterations, since nothing looks ahead while a request waits that could run.
+    """
+    while state.waiting:
+        idle = state.cluster.idle()
+        if _should_wait(state, state.waiting.first, idle, state.cluster.decoding()):
+            return True
+        if not idle or not _fit(state, [state.waiting.first], idle):
+            return False
+        requests = _gather(state, idle)
+        _run(state, requests, _choose_group(state, requests, idle))
+    return False
+
+
+def _should_wait(
+    state: SchedulerState, head: Request, idle: Sequence[Instance], decoding: Sequence[Instance]
+) -> bool:
+    """Whether the head needs, or can use, instances that will soon come back.
+
+    Never for instances busy with a prefill or a migration: that may take long.
+    """
+    if not idle or not decoding or not _fit(state, [head], (*idle, *decoding)):
+        return False
+    useful = _useful_instances(state, head.num_tokens, len(idle) + len(decoding))
+    return useful > len(idle) or not _fit(state, [head], idle)
+
+
+def _useful_instances(state: SchedulerState, tokens: int, available: int) -> int:
+    """The degree of parallelism that gives each instance enough to do."""
+    return min(available, max(1, tokens // state.config.min_tokens_per_instance))
+
+
+def _need(state: SchedulerState, request: Request) -> int:
+    """Slots for its tokens, and for the first ones to come."""
+    return request.num_tokens + state.headroom(request)
+
+
+def _fit(state: SchedulerState, requests: Iterable[Request], instances: Iterable[Instance]) -> bool:
+    """Only the total counts: KV may be split anywhere. What was promised to running requests is kept."""
+    return sum(_need(state, request) for request in requests) <= sum(instance.room for instance in instances)
+
+
+def _gather(state: SchedulerState, idle: Sequence[Instance]) -> list[Request]:
+    """The head and those behind it that go along in one batch. A head longer than the limit runs alone."""
+    requests = [state.waiting.first]
+    tokens, need = requests[0].num_tokens, _need(state, requests[0])
+    room = sum(instance.room for instance in idle)
+    for request in state.waiting.after_first():
+        tokens += request.num_tokens
+        need += _need(state, request)
+        limit = state.config.max_batch_tokens * _useful_instances(state, tokens, len(idle))
+        if tokens > limit or need > room:
+            break
+        requests.append(request)
+    return requests
+
+
+def _choose_group(
+    state: SchedulerState, requests: Sequence[Request], idle: Sequence[Instance]
+) -> list[Instance]:
+    """As many instances as are useful, the emptiest; more if only more of them have the room."""
+    emptiest = sorted(idle, key=lambda instance: (-instance.room, instance.id))
+    tokens = sum(request.num_tokens for request in requests)
+    need = sum(_need(state, request) for request in requests)
+    size = _useful_instances(state, tokens, len(idle))
+    while sum(max(0, instance.room) for instance in emptiest[:size]) < need:
+        size += 1
+    return sorted(emptiest[:size], key=lambda instance: instance.id)
+
+
+def _run(state: SchedulerState, requests: Sequence[Request], group: Sequence[Instance]) -> None:
+    ring = tuple(instance.id for instance in group)
+    retention = _plan_retention(state, requests, group)
+    segments = []
+    for place, request in enumerate(requests):
+        # Each request's stripes start elsewhere, so that remainders and last tokens do not all fall on one
+        # instance.
+        shift = place % len(ring)
+        segments.append(state.prefill_segment(request, ring[shift:] + ring[:shift], retention[request.id]))
+    state.run_batch(ring, segments)
+
+
+def _plan_retention(
+    state: SchedulerState, requests: Sequence[Request], group: Sequence[Instance]
+) -> dict[str, list[tuple[int, int]]]:
+    """Request -> (instance, tokens) in token order.
+
+    Each request goes whole to the emptiest instance, so that the batch scatters and then decodes without
+    exchange. One that no instance can hold is split over the fewest that do, evenly, so that they share its
+    attention. Longest first: the big ones find the big rooms.
+    """
+    rooms = {instance.id: max(0, instance.room) for instance in group}
+    plan: dict[str, list[tuple[int, int]]] = {}
+    for request in sorted(requests, key=lambda request: (-request.num_tokens, request.arrival_index)):
+        plan[request.id] = _place(request.num_tokens, state.headroom(request), rooms)
+    return plan
+
+
+def _place(tokens: int, headroom: int, rooms: dict[int, int]) -> list[tuple[int, int]]:
+    """Take `tokens + headroom` from `rooms`; returns who keeps how many of the tokens."""
+    emptiest = sorted(rooms, key=lambda number: (-rooms[number], number))
+    fewest = 1
+    while sum(rooms[number] for number in emptiest[:fewest]) < tokens + headroom:
+        fewest += 1
+    kept = []
+    shares = share_evenly(tokens + headroom, [rooms[number] for number in emptiest[:fewest]])
+    for number, share in zip(emptiest, shares, strict=False):
+        # The headroom is at the end of the last shares: there the last token is, and the next one will be.
+        rooms[number] -= share
+        share = min(share, tokens)
+        tokens -= share
+        if share:
+            kept.append((number, share))
+    return kept

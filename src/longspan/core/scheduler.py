@@ -1,0 +1,80 @@
+"""The pure scheduler: an event and the time in, actions out. No clock, no I/O, no randomness.
+
+`handle` is the whole of it: apply the event to the books, ask the policy, look ahead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from longspan.config import SchedulerConfig
+from longspan.core.actions import Action
+from longspan.core.events import BatchCompleted, Event, KVMigrated, RequestAborted, RequestArrived
+from longspan.core.internal_error import InternalError
+from longspan.core.invariants import check_invariants
+from longspan.core.ledger import Ledger
+from longspan.core.lifecycle import abort, arrive, complete_batch, complete_migration
+from longspan.core.lookahead import look_ahead
+from longspan.core.policies import create_policy
+from longspan.core.policies.base import Policy
+from longspan.core.state import SchedulerState
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    """A snapshot for gauges. `num_running` counts every request that holds KV, also one that is draining."""
+
+    num_running: int
+    num_waiting: int
+    kv_tokens_used: tuple[int, ...]
+    kv_tokens_per_instance: int
+    num_preemptions: int
+
+
+class Scheduler:
+    """One scheduler for all instances. Two that are given the same calls decide the same, in any process."""
+
+    def __init__(self, config: SchedulerConfig, policy: Policy | None = None) -> None:
+        self.config = config
+        self.policy = policy if policy is not None else create_policy(config.policy)
+        self._ledger = Ledger(config)
+        self._state = SchedulerState(self._ledger)
+        self._now = float("-inf")
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What to do about `event`, in order. `now` (seconds, any origin) never goes backwards."""
+        if not now >= self._now:
+            raise InternalError(f"time went backwards, from {self._now} to {now}")
+        self._now = now
+        self._apply(event, now)
+        self.policy.schedule(self._state, now)
+        look_ahead(self._ledger, self._ledger.take_started())
+        return self._ledger.take_actions()
+
+    def idle(self) -> bool:
+        """No request is alive, not even to drain, so nothing runs."""
+        return not self._ledger.requests
+
+    def check_invariants(self) -> None:
+        """Raise `InternalError` if the books contradict themselves. Walks over everything."""
+        check_invariants(self._ledger)
+
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(
+            num_running=len(self._ledger.placement),
+            num_waiting=len(self._ledger.waiting),
+            kv_tokens_used=tuple(instance.used for instance in self._ledger.cluster.instances),
+            kv_tokens_per_instance=self.config.kv_tokens,
+            num_preemptions=self._ledger.num_preemptions,
+        )
+
+    def _apply(self, event: Event, now: float) -> None:
+        match event:
+            case RequestArrived():
+                arrive(self._ledger, event, now)
+            case RequestAborted():
+                abort(self._ledger, event)
+            case BatchCompleted():
+                complete_batch(self._ledger, event)
+            case KVMigrated():
+                complete_migration(self._ledger, event)

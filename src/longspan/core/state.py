@@ -1,0 +1,105 @@
+"""What a policy sees, and acts through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from longspan.config import SchedulerConfig
+from longspan.core.actions import KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
+from longspan.core.batch_rules import check_batch, check_migration, check_ready
+from longspan.core.cluster import Cluster
+from longspan.core.internal_error import InternalError
+from longspan.core.kv_placement import KVPlacement
+from longspan.core.ledger import Ledger, decode_segment
+from longspan.core.request import Request, RequestStatus
+from longspan.core.waiting_queue import WaitingQueue
+
+
+class SchedulerState:
+    """The reading side of the books, and the five things a policy can do.
+
+    Each act is checked, applied at once (the policy sees its effect), and becomes an action. Everything else
+    here is for reading. A policy works from `cluster.idle()` and `cluster[i].ready`, so that its cost follows
+    the idle work, and never depends on how a set of strings happens to be ordered.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.config: SchedulerConfig = ledger.config
+        self.cluster: Cluster = ledger.cluster
+        self.placement: KVPlacement = ledger.placement
+        self.waiting: WaitingQueue = ledger.waiting
+
+    @property
+    def num_prefills(self) -> int:
+        """Batches issued so far that were not pure decode iterations."""
+        return self._ledger.num_prefills
+
+    def request(self, request_id: str) -> Request:
+        request = self._ledger.requests.get(request_id)
+        if request is None:
+            raise InternalError(f"request {request_id} is unknown or has ended")
+        return request
+
+    def headroom(self, request: Request) -> int:
+        """Free slots that a request should find once all its known tokens have KV."""
+        return self._ledger.headroom(request)
+
+    def prefill_segment(
+        self,
+        request: Request,
+        compute: Sequence[int],
+        retention: Mapping[int, int] | Iterable[tuple[int, int]],
+    ) -> Segment:
+        """The next tokens of `request`, striped over `compute`; all that lack KV, or a chunk.
+
+        retention: tokens that each instance keeps, in token order; their sum is the segment's length.
+        """
+        position = request.num_stored
+        store: list[KVRange] = []
+        for instance, tokens in retention.items() if isinstance(retention, Mapping) else retention:
+            store.append(KVRange(instance, position, position + tokens))
+            position += tokens
+        return Segment(
+            request_id=request.id,
+            start=request.num_stored,
+            length=position - request.num_stored,
+            compute=tuple(compute),
+            store=tuple(store),
+            context=self.placement.context(request.id),
+            emits=position == request.num_tokens,
+        )
+
+    def decode_segment(self, request: Request, master: int) -> Segment:
+        """One more token of `request`, computed and kept by `master`, who need not hold any of its KV."""
+        return decode_segment(self._ledger, request, master)
+
+    def run_batch(self, group: Sequence[int], segments: Sequence[Segment]) -> RunBatch:
+        """Run one iteration on idle instances: exactly those that compute, store or hold context."""
+        check_batch(self._ledger, tuple(group), segments)
+        is_decode = all(
+            self._ledger.requests[segment.request_id].status is RequestStatus.DECODING for segment in segments
+        )
+        return self._ledger.issue(tuple(group), segments, is_decode=is_decode)
+
+    def migrate(
+        self, request_id: str, source: int, target: int, ranges: Iterable[tuple[int, int]]
+    ) -> MigrateKV:
+        """Move token ranges (in order, disjoint) of a ready request between two idle instances."""
+        request, ranges = self.request(request_id), tuple(ranges)
+        check_migration(self._ledger, request, source, target, ranges)
+        return self._ledger.start_migration(request, source, target, ranges)
+
+    def preempt(self, request_id: str) -> None:
+        """Drop the KV of a ready request; it returns to its place in the queue, to be computed again."""
+        request = self.request(request_id)
+        check_ready(request)
+        self._ledger.return_to_queue(request)
+
+    def refuse(self, request_id: str, message: str) -> None:
+        """Give up a waiting request, with an answer."""
+        request = self.request(request_id)
+        if request.status is not RequestStatus.WAITING:
+            raise InternalError(f"request {request_id} is {request.status.value}: too late to refuse it")
+        self._ledger.forget(request)
+        self._ledger.actions.append(RefuseRequest(request_id, message))

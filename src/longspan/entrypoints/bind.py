@@ -1,0 +1,48 @@
+"""The listening socket, taken before the model is loaded: a wrong port should not cost a minute."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from longspan.errors import ConfigError, LongspanError
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet, so that clients are refused while the model loads.
+
+    Raises:
+        ConfigError: the host is unknown or not ours.
+        LongspanError: the port is taken or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ConfigError(f"host is {host!r}, which cannot be resolved: {error.strerror}") from error
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise bind_error(error, host, port) from error
+    return sock
+
+
+def bind_error(error: OSError, host: str, port: int) -> LongspanError:
+    """What went wrong, and what to do about it."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return LongspanError(
+                f"port {port} on {host} is in use already; stop that server or give another --port"
+            )
+        case errno.EACCES:
+            return LongspanError(
+                f"port {port} on {host} is not allowed for this user; give a --port above 1023"
+            )
+        case errno.EADDRNOTAVAIL:
+            return ConfigError(f"host is {host!r}, which is not an address of this machine")
+        case _:
+            return LongspanError(f"cannot listen on {host}, port {port}: {error.strerror}")

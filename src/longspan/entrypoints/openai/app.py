@@ -1,0 +1,44 @@
+"""The OpenAI-compatible server as an ASGI application around one engine."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import FastAPI
+
+from longspan.engine.protocol import EngineClient
+from longspan.entrypoints.openai import errors
+from longspan.entrypoints.openai.chat import chat_router
+from longspan.entrypoints.openai.completions import completions_router
+from longspan.entrypoints.openai.context import Context
+from longspan.entrypoints.openai.health import health_router, longspan_version
+from longspan.entrypoints.openai.limits import BodyLimitMiddleware
+from longspan.entrypoints.openai.models import models_router
+from longspan.entrypoints.openai.request_id import RequestIdMiddleware
+from longspan.entrypoints.server_config import ServerConfig
+from longspan.metrics.prometheus import ServerMetrics
+
+
+def create_app(engine: EngineClient, config: ServerConfig | None = None) -> FastAPI:
+    """Serves `engine`, which whoever started it closes."""
+    config = config or ServerConfig()
+    metrics = ServerMetrics(
+        model_name=engine.model_name, max_model_len=engine.max_model_len, stats=engine.stats
+    )
+    context = Context(engine, metrics, config, started=int(time.time()))
+    app = FastAPI(
+        title="Longspan",
+        version=longspan_version(),
+        docs_url=None,  # the pages load scripts from elsewhere; /openapi.json stays
+        redoc_url=None,
+        redirect_slashes=False,
+        responses={"4XX": {"description": "An error in OpenAI's shape"}},  # never FastAPI's 422
+    )
+    app.state.context = context
+    for router in (models_router, completions_router, chat_router, health_router):
+        app.include_router(router(context))
+    errors.install(app)
+    # Added last, called first: every answer has its id, a refused body too.
+    app.add_middleware(BodyLimitMiddleware, limit=config.max_body_bytes)
+    app.add_middleware(RequestIdMiddleware)
+    return app

@@ -1,0 +1,146 @@
+"""Every error leaves here in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from longspan.entrypoints.openai.request_id import HEADER as REQUEST_ID_HEADER
+from longspan.entrypoints.openai.request_id import request_id_of
+from longspan.errors import EngineDeadError, EngineDrainingError, LongspanError, QueueFullError, RequestError
+
+logger = logging.getLogger("longspan.server")
+
+MAX_PROBLEMS_NAMED = 3
+
+
+class ModelNotFoundError(RequestError):
+    """The request names a model that is not served here (HTTP 404)."""
+
+
+class BodyTooLargeError(HTTPException):
+    """More bytes than --max-body-mb (HTTP 413). FastAPI, reading a body, lets only HTTPExceptions pass."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"the request body is larger than {limit} bytes, which is this server's limit")
+
+
+class ClientDisconnectedError(LongspanError):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """An error as a client sees it."""
+
+    status: int
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def json(self) -> bytes:
+        message = self.message.encode("utf-8", "replace").decode()  # may quote a lone surrogate
+        error = {"message": message, "type": self.type, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": error})
+
+    def response(self) -> Response:
+        return Response(self.json(), self.status, dict(self.headers), media_type="application/json")
+
+
+def answer_to(error: Exception) -> ErrorAnswer:
+    """The one table from exception to answer."""
+    message = str(error)
+    match error:
+        case ModelNotFoundError():
+            return ErrorAnswer(404, message, "invalid_request_error", "model", "model_not_found")
+        case RequestError():
+            return ErrorAnswer(400, message, "invalid_request_error", error.param, error.code)
+        case QueueFullError():
+            retry = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+            return ErrorAnswer(429, message, "rate_limit_error", None, "rate_limit_exceeded", retry)
+        case EngineDrainingError():
+            return ErrorAnswer(503, message, "server_error", None, "server_draining")
+        case EngineDeadError():
+            return ErrorAnswer(503, message, "server_error", None, "engine_dead")
+        case ClientDisconnectedError():
+            return ErrorAnswer(499, message, "invalid_request_error", None, "client_closed_request")
+        case BodyTooLargeError():
+            close = {"connection": "close"}
+            return ErrorAnswer(413, error.detail, "invalid_request_error", None, "request_too_large", close)
+        case HTTPException():
+            kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+            return ErrorAnswer(error.status_code, error.detail, kind, None, None, error.headers or {})
+        case _:
+            return ErrorAnswer(
+                500, "the server failed on this request", "server_error", None, "internal_error"
+            )
+
+
+def install(app: FastAPI) -> None:
+    """Make every way out of `app` use the shape."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        return answer_to(error).response()
+
+    async def routing(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        what = f"{request.method} {request.url.path}"
+        if error.status_code == 404:
+            return ErrorAnswer(
+                404, f"unknown path: {what}", "invalid_request_error", None, "unknown_url"
+            ).response()
+        if error.status_code == 405:
+            allowed = error.headers or {}
+            message = f"method not allowed: {what}"
+            return ErrorAnswer(
+                405, message, "invalid_request_error", None, "method_not_allowed", allowed
+            ).response()
+        return answer_to(error).response()
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return _validation_answer(request, error.errors()).response()
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        # Answered outside our middleware, so the request id is added by hand; uvicorn logs the traceback.
+        response = answer_to(error).response()
+        response.headers[REQUEST_ID_HEADER] = request_id_of(request.scope)
+        return response
+
+    app.add_exception_handler(LongspanError, known)
+    app.add_exception_handler(HTTPException, routing)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def _validation_answer(request: Request, problems: Sequence[Mapping[str, Any]]) -> ErrorAnswer:
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", first["msg"])
+        message = f"the request body is not valid JSON: {reason} at byte {first['loc'][-1]}"
+        return ErrorAnswer(400, message, "invalid_request_error", None, "invalid_json")
+    if tuple(first["loc"]) == ("body",) and "json" not in request.headers.get("content-type", ""):
+        message = "send the body as JSON, with the header 'Content-Type: application/json'"
+        return ErrorAnswer(400, message, "invalid_request_error", None, "invalid_json")
+    named = [f"{_place(problem['loc'])}: {problem['msg']}" for problem in problems[:MAX_PROBLEMS_NAMED]]
+    if len(problems) > MAX_PROBLEMS_NAMED:
+        named.append(f"and {len(problems) - MAX_PROBLEMS_NAMED} more")
+    return ErrorAnswer(400, "; ".join(named), "invalid_request_error", _place(first["loc"]) or None)
+
+
+def _place(loc: Sequence[str | int]) -> str:
+    """("body", "messages", 0, "content") reads messages[0].content."""
+    place = ""
+    for part in loc[1:] if loc and loc[0] == "body" else loc:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part
+    return place or "body"

@@ -1,0 +1,52 @@
+"""What machines ask about the server: /health, /ready, /version, /metrics."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter, Response
+
+from longspan.entrypoints.openai.context import Context
+from longspan.errors import EngineDeadError, EngineDrainingError
+from longspan.metrics.prometheus import CONTENT_TYPE
+
+
+def longspan_version() -> str:
+    try:
+        return version("longspan")
+    except PackageNotFoundError:  # run from a source folder that was never installed
+        return "0+unknown"
+
+
+def health_router(context: Context) -> APIRouter:
+    router = APIRouter()
+    engine = context.engine
+
+    @router.head("/health", include_in_schema=False)
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """Alive: 200 also while draining, so that nobody restarts a server that is finishing its work."""
+        if engine.error is not None:
+            raise EngineDeadError(f"the engine is dead: {engine.error}")
+        return {"status": "draining" if engine.draining else "ok"}
+
+    @router.head("/ready", include_in_schema=False)
+    @router.get("/ready")
+    async def ready() -> dict[str, str]:
+        """Takes new requests."""
+        if engine.error is not None:
+            raise EngineDeadError(f"the engine is dead: {engine.error}")
+        if engine.draining:
+            raise EngineDrainingError("the server is shutting down")
+        return {"status": "ready"}
+
+    @router.get("/version")
+    async def show_version() -> dict[str, str]:
+        return {"version": longspan_version()}
+
+    @router.head("/metrics", include_in_schema=False)
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(context.metrics.render(), media_type=CONTENT_TYPE)
+
+    return router

@@ -1,0 +1,28 @@
+"""GET /v1/models, /v1/models/{id}."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import APIRouter, Response
+
+from longspan.entrypoints.openai.context import Context
+from longspan.entrypoints.openai.errors import ModelNotFoundError
+from longspan.entrypoints.openai.responses import Model, ModelList
+
+
+def models_router(context: Context) -> APIRouter:
+    router = APIRouter()
+    engine = context.engine
+    served = Model(engine.model_name, context.started, engine.config.model, engine.max_model_len)
+
+    @router.get("/v1/models")
+    async def list_models() -> Response:
+        return Response(msgspec.json.encode(ModelList([served])), media_type="application/json")
+
+    @router.get("/v1/models/{model:path}")
+    async def retrieve_model(model: str) -> Response:
+        if model != served.id:
+            raise ModelNotFoundError(f"the model {model!r} does not exist; this server has {served.id!r}")
+        return Response(msgspec.json.encode(served), media_type="application/json")
+
+    return router

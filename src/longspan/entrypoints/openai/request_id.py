@@ -1,0 +1,39 @@
+"""X-Request-Id: the client's, or a new one; on every answer, and part of the ids in answers and event log."""
+
+from __future__ import annotations
+
+import re
+from uuid import uuid4
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADER = "x-request-id"
+_KEY = "longspan.request_id"
+_ACCEPTABLE = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class RequestIdMiddleware:
+    """Header values that are long or not printable ASCII are replaced, never repeated."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(HEADER.encode(), b"")
+        request_id = given if _ACCEPTABLE.fullmatch(given) else uuid4().hex.encode()
+        scope[_KEY] = request_id.decode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (HEADER.encode(), request_id)]
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+def request_id_of(scope: Scope) -> str:
+    request_id: str = scope.get(_KEY) or uuid4().hex
+    return request_id

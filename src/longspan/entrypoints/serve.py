@@ -1,0 +1,174 @@
+"""Start an engine, serve it, and stop without losing an answer.
+
+The first SIGTERM or SIGINT drains: /ready turns 503, new requests are refused, running ones finish. A second
+one, or one while the model still loads, stops at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+import uvloop
+
+from longspan.config import EngineConfig
+from longspan.engine.protocol import EngineClient
+from longspan.entrypoints.bind import bind, bind_error
+from longspan.entrypoints.openai.app import create_app
+from longspan.entrypoints.server_config import ServerConfig
+from longspan.errors import LongspanError
+
+logger = logging.getLogger("longspan.server")
+
+StartEngine = Callable[[EngineConfig], Awaitable[EngineClient]]
+Announce = Callable[[EngineClient, str], None]
+
+STOPPED_BY_SIGNAL = 128
+SLOW_READERS_S = 5  # how long finished answers may take to reach their clients
+IDLE_CONNECTION_S = 30
+
+
+def serve(
+    engine_config: EngineConfig,
+    config: ServerConfig,
+    *,
+    start_engine: StartEngine | None = None,
+    announce: Announce | None = None,
+) -> int:
+    """Serves until a signal; the exit code: 0 after a drain, 128 + signal if stopped at once.
+
+    announce: called with the engine and the server's URL once it answers.
+
+    Raises:
+        LongspanError: the server could not start.
+    """
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    with bind(config.host, config.port) as sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        service = Service(engine_config, config, sock, start_engine or _start_engine, announce)
+        return runner.run(service.run())
+
+
+class Service:
+    """One engine and its HTTP server, from start to end."""
+
+    def __init__(
+        self,
+        engine_config: EngineConfig,
+        config: ServerConfig,
+        sock: socket.socket,
+        start_engine: StartEngine,
+        announce: Announce | None,
+    ) -> None:
+        self.engine_config = engine_config
+        self.config = config
+        self.sock = sock
+        self.start_engine = start_engine
+        self.announce = announce
+        self.signals: list[int] = []
+        self.draining: asyncio.Task[None] | None = None
+        self.engine: EngineClient | None = None
+        self.server: HTTPServer | None = None
+        self.main: asyncio.Task[int] | None = None
+
+    async def run(self) -> int:
+        self.main = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            self.engine = await self._start_engine()
+            try:
+                await self._listen(self.engine)
+            finally:
+                await self.engine.close()
+        except asyncio.CancelledError:
+            if not self.signals:
+                raise
+            return STOPPED_BY_SIGNAL + self.signals[-1]
+        return 0
+
+    async def _start_engine(self) -> EngineClient:
+        try:
+            return await self.start_engine(self.engine_config)
+        except LongspanError:
+            raise
+        except Exception as error:
+            logger.debug("the engine did not start", exc_info=True)
+            reason = str(error).strip().partition("\n")[0]
+            raise LongspanError(
+                f"the engine did not start: {type(error).__name__}: {reason} (--log-level debug tells more)"
+            ) from error
+
+    async def _listen(self, engine: EngineClient) -> None:
+        url = f"http://{_client_host(self.config.host)}:{self.sock.getsockname()[1]}"
+        announce = self.announce
+        self.server = HTTPServer(
+            uvicorn.Config(
+                create_app(engine, self.config),
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                log_level="debug" if self.config.log_level == "debug" else "warning",
+                server_header=False,
+                timeout_keep_alive=IDLE_CONNECTION_S,
+                timeout_graceful_shutdown=SLOW_READERS_S,
+            ),
+            on_started=lambda: announce(engine, url) if announce else None,
+        )
+        try:
+            await self.server.serve(sockets=[self.sock])
+        except OSError as error:  # another server began to listen here while our model was loading
+            raise bind_error(error, self.config.host, self.config.port) from error
+
+    def _on_signal(self, number: int) -> None:
+        self.signals.append(number)
+        if len(self.signals) == 1 and self.server is not None and self.engine is not None:
+            self.draining = asyncio.get_running_loop().create_task(self._drain(self.engine, self.server))
+        elif self.main is not None:
+            self.main.cancel()
+
+    async def _drain(self, engine: EngineClient, server: uvicorn.Server) -> None:
+        seconds = self.config.drain_timeout_s
+        logger.info("stopping: running requests have %g s to finish; a second signal stops at once", seconds)
+        try:
+            await engine.drain(seconds)
+        finally:
+            server.should_exit = True
+
+
+class HTTPServer(uvicorn.Server):
+    """Leaves signals to `Service`; uvicorn would raise SIGTERM again after a clean stop, like a crash."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.on_started = on_started
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.on_started()
+
+
+async def _start_engine(config: EngineConfig) -> EngineClient:
+    from longspan.engine.async_llm import AsyncLLM
+
+    return await AsyncLLM.start(config)
+
+
+def _client_host(host: str) -> str:
+    """Where a client on this machine finds a server that listens on `host`."""
+    if host in ("0.0.0.0", "::", ""):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

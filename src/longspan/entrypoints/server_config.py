@@ -1,0 +1,45 @@
+"""How the HTTP server listens and behaves; what it serves is `EngineConfig`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from longspan.errors import ConfigError
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """One HTTP server.
+
+    port: 0 lets the system choose one.
+    max_body_mb: largest request body, in MiB; longer ones get status 413.
+    drain_timeout_s: how long running requests may go on after SIGTERM or SIGINT.
+    keep_alive_s: a stream that is silent for so long (a long prefill, a pause) gets an SSE comment, so that
+        proxies keep it open; 0 sends none.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_body_mb: float = 64.0
+    drain_timeout_s: float = 60.0
+    keep_alive_s: float = 15.0
+    log_level: LogLevel = "info"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port is {self.port}, but must lie in [0, 65535]")
+        if not 0 < self.max_body_mb <= 4096:
+            raise ConfigError(f"max_body_mb is {self.max_body_mb}, but must lie in (0, 4096]")
+        for name, value in (("drain_timeout_s", self.drain_timeout_s), ("keep_alive_s", self.keep_alive_s)):
+            if not 0 <= value < float("inf"):
+                raise ConfigError(f"{name} is {value}, but must be at least 0")
+        if self.log_level not in get_args(LogLevel):
+            allowed = ", ".join(get_args(LogLevel))
+            raise ConfigError(f"log_level is {self.log_level!r}, but must be one of {allowed}")
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.max_body_mb * 1024 * 1024)

@@ -1,0 +1,38 @@
+"""What `longspan serve` says once it answers: things to paste."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+
+from longspan.engine.protocol import EngineClient
+
+
+def print_welcome(engine: EngineClient, url: str) -> None:
+    """Coloured on a terminal, plain elsewhere; never wrapped, so that it can be copied."""
+    console = Console(soft_wrap=True, highlight=False)
+    model, config = engine.model_name, engine.config
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
+    console.print(
+        f"[bold green]Longspan[/] serves [bold]{model}[/] at [bold]{url}/v1[/]: "
+        f"{config.instances} instances, context up to {engine.max_model_len} tokens, "
+        f"{engine.total_kv_tokens} KV tokens in all.\n"
+    )
+    for title, text in (
+        ("Try it here", f"longspan chat --url {url}"),
+        ("with curl", f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"),
+        ("with Python (pip install openai)", _python(url, model)),
+    ):
+        console.print(f"[dim]{title}:[/]")
+        console.print(text, markup=False)
+        console.print()
+    console.print("[dim]Ctrl-C finishes the running requests and stops; twice stops at once.[/]")
+
+
+def _python(url: str, model: str) -> str:
+    return f"""\
+from openai import OpenAI
+client = OpenAI(base_url="{url}/v1", api_key="none")
+answer = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello!"}}])
+print(answer.choices[0].message.content)"""

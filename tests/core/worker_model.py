@@ -1,0 +1,149 @@
+"""What workers would do with the actions, reduced to KV slots: an independent check of the scheduler's books.
+
+Each instance does its actions first in, first out. A batch or a migration starts when it is first at all of
+its instances, and stays first there until the driver completes it. Nothing here reads the scheduler's state.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from longspan.core.actions import FreeKV, MigrateKV, RunBatch, Segment
+
+Item = RunBatch | MigrateKV | FreeKV
+
+
+@dataclass(eq=False)
+class Residence:
+    """A request's KV from its first prefill to its FreeKV: token -> owner."""
+
+    request_id: str
+    owner: dict[int, int] = field(default_factory=dict)
+
+    def counts(self, end: int | None = None) -> Counter[int]:
+        return Counter(instance for token, instance in self.owner.items() if end is None or token < end)
+
+
+class WorkerModel:
+    def __init__(self, num_instances: int, capacity: int) -> None:
+        self.capacity = capacity
+        self.used = [0] * num_instances
+        self.queues: list[deque[tuple[Item, Residence | None]]] = [deque() for _ in range(num_instances)]
+        self.residences: dict[str, Residence] = {}
+        self.started: list[RunBatch | MigrateKV] = []
+        self._residence_of: dict[int, dict[str, Residence]] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(self.used) and not any(self.queues) and not self.residences and not self.started
+
+    def submit(self, action: Item) -> None:
+        if isinstance(action, FreeKV):
+            self._submit_free(action)
+        elif isinstance(action, MigrateKV):
+            self._check_queue_is_legal(action, (action.source, action.target))
+            self._enqueue(action, (action.source, action.target), [action.request_id])
+        else:
+            self._check_queue_is_legal(action, action.group)
+            self._enqueue(action, action.group, [segment.request_id for segment in action.segments])
+        self.advance()
+
+    def complete(self, action: RunBatch | MigrateKV) -> None:
+        self.started.remove(action)
+        for instance in instances_of(action):
+            assert self.queues[instance].popleft()[0] is action
+        if isinstance(action, MigrateKV):
+            owner = self._residence_of[id(action)][action.request_id].owner
+            for start, end in action.ranges:
+                for token in range(start, end):
+                    owner[token] = action.target
+            self.used[action.source] -= action.num_tokens
+        del self._residence_of[id(action)]
+        self.advance()
+
+    def advance(self) -> None:
+        """Do everything that is first in line."""
+        changed = True
+        while changed:
+            changed = False
+            for instance, queue in enumerate(self.queues):
+                if not queue:
+                    continue
+                action, residence = queue[0]
+                if isinstance(action, FreeKV):
+                    assert residence is not None
+                    self._free(instance, residence)
+                    queue.popleft()
+                    changed = True
+                elif action not in self.started and all(
+                    self.queues[other] and self.queues[other][0][0] is action
+                    for other in instances_of(action)
+                ):
+                    self._start(action)
+                    changed = True
+
+    def _enqueue(
+        self, action: RunBatch | MigrateKV, instances: tuple[int, ...], request_ids: list[str]
+    ) -> None:
+        residences = {rid: self.residences.setdefault(rid, Residence(rid)) for rid in request_ids}
+        self._residence_of[id(action)] = residences
+        for instance in instances:
+            self.queues[instance].append((action, None))
+
+    def _submit_free(self, action: FreeKV) -> None:
+        """Exactly the instances that hold the request's KV, once for each residence."""
+        residence = self.residences.pop(action.request_id)
+        assert set(action.instances) == set(residence.counts()) and action.instances
+        assert all(residence not in touched.values() for touched in self._residence_of.values())
+        for instance in action.instances:
+            self.queues[instance].append((action, residence))
+
+    def _check_queue_is_legal(self, action: RunBatch | MigrateKV, instances: tuple[int, ...]) -> None:
+        """At most one batch behind a running one, both decodes of the very same group."""
+        for instance in instances:
+            ahead = [item for item, _ in self.queues[instance] if not isinstance(item, FreeKV)]
+            if not ahead:
+                continue
+            assert len(ahead) == 1, "a third in line"
+            assert isinstance(action, RunBatch) and isinstance(ahead[0], RunBatch), "queued at a migration"
+            assert action.group == ahead[0].group, "queued behind another group"
+            assert all(segment.length == 1 for segment in (*action.segments, *ahead[0].segments))
+
+    def _start(self, action: RunBatch | MigrateKV) -> None:
+        self.started.append(action)
+        residences = self._residence_of[id(action)]
+        if isinstance(action, RunBatch):
+            for segment in action.segments:
+                self._store(segment, residences[segment.request_id].owner)
+            return
+        owner = residences[action.request_id].owner
+        for start, end in action.ranges:
+            assert all(owner[token] == action.source for token in range(start, end))
+        self._take(action.target, action.num_tokens)
+
+    def _store(self, segment: Segment, owner: dict[int, int]) -> None:
+        held = Counter(instance for token, instance in owner.items() if token < segment.start)
+        assert sum(held.values()) == segment.start, "the context has holes"
+        assert segment.context == tuple(sorted(held.items()))
+        for kept in segment.store:
+            for token in range(kept.start, kept.end):
+                assert token not in owner, "a token has two owners"
+                owner[token] = kept.instance
+            self._take(kept.instance, kept.length)
+        assert all(token in owner for token in range(segment.end))
+
+    def _free(self, instance: int, residence: Residence) -> None:
+        mine = [token for token, holder in residence.owner.items() if holder == instance]
+        assert mine, "nothing to free"
+        for token in mine:
+            del residence.owner[token]
+        self.used[instance] -= len(mine)
+
+    def _take(self, instance: int, tokens: int) -> None:
+        self.used[instance] += tokens
+        assert self.used[instance] <= self.capacity, "out of slots"
+
+
+def instances_of(action: RunBatch | MigrateKV) -> tuple[int, ...]:
+    return action.group if isinstance(action, RunBatch) else (action.source, action.target)

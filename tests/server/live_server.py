@@ -1,0 +1,46 @@
+"""The real HTTP server on a free port of this machine, in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from longspan.entrypoints.bind import bind
+from longspan.entrypoints.openai.app import create_app
+from longspan.entrypoints.serve import HTTPServer
+from longspan.entrypoints.server_config import ServerConfig
+from tests.server.fake_engine import FakeEngine
+
+
+class LiveServer:
+    def __init__(self, engine: FakeEngine, port: int) -> None:
+        self.engine = engine
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def live_server(engine: FakeEngine | None = None, **settings: object) -> Iterator[LiveServer]:
+    engine = engine or FakeEngine()
+    config = ServerConfig(port=0, **settings)  # type: ignore[arg-type]
+    started = threading.Event()
+    sock = bind(config.host, config.port)
+    server = HTTPServer(
+        uvicorn.Config(create_app(engine, config), ws="none", lifespan="off", log_config=None),
+        on_started=started.set,
+    )
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])), daemon=True)
+    port = sock.getsockname()[1]
+    thread.start()
+    assert started.wait(30)
+    try:
+        yield LiveServer(engine, port)
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        thread.join(30)
+        assert not thread.is_alive()

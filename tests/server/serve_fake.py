@@ -1,0 +1,70 @@
+"""`longspan serve` around the fake engine, for tests that need a process: python -m ... PORT MODE."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import replace
+
+from longspan.config import EngineConfig
+from longspan.engine.outputs import EngineStats
+from longspan.engine.protocol import EngineClient
+from longspan.entrypoints.serve import serve
+from longspan.entrypoints.server_config import ServerConfig
+from longspan.entrypoints.welcome import print_welcome
+from longspan.errors import LongspanError
+from tests.server.fake_engine import FakeEngine
+
+
+class Engine(FakeEngine):
+    """Holds its answer after two tokens. In mode `finish` goes on, draining, once /metrics is read."""
+
+    mode = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scraped = asyncio.Event()
+
+    async def drain(self, timeout_s: float) -> None:
+        self.draining = True
+        await asyncio.sleep(0.3)  # a server that stopped listening too early has by now
+        print("draining", flush=True)
+        if self.mode == "finish":
+            await self.scraped.wait()
+            self.hold_after = None
+            self.gate.set()
+        await super().drain(timeout_s)
+
+    def stats(self) -> EngineStats:
+        self.scraped.set()
+        return super().stats()
+
+    async def close(self) -> None:
+        await super().close()
+        print("closed", flush=True)
+
+
+async def start(config: EngineConfig) -> EngineClient:
+    engine = Engine(replace(config, max_waiting=64))
+    engine.mode = sys.argv[2]
+    engine.hold_after = 2
+    match engine.mode:
+        case "never":
+            print("starting", flush=True)
+            await asyncio.Event().wait()
+        case "bug":
+            raise ZeroDivisionError("first line\nsecond line")
+    return engine
+
+
+def main() -> int:
+    settings = ServerConfig(port=int(sys.argv[1]), drain_timeout_s=30)
+    try:
+        return serve(EngineConfig(), settings, start_engine=start, announce=print_welcome)
+    except LongspanError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from longspan.config import EngineConfig
+from longspan.entrypoints import cli, serve
+from longspan.entrypoints.server_config import ServerConfig
+from longspan.errors import LongspanError
+
+Started = list[tuple[EngineConfig, ServerConfig]]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
+    """Instead of serving: what would have been served. In a folder of its own."""
+    calls: Started = []
+
+    def record(engine: EngineConfig, server: ServerConfig, **_: object) -> int:
+        calls.append((engine, server))
+        return 0
+
+    monkeypatch.setattr(serve, "serve", record)
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def test_defaults(started: Started) -> None:
+    assert cli.run(["serve"]) == 0
+    assert started == [(EngineConfig(), ServerConfig())]
+
+
+def test_options_reach_the_two_configs(started: Started) -> None:
+    options = (
+        "--instances 4 --tp 2 --dtype float32 --max-model-len 9 --kv-tokens 77 --policy p --no-lookahead"
+    )
+    more = "--served-model-name m --event-log e.jsonl --host 0.0.0.0 --port 0 --max-body-mb 1.5"
+    assert cli.run(["serve", "some/model", *options.split(), *more.split()]) == 0
+    assert started == [
+        (
+            EngineConfig(
+                model="some/model",
+                served_model_name="m",
+                instances=4,
+                tp=2,
+                dtype="float32",
+                max_model_len=9,
+                kv_tokens=77,
+                policy="p",
+                lookahead=False,
+                event_log=Path("e.jsonl"),
+            ),
+            ServerConfig(host="0.0.0.0", port=0, max_body_mb=1.5),
+        )
+    ]
+
+
+def test_command_line_beats_environment_beats_file(
+    started: Started, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "longspan.toml").write_text(
+        '[serve]\nmodel = "from-file"\ninstances = 5\nkv-tokens = 500\n'
+        "max_model_len = 50\nlookahead = false\n"
+    )
+    monkeypatch.setenv("LONGSPAN_SERVE_INSTANCES", "6")
+    monkeypatch.setenv("LONGSPAN_SERVE_KV_TOKENS", "600")
+    assert cli.run(["serve", "--kv-tokens", "700"]) == 0
+    ((engine, server),) = started
+    assert (engine.kv_tokens, engine.instances, engine.max_model_len) == (700, 6, 50)
+    assert (engine.model, engine.lookahead, engine.tp, server) == ("from-file", False, 1, ServerConfig())
+
+
+def test_the_model_by_argument_environment_or_file(
+    started: Started, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "longspan.toml").write_text('[serve]\nmodel = "from-file"\n')
+    cli.run(["serve"])
+    monkeypatch.setenv("LONGSPAN_SERVE_MODEL", "from-environment")
+    cli.run(["serve"])
+    cli.run(["serve", "--model", "from-option"])
+    cli.run(["serve", "from-argument"])
+    assert [engine.model for engine, _ in started] == [
+        "from-file", "from-environment", "from-option", "from-argument",
+    ]  # fmt: skip
+
+
+def test_another_file(started: Started, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "longspan.toml").write_text("[serve]\nport = 1\n")
+    (tmp_path / "other.toml").write_text("[serve]\nport = 2\n")
+    cli.run(["serve", "--config", "other.toml"])
+    monkeypatch.setenv("LONGSPAN_SERVE_CONFIG", "other.toml")
+    cli.run(["serve"])
+    assert [server.port for _, server in started] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[serve]\ninstnaces = 2", "unknown setting instnaces; these are known: device, "),
+        ("[serve]\nconfig = 'x'", "unknown setting config"),
+        ("[server]\nport = 2", "unknown server; everything goes into the table [serve]"),
+        ("port = 2", "unknown port"),
+        ("[serve]\nport = [2]", "port must be one value"),
+        ("[serve]\nport = 'x'", "port"),
+        ("[serve\n", "not valid TOML"),
+    ],
+)
+def test_a_bad_file(
+    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
+    (tmp_path / "longspan.toml").write_text(text)
+    assert cli.run(["serve"]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("longspan: ") and error.count("\n") == 1
+    assert not started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("serve --instances 0", "instances is 0, but must be at least 1"),
+        ("serve --instances many", "many"),
+        ("serve --dtype float8", "float32"),
+        ("serve --port 70000", "port is 70000"),
+        ("serve --max-body-mb nan", "max_body_mb"),
+        ("serve --prot 80", "--port"),
+        ("serve one two", "two"),
+        ("serve --config nowhere.toml", "nowhere.toml cannot be read"),
+        ("sreve", "serve"),
+        ("replay", "file"),
+        ("replay --frob x", "--frob"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    started: Started, capsys: pytest.CaptureFixture[str], arguments: str, says: str
+) -> None:
+    assert cli.run(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert says.lower() in error.lower() and error.startswith("longspan: ") and error.count("\n") == 1
+    assert not started
+
+
+def test_a_bad_environment(
+    started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LONGSPAN_SERVE_TP", "two")
+    assert cli.run(["serve"]) == 2
+    assert "two" in capsys.readouterr().err
+
+
+def test_a_server_that_fails_to_start(
+    started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise LongspanError("port 8000 is in use already")
+
+    monkeypatch.setattr(serve, "serve", fail)
+    assert cli.run(["serve"]) == 1
+    assert capsys.readouterr().err == "longspan: port 8000 is in use already\n"
+
+
+def test_help_explains_every_option_and_loads_no_model_code() -> None:
+    check = (
+        "import sys; from longspan.entrypoints import cli\n"
+        "cli.run(['serve', '--help']); cli.run(['--help'])\n"
+        "sys.exit(bool({'torch', 'transformers', 'openai', 'numpy', 'fastapi'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    for field in (*fields(EngineConfig), *fields(ServerConfig)):
+        assert f"--{field.name.replace('_', '-')}" in shown.stdout
+        owner = "engine" if field.name in EngineConfig.__dataclass_fields__ else "server"
+        assert f"{owner}.{field.name}: " in (cli.serve.__doc__ or "")
+    assert "LONGSPAN_SERVE_KV_TOKENS" in shown.stdout and "longspan.toml" in shown.stdout
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["version"]) == 0
+    assert capsys.readouterr().out.strip()[0].isdigit()
+
+
+def test_replay(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from longspan.metrics import event_log
+
+    monkeypatch.setattr(event_log, "replay", lambda path: None)
+    assert cli.run(["replay", "log.jsonl"]) == 0
+    monkeypatch.setattr(event_log, "replay", lambda path: f"line 3 of {path}")
+    assert cli.run(["replay", "log.jsonl"]) == 1
+    assert "line 3 of log.jsonl" in capsys.readouterr().out
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert "smollm2-135m" in shown and "LlamaForCausalLM" in shown

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import httpx2
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from longspan.engine.outputs import RequestOutput, RequestTimes
+from longspan.metrics.prometheus import ServerMetrics, token_buckets
+from tests.server.fake_engine import MODEL, FakeEngine
+from tests.server.live_server import LiveServer, live_server
+
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+OURS = {"model_name": MODEL, "engine": "0"}
+
+
+def samples(text: str) -> Samples:
+    found: Samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def value(found: Samples, name: str, **labels: str) -> float:
+    matching = [v for found_labels, v in found[name] if OURS | labels == found_labels]
+    assert len(matching) == 1, found[name]
+    return matching[0]
+
+
+def test_metrics_of_a_server() -> None:
+    engine = FakeEngine()
+    with (
+        live_server(engine) as server,
+        httpx2.Client(base_url=server.url, timeout=30, trust_env=False) as http,
+    ):
+        http.post("/v1/completions", json={"prompt": "abc"})
+        http.post("/v1/completions", json={"prompt": "abc", "max_tokens": 5, "stream": True, "n": 2})
+        answer = http.get("/metrics")
+        assert http.head("/metrics").status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    found = samples(answer.text)
+    assert value(found, "vllm:num_requests_running") == 0
+    assert value(found, "vllm:num_requests_waiting") == 3
+    assert value(found, "vllm:kv_cache_usage_perc") == 0.25
+    assert value(found, "vllm:cache_config_info", block_size="1", num_gpu_blocks="1024") == 1
+    no_lora = {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
+    assert value(found, "vllm:lora_requests_info", **no_lora) == 0
+    assert value(found, "vllm:prompt_tokens_total") == 9
+    assert value(found, "vllm:generation_tokens_total") == 21
+    assert value(found, "vllm:request_success_total", finished_reason="stop") == 1
+    assert value(found, "vllm:request_success_total", finished_reason="length") == 2
+    assert value(found, "vllm:request_success_total", finished_reason="abort") == 0
+    assert value(found, "vllm:num_preemptions_total") == 5
+    for name, count in {
+        "time_to_first_token_seconds": 3,
+        "inter_token_latency_seconds": 18,
+        "e2e_request_latency_seconds": 3,
+        "request_queue_time_seconds": 3,
+        "request_prompt_tokens": 3,
+        "request_generation_tokens": 3,
+    }.items():
+        assert value(found, f"vllm:{name}_count") == count
+        assert value(found, f"vllm:{name}_bucket", le="+Inf") == count
+    assert value(found, "vllm:request_generation_tokens_sum") == 21
+    assert value(found, "longspan:instance_kv_tokens_used", instance="1") == 100
+
+
+def test_an_aborted_stream_counts_as_aborted(server: LiveServer, client: openai.OpenAI) -> None:
+    server.engine.hold_after = 2
+    before = server_aborts(server)
+    with client.completions.create(model=MODEL, prompt="x", stream=True) as chunks:
+        next(iter(chunks))
+    server.engine.ended.get(timeout=30)
+    assert server_aborts(server) - before == 1
+
+
+def server_aborts(server: LiveServer) -> float:
+    found = samples(httpx2.get(f"{server.url}/metrics", trust_env=False).text)
+    return value(found, "vllm:request_success_total", finished_reason="abort")
+
+
+def metrics() -> ServerMetrics:
+    return ServerMetrics(model_name=MODEL, max_model_len=100, stats=FakeEngine().stats)
+
+
+def output(tokens: int, times: RequestTimes) -> RequestOutput:
+    return RequestOutput(
+        "r", num_prompt_tokens=7, num_output_tokens=tokens, token_ids=(1,) * tokens, times=times
+    )
+
+
+def test_times_are_taken_from_the_engines_clock() -> None:
+    measured = metrics()
+    request = measured.request()
+    request.observe(output(1, RequestTimes(arrived=10.0, scheduled=11.0, first_token=13.0, last_token=13.0)))
+    request.observe(output(2, RequestTimes(arrived=10.0, scheduled=11.0, first_token=13.0, last_token=14.0)))
+    request.close()
+    request.close()
+    found = samples(measured.render().decode())
+    assert value(found, "vllm:time_to_first_token_seconds_sum") == pytest.approx(3.0)
+    assert value(found, "vllm:request_queue_time_seconds_sum") == pytest.approx(1.0)
+    assert value(found, "vllm:inter_token_latency_seconds_sum") == pytest.approx(1.0)  # 0.5 s each of two
+    assert value(found, "vllm:inter_token_latency_seconds_count") == 2
+    assert value(found, "vllm:request_success_total", finished_reason="abort") == 1
+
+
+def test_two_servers_in_one_process_do_not_meet() -> None:
+    one, other = metrics(), metrics()
+    one.prompt_tokens.inc(5)
+    assert value(samples(other.render().decode()), "vllm:prompt_tokens_total") == 0
+
+
+def test_token_buckets() -> None:
+    assert token_buckets(100) == (1, 2, 5, 10, 20, 50, 100)
+    assert token_buckets(8192)[-1] == 5000
