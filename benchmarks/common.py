@@ -23,12 +23,11 @@ VOCAB = 49_000
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), ""
-    )
-    flags = next((line for line in open("/proc/cpuinfo") if line.startswith("flags")), "").split()
+    facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    cpu = {name.strip(): value.strip() for name, value in facts.items()}
+    flags = cpu.get("flags", "").split()
     return {
-        "cpu": cpu,
+        "cpu": cpu.get("model name", platform.processor()),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "isa": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],

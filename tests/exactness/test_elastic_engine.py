@@ -21,7 +21,9 @@ TOP = 10
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=TOP)
 
 
-def check(model: ResolvedModel, reference: Reference, *, policy: FixedPolicy | str = "elastic_fcfs", **settings) -> None:
+def check(
+    model: ResolvedModel, reference: Reference, *, policy: FixedPolicy | str = "elastic_fcfs", **settings
+) -> None:
     """Same tokens; log-probabilities of the best ones within 1e-3; and every slot free at the end."""
     with LLM(
         str(model.path), policy=policy, dtype="float32", executor="inproc", threads_per_device=1,

@@ -11,8 +11,8 @@ from typing import Any
 
 from longspan.config import EngineConfig
 from longspan.core.events import FinishReason
-from longspan.engine.outputs import EngineStats, PositionLogprobs, RequestOutput, RequestTimes, TokenLogprob
 from longspan.errors import EngineDeadError, EngineDrainingError, LongspanError, RequestError
+from longspan.outputs import EngineStats, PositionLogprobs, RequestOutput, RequestTimes, TokenLogprob
 from longspan.sampling_params import SamplingParams
 
 MODEL = "fake-model"

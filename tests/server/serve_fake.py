@@ -7,12 +7,12 @@ import sys
 from dataclasses import replace
 
 from longspan.config import EngineConfig
-from longspan.engine.outputs import EngineStats
 from longspan.engine.protocol import EngineClient
 from longspan.entrypoints.serve import serve
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.entrypoints.welcome import print_welcome
 from longspan.errors import LongspanError
+from longspan.outputs import EngineStats
 from tests.server.fake_engine import FakeEngine
 
 

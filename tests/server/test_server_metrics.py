@@ -5,8 +5,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from longspan.engine.outputs import RequestOutput, RequestTimes
 from longspan.metrics.prometheus import ServerMetrics, token_buckets
+from longspan.outputs import RequestOutput, RequestTimes
 from tests.server.fake_engine import MODEL, FakeEngine
 from tests.server.live_server import LiveServer, live_server
 

@@ -52,7 +52,7 @@ class _CpuPlan:
             single = single[size:]
 
     def attend(self, q_THK: torch.Tensor, k_GNK: torch.Tensor, v_GNK: torch.Tensor, scale: float) -> Partial:
-        result = empty_partial(*q_THK.shape, device=q_THK.device)
+        result = empty_partial(q_THK)
         for bucket in self.buckets:
             out, lse = bucket.attend(q_THK, k_GNK, v_GNK, scale)
             result.out_THK[bucket.rows] = out.float()

@@ -48,7 +48,7 @@ class _CudaPlan:
             q_THK[self.rows], k_SGK, v_SGK, self.edges_q, self.edges_k,
             self.longest_q, self.longest_k, False, scale,
         )  # fmt: skip
-        result = empty_partial(*q_THK.shape, device=q_THK.device)
+        result = empty_partial(q_THK)
         result.out_THK[self.rows] = part.out_THK.float()
         result.lse_TH[self.rows] = part.lse_TH
         return result

@@ -79,7 +79,7 @@ class ElasticAttention:
             [(q, self.rank_of(a.peer)) for q, a in zip(asked_PHK, layout.answers, strict=True)],
         )
 
-        result = Accumulator(*q_THK.shape, device=q_THK.device)
+        result = Accumulator(q_THK)
         for rows in layout.solo:
             block = self.backend.block(q_THK[rows], k_TGK[rows], v_TGK[rows], causal=True, scale=self.scale)
             result.set(rows, block)

@@ -21,11 +21,11 @@ class Partial(NamedTuple):
     lse_TH: torch.Tensor
 
 
-def empty_partial(rows: int, heads: int, head_dim: int, device: torch.device) -> Partial:
-    """What attention over no keys gives: weight exp(-inf) = 0, never uninitialised memory."""
+def empty_partial(q_THK: torch.Tensor) -> Partial:
+    """What attention over no keys gives: weight exp(-inf) = 0, never uninitialised memory. fp32."""
     return Partial(
-        torch.zeros(rows, heads, head_dim, device=device),
-        torch.full((rows, heads), -torch.inf, device=device),
+        torch.zeros(q_THK.shape, device=q_THK.device),
+        torch.full(q_THK.shape[:2], -torch.inf, device=q_THK.device),
     )
 
 
@@ -41,9 +41,8 @@ def merge(first: Partial, second: Partial) -> Partial:
 class Accumulator:
     """The running result of a batch's rows while partial results come in."""
 
-    def __init__(self, rows: int, heads: int, head_dim: int, device: torch.device) -> None:
-        self.out_THK = torch.zeros(rows, heads, head_dim, device=device)
-        self.lse_TH = torch.full((rows, heads), -torch.inf, device=device)
+    def __init__(self, q_THK: torch.Tensor) -> None:
+        self.out_THK, self.lse_TH = empty_partial(q_THK)
 
     def set(self, rows: slice, partial: Partial) -> None:
         """The first result of these rows."""

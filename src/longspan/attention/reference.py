@@ -40,7 +40,7 @@ class _ReferencePlan:
         self.segments = segments
 
     def attend(self, q_THK: torch.Tensor, k_GNK: torch.Tensor, v_GNK: torch.Tensor, scale: float) -> Partial:
-        result = empty_partial(*q_THK.shape, device=q_THK.device)
+        result = empty_partial(q_THK)
         for segment in self.segments:
             rows = slice(segment.start, segment.stop)
             k_SGK, v_SGK = (cache[:, segment.slots].transpose(0, 1) for cache in (k_GNK, v_GNK))

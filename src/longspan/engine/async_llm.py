@@ -16,7 +16,6 @@ from longspan.core.policies.base import Policy
 from longspan.core.scheduler import Scheduler
 from longspan.engine.detokenizer import Detokenizer, OutputProcessor
 from longspan.engine.engine_core import EngineCore
-from longspan.engine.outputs import EngineStats, RequestOutput, RequestTimes
 from longspan.engine.request import EngineRequest
 from longspan.engine.tokenizer import Tokenizer
 from longspan.errors import (
@@ -31,6 +30,7 @@ from longspan.executor.base import DeviceInfo, Executor, make_executor
 from longspan.metrics.event_log import EventLogWriter
 from longspan.models.catalog import resolve_model
 from longspan.models.config import load_model_config
+from longspan.outputs import EngineStats, RequestOutput, RequestTimes
 from longspan.sampling_params import SamplingParams
 from longspan.worker.messages import Reply, WorkerSpec
 
@@ -73,7 +73,7 @@ class AsyncLLM:
             WorkerSpec(
                 model_path=str(model.path), instance=instance, tp_rank=tp_rank, num_instances=config.instances,
                 tp=config.tp, dtype=config.dtype, device=config.device, threads=config.threads_per_device,
-            )  # fmt: skip
+            )
             for instance in range(config.instances)
             for tp_rank in range(config.tp)
         ]

@@ -21,11 +21,11 @@ from longspan.core.events import (
 )
 from longspan.core.scheduler import Scheduler
 from longspan.engine.detokenizer import Detokenizer
-from longspan.engine.outputs import EngineStats, PositionLogprobs, RequestOutput, TokenLogprob
 from longspan.engine.request import EngineRequest
 from longspan.errors import EngineDeadError, RequestError
 from longspan.executor.base import Executor
 from longspan.metrics.event_log import EventLogWriter
+from longspan.outputs import EngineStats, PositionLogprobs, RequestOutput, TokenLogprob
 from longspan.worker.messages import BatchDone, Free, Migrate, MigrationDone, Reply, Run
 from longspan.worker.sampling_state import SampledLogprobs, SampledToken
 

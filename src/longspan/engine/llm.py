@@ -17,8 +17,8 @@ from rich.progress import Progress
 from longspan.config import DEFAULT_MODEL, EngineConfig
 from longspan.core.policies.base import Policy
 from longspan.engine.async_llm import AsyncLLM
-from longspan.engine.outputs import Completion, EngineStats, PositionLogprobs
 from longspan.errors import ConfigError
+from longspan.outputs import Completion, EngineStats, PositionLogprobs
 from longspan.sampling_params import SamplingParams
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from longspan.config import EngineConfig
-from longspan.engine.outputs import EngineStats, RequestOutput
+from longspan.outputs import EngineStats, RequestOutput
 from longspan.sampling_params import SamplingParams
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from longspan.core.events import FinishReason
 from longspan.engine.detokenizer import OutputProcessor
-from longspan.engine.outputs import PositionLogprobs, RequestOutput, RequestTimes
 from longspan.errors import LongspanError
+from longspan.outputs import PositionLogprobs, RequestOutput, RequestTimes
 from longspan.sampling_params import SamplingParams
 from longspan.worker.sampling_state import SamplingState
 
@@ -70,5 +70,5 @@ class EngineRequest:
             logprobs=logprobs,
             finish_reason=finish_reason,
             stop_reason=stop_reason,
-            times=self.times,
+            times=replace(self.times),  # as of now: it goes on
         )

@@ -7,9 +7,15 @@ import os
 import queue
 import signal
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
-from longspan.worker.messages import Command, Failed, Reply, Stop, WorkerSpec, decode_command, encode
+from longspan.worker.messages import Beat, Command, Failed, Reply, Stop, WorkerSpec, decode_command, encode
+
+if TYPE_CHECKING:
+    from longspan.distributed.tensor_parallel import TensorParallelGroup
+    from longspan.distributed.transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +45,7 @@ def main(spec: WorkerSpec, pipe: Connection, rendezvous: str) -> None:
     os._exit(0)  # likewise: the process group's threads would keep the process for a while
 
 
-def _join(spec: WorkerSpec, rendezvous: str):  # type: ignore[no-untyped-def]
+def _join(spec: WorkerSpec, rendezvous: str) -> tuple[Transport, TensorParallelGroup | None]:
     """Transport and tensor-parallel group in the world of all workers."""
     from longspan.distributed.process_group import ProcessTensorParallel, ProcessTransport, init_world
     from longspan.distributed.transport import SoleDevice
@@ -71,9 +77,8 @@ class _Line:
         except (EOFError, OSError):
             os._exit(0)  # the engine is gone
 
-    def start_beating(self, progress):  # type: ignore[no-untyped-def]
+    def start_beating(self, progress: Callable[[], int]) -> None:
         """Tell the engine twice a second how far the worker is."""
-        from longspan.worker.messages import Beat
 
         def beat() -> None:
             while True:

@@ -15,8 +15,13 @@ from longspan.models.config import ModelConfig, load_model_config
 from longspan.models.registry import model_class
 from longspan.models.sharding import TensorParallelShard
 from longspan.models.weights import open_weights
-from longspan.models.weights import open_weights
-from longspan.worker.device import default_threads, memory_for_kv, resolve_device, resolve_dtype
+from longspan.worker.device import (
+    default_threads,
+    keep_freed_memory,
+    memory_for_kv,
+    resolve_device,
+    resolve_dtype,
+)
 from longspan.worker.kv_pool import KVPool
 from longspan.worker.messages import (
     AllocateKV,
@@ -65,6 +70,7 @@ class Worker:
         model: Model | None = None,
     ) -> None:
         torch.set_num_threads(spec.threads or default_threads(spec.world_size))
+        keep_freed_memory()
         self.spec = spec
         self.transport = transport
         self.tp = tp or SingleDevice()
@@ -75,11 +81,6 @@ class Worker:
         self.shard = TensorParallelShard.of(self.config, spec.tp_rank, spec.tp)
         self.model: Model = model or self._load_model()
         self.runner: ModelRunner | None = None
-
-    def _load_model(self) -> Model:
-        source = open_weights(self.spec.model_path, self.config)
-        family = model_class(self.config.architecture)
-        return family.load(self.config, source, self.shard, self.dtype, self.device)
 
     def _load_model(self) -> Model:
         source = open_weights(self.spec.model_path, self.config)

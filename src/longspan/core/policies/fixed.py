@@ -44,9 +44,8 @@ class FixedPolicy:
             return
         if len(state.waiting):
             self._prefill(state)
-        elif ready := _ready(state):
-            if not self._migrate(state, ready[0]):
-                self._decode(state, ready)
+        elif (ready := _ready(state)) and not self._migrate(state, ready[0]):
+            self._decode(state, ready)
 
     def _prefill(self, state: SchedulerState) -> None:
         batch: list[Request] = []

@@ -10,13 +10,13 @@ from secrets import token_hex
 from typing import TypeVar, cast
 
 from longspan.core.events import FinishReason
-from longspan.engine.outputs import PositionLogprobs, RequestOutput
 from longspan.engine.protocol import EngineClient
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.errors import ModelNotFoundError
 from longspan.entrypoints.openai.limits import check_choices
 from longspan.entrypoints.openai.responses import Usage
 from longspan.errors import EngineDeadError, EngineDrainingError, RequestError
+from longspan.outputs import PositionLogprobs, RequestOutput
 from longspan.sampling_params import SamplingParams
 
 T = TypeVar("T")

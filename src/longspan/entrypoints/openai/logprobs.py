@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longspan.engine.outputs import PositionLogprobs, TokenLogprob
 from longspan.entrypoints.openai.responses import ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob
+from longspan.outputs import PositionLogprobs, TokenLogprob
 
 LOWEST = -9999.0  # JSON has no -inf
 
