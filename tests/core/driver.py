@@ -65,11 +65,8 @@ class Driver:
             life.end("abort")
         return self.handle(RequestAborted(request_id))
 
-    def complete(
-        self, work: RunBatch | MigrateKV | None = None, *, stop: float | set[str] = 0.0
-    ) -> list[Action]:
-        """Finish `work`, or the first that runs. `stop`: the probability, or the requests, to end before
-        max_tokens."""
+    def complete(self, work: RunBatch | MigrateKV | None = None, *, stop: float | set[str] = 0.0) -> list[Action]:
+        """Finish `work`, or the first that runs. `stop`: probability, or requests, to end early."""
         work = work or self.model.started[0]
         self.model.complete(work)
         if isinstance(work, MigrateKV):

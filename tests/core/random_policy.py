@@ -55,9 +55,7 @@ class RandomPolicy:
         shift = self.rng.randrange(len(ring))
         compute = ring[shift:] + ring[:shift] if self.rng.random() < 0.7 else [self.rng.choice(ring)]
         left = request.num_tokens - request.num_stored
-        length = min(
-            self.rng.choice((left, self.rng.randint(1, left))), sum(free[number] for number in compute)
-        )
+        length = min(self.rng.choice((left, self.rng.randint(1, left))), sum(free[number] for number in compute))
         if length == 0:
             return None
         retention: list[tuple[int, int]] = []
@@ -109,9 +107,7 @@ class RandomPolicy:
             if request is not oldest and self.rng.random() < 0.5:
                 state.preempt(request.id)
         while sum(i.free for i in state.cluster.instances) < oldest.num_tokens - oldest.num_stored:
-            state.preempt(
-                max((r for r in _ready(state) if r is not oldest), key=lambda r: r.arrival_index).id
-            )
+            state.preempt(max((r for r in _ready(state) if r is not oldest), key=lambda r: r.arrival_index).id)
         instances = sorted(state.cluster.instances, key=lambda instance: -instance.free)
         if oldest.status is RequestStatus.DECODING:
             segment = state.decode_segment(oldest, instances[0].id)

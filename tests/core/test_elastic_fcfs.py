@@ -91,9 +91,7 @@ def test_a_batch_is_limited_in_tokens_but_a_longer_prompt_runs_alone() -> None:
         d.arrive(prompt, 1)
     lengths = []
     while d.model.started:
-        lengths += [
-            [segment.length for segment in a.segments] for a in d.complete() if isinstance(a, RunBatch)
-        ]
+        lengths += [[segment.length for segment in a.segments] for a in d.complete() if isinstance(a, RunBatch)]
     assert lengths == [[50], [10, 10], [10]]
 
 

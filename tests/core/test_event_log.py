@@ -66,9 +66,7 @@ def test_floats_keep_every_bit(tmp_path: Path) -> None:
 
 def test_it_replays_identically_here_and_in_another_process(path: Path) -> None:
     assert replay(path) is None
-    check = (
-        "import sys; from longspan.metrics.event_log import replay; sys.exit(replay(sys.argv[1]) is not None)"
-    )
+    check = "import sys; from longspan.metrics.event_log import replay; sys.exit(replay(sys.argv[1]) is not None)"
     for seed in ("1", "12345"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
         command = [sys.executable, "-c", check, str(path)]

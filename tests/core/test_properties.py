@@ -50,9 +50,7 @@ def workloads(draw: st.DrawFn) -> Workload:
     config = draw(configs)
     total = config.total_kv_tokens
     # Mostly what fits; some near the whole pool, some just beyond it.
-    lengths = st.one_of(
-        st.integers(1, min(12, total)), st.integers(1, max(1, total // 2)), st.integers(1, total + 1)
-    )
+    lengths = st.one_of(st.integers(1, min(12, total)), st.integers(1, max(1, total // 2)), st.integers(1, total + 1))
     return Workload(
         config=config,
         requests=draw(st.lists(st.tuples(lengths, st.integers(1, 12)), min_size=1, max_size=14)),

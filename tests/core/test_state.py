@@ -77,9 +77,7 @@ ILLEGAL: dict[str, tuple[Act, str]] = {
         "does not compute",
     ),
     "store overlaps": (
-        lambda s: s.run_batch(
-            (0, 1), [replace(prefill(s, i0=10), store=(KVRange(0, 0, 6), KVRange(1, 5, 10)))]
-        ),
+        lambda s: s.run_batch((0, 1), [replace(prefill(s, i0=10), store=(KVRange(0, 0, 6), KVRange(1, 5, 10)))]),
         "gap, overlap",
     ),
     "store too short": (

@@ -77,15 +77,12 @@ class WorkerModel:
                     queue.popleft()
                     changed = True
                 elif action not in self.started and all(
-                    self.queues[other] and self.queues[other][0][0] is action
-                    for other in instances_of(action)
+                    self.queues[other] and self.queues[other][0][0] is action for other in instances_of(action)
                 ):
                     self._start(action)
                     changed = True
 
-    def _enqueue(
-        self, action: RunBatch | MigrateKV, instances: tuple[int, ...], request_ids: list[str]
-    ) -> None:
+    def _enqueue(self, action: RunBatch | MigrateKV, instances: tuple[int, ...], request_ids: list[str]) -> None:
         residences = {rid: self.residences.setdefault(rid, Residence(rid)) for rid in request_ids}
         self._residence_of[id(action)] = residences
         for instance in instances:

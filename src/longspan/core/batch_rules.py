@@ -36,9 +36,7 @@ def check_migration(
 
 def check_ready(request: Request) -> None:
     if not request.is_ready:
-        raise InternalError(
-            f"request {request.id} is not ready: {request.status.value}, {request.in_flight} in flight"
-        )
+        raise InternalError(f"request {request.id} is not ready: {request.status.value}, {request.in_flight} in flight")
 
 
 def involved_instances(segments: Sequence[Segment]) -> set[int]:
@@ -75,9 +73,7 @@ def _check_segment(ledger: Ledger, segment: Segment) -> None:
     if segment.emits != (segment.end == request.num_tokens):
         raise InternalError(f"{segment} must sample a token exactly if it reaches the last one known")
     if segment.context != ledger.placement.context(request.id):
-        raise InternalError(
-            f"{segment}: its context is not where the KV is, {ledger.placement.context(request.id)}"
-        )
+        raise InternalError(f"{segment}: its context is not where the KV is, {ledger.placement.context(request.id)}")
     _check_store(segment)
 
 
@@ -122,6 +118,4 @@ def _check_room(ledger: Ledger, segments: Sequence[Segment]) -> None:
             needed[stored.instance] += stored.length
     for instance, tokens in needed.items():
         if tokens > ledger.cluster[instance].free:
-            raise InternalError(
-                f"instance {instance} has {ledger.cluster[instance].free} free slots, not {tokens}"
-            )
+            raise InternalError(f"instance {instance} has {ledger.cluster[instance].free} free slots, not {tokens}")

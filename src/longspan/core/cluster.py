@@ -77,10 +77,6 @@ class Cluster:
         """Busy, but back at their iteration's end: soon."""
         return [instance for instance in self.instances if instance.is_decoding]
 
-    @property
-    def room(self) -> int:
-        return sum(instance.room for instance in self.instances)
-
     def take(self, instance: int, tokens: int) -> None:
         self.instances[instance].used += tokens
         if self.instances[instance].free < 0:

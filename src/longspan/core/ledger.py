@@ -76,9 +76,7 @@ class Ledger:
             request.num_scheduled -= segment.length
             request.num_computed += segment.length
 
-    def _new_batch(
-        self, group: tuple[int, ...], segments: Sequence[Segment], is_decode: bool
-    ) -> Work[RunBatch]:
+    def _new_batch(self, group: tuple[int, ...], segments: Sequence[Segment], is_decode: bool) -> Work[RunBatch]:
         batch = RunBatch(self.num_batches, group, tuple(segments))
         self.num_batches += 1
         self.num_prefills += not is_decode

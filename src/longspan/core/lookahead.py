@@ -29,13 +29,14 @@ def look_ahead(ledger: Ledger, started: list[Work[RunBatch]]) -> None:
 
 
 def _somebody_needs_instances(ledger: Ledger) -> bool:
-    """A waiting request that all instances together have room for, or a ready one that stands still.
+    """A waiting request that some instances together have room for, or a ready one that stands still.
 
     They wait for instances to come back, which a queued batch would put off, again and again.
     """
     if ledger.waiting:
         head = ledger.waiting.first
-        if head.num_tokens + ledger.headroom(head) <= ledger.cluster.room:
+        most_room = sum(max(0, instance.room) for instance in ledger.cluster.instances)
+        if head.num_tokens + ledger.headroom(head) <= most_room:
             return True
     return any(instance.ready for instance in ledger.cluster.idle())
 

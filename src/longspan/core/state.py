@@ -82,9 +82,7 @@ class SchedulerState:
         )
         return self._ledger.issue(tuple(group), segments, is_decode=is_decode)
 
-    def migrate(
-        self, request_id: str, source: int, target: int, ranges: Iterable[tuple[int, int]]
-    ) -> MigrateKV:
+    def migrate(self, request_id: str, source: int, target: int, ranges: Iterable[tuple[int, int]]) -> MigrateKV:
         """Move token ranges (in order, disjoint) of a ready request between two idle instances."""
         request, ranges = self.request(request_id), tuple(ranges)
         check_migration(self._ledger, request, source, target, ranges)

@@ -168,9 +168,7 @@ def _choose_requests(group: DecodeGroup) -> list[Request]:
     return sorted(group.requests, key=lambda request: request.ready_order)[: group.size]
 
 
-def _choose_masters(
-    state: SchedulerState, requests: Sequence[Request], instances: Sequence[Instance]
-) -> list[int]:
+def _choose_masters(state: SchedulerState, requests: Sequence[Request], instances: Sequence[Instance]) -> list[int]:
     """One master for each request: a single one for all while that is not too many, else spread evenly."""
     contexts = [dict(state.placement.context(request.id)) for request in requests]
     if len(requests) <= state.config.max_requests_per_master:

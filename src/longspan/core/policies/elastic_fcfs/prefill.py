@@ -28,9 +28,7 @@ def start_prefills(state: SchedulerState) -> bool:
     return False
 
 
-def _should_wait(
-    state: SchedulerState, head: Request, idle: Sequence[Instance], decoding: Sequence[Instance]
-) -> bool:
+def _should_wait(state: SchedulerState, head: Request, idle: Sequence[Instance], decoding: Sequence[Instance]) -> bool:
     """Whether the head needs, or can use, instances that will soon come back.
 
     Never for instances busy with a prefill or a migration: that may take long.
@@ -71,9 +69,7 @@ def _gather(state: SchedulerState, idle: Sequence[Instance]) -> list[Request]:
     return requests
 
 
-def _choose_group(
-    state: SchedulerState, requests: Sequence[Request], idle: Sequence[Instance]
-) -> list[Instance]:
+def _choose_group(state: SchedulerState, requests: Sequence[Request], idle: Sequence[Instance]) -> list[Instance]:
     """As many instances as are useful, the emptiest; more if only more of them have the room."""
     emptiest = sorted(idle, key=lambda instance: (-instance.room, instance.id))
     tokens = sum(request.num_tokens for request in requests)

@@ -1,0 +1,5 @@
+"""`python -m longspan`."""
+
+from longspan.entrypoints.cli import main
+
+main()

@@ -1,0 +1,106 @@
+"""A real server: its own process, its own workers, the real model."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+START_S, SETTLE_S = 120, 60
+
+
+@dataclass
+class Server:
+    """`longspan serve` as a user starts it. `url` is what it printed."""
+
+    process: subprocess.Popen[str]
+    url: str = ""
+    lines: list[str] = field(default_factory=list)
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers, in rank order."""
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        pids = sorted(int(pid) for thread in threads for pid in (thread / "children").read_text().split())
+        return [pid for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+    def gauge(self, name: str) -> float:
+        text = httpx2.get(f"{self.url}/metrics").text
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        return sum(sample.value for sample in families[name].samples)
+
+    def wait_until_free(self) -> None:
+        """Until no request runs and every KV slot is free."""
+        wait_for(
+            lambda: (
+                self.gauge("vllm:num_requests_running") == 0
+                and self.gauge("vllm:num_requests_waiting") == 0
+                and self.gauge("vllm:kv_cache_usage_perc") == 0
+            )
+        )
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(SETTLE_S)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Poll a condition that is bound to come true; the deadline is only there to end a broken test."""
+    deadline = time.monotonic() + SETTLE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)
+
+
+@contextmanager
+def serve(*arguments: str) -> Iterator[Server]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longspan", "serve", "--port", "0", "--instances", "2", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    server = Server(process)
+    ready = threading.Event()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            server.lines.append(line)
+            if found := re.search(r"at (http://\S+)/v1", line):
+                server.url = found.group(1)
+                ready.set()
+        ready.set()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        assert ready.wait(START_S) and server.url, "".join(server.lines)
+        wait_for(lambda: _answers(server.url))
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/ready").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def server(model) -> Iterator[Server]:
+    with serve() as running:
+        yield running
