@@ -110,6 +110,13 @@ def test_a_long_prompt_waits_for_decoding_instances_to_come_back() -> None:
     assert batch(d.complete()).group == (0, 1)
 
 
+def test_a_short_prompt_takes_the_idle_instance_at_once() -> None:
+    d = driver(num_instances=2)
+    d.arrive(12, 9, "a")
+    d.complete()
+    assert batch(d.arrive(12, 5, "short")).group == (1,)
+
+
 def test_first_come_first_served_also_when_a_later_one_would_fit() -> None:
     d = driver(num_instances=1)
     d.arrive(60, 3, "a")
@@ -202,6 +209,41 @@ def test_others_stop_looking_ahead_for_a_request_that_needs_their_room() -> None
     assert d.complete(d.model.started[0]) == []  # `full` has no slot left, and no idle instance has
     assert d.complete() == []
     assert masters(batch(d.complete()[:1])) == {"full": 1, "easy": 1}
+
+
+def test_instances_out_of_step_wait_for_each_other_once() -> None:
+    d = driver(num_instances=2, min_tokens_per_instance=1000)
+    d.arrive(150, 20, "wide")
+    d.arrive(10, 20, "near")
+    d.complete()  # `near` is prefilled on instance 0, so `wide`, on both, stands still
+    assert batch(d.complete()).group == (0, 1)  # then they decode together
+    d.arrive(5, 20, "other")
+    prefill, decode = d.complete()
+    assert isinstance(prefill, RunBatch) and prefill.group == (1,)
+    assert isinstance(decode, RunBatch) and masters(decode) == {"near": 0}  # instance 0 goes on meanwhile
+    assert d.complete(prefill) == []  # `wide` needs both, and 0 is back in a moment
+    assert masters(batch(d.complete(decode))).keys() == {"wide", "near", "other"}
+
+
+def test_nobody_is_preempted_while_a_busy_instance_has_room() -> None:
+    d = driver(num_instances=2, kv_tokens=20, decode_headroom=0, min_tokens_per_instance=100)
+    d.arrive(1, 1, "x")
+    d.arrive(5, 9, "easy")
+    for name in "ab":
+        d.arrive(10, 9, name)
+    x, easy = d.model.started
+    both = batch(d.complete(x)[1:])
+    d.complete(easy)
+    assert d.complete(both) == []  # instance 0 is full; 1 decodes, and has room for two
+    assert masters(batch(d.complete())) == {"a": 1, "b": 1, "easy": 1}
+
+
+def test_a_lone_request_waits_for_the_others_rather_than_preempt_itself() -> None:
+    d = driver(num_instances=2, kv_tokens=20, decode_headroom=0, min_tokens_per_instance=100)
+    d.arrive(20, 9, "a")
+    d.arrive(20, 9, "b")
+    assert d.complete() == []
+    assert d.complete()[0] == FreeKV("b", (1,), "preempted")
 
 
 def test_preemption_drops_the_latest_and_computes_it_again() -> None:

@@ -55,7 +55,7 @@ def test_completions_of_many_prompts(client: openai.OpenAI) -> None:
     prompts = ["The capital of France is", "One, two, three, four,", "The sun rises in the"]
     answer = client.completions.create(model=MODEL, prompt=prompts, max_tokens=6, temperature=0, n=1)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
-    for choice, expected in zip(answer.choices, ["Paris", "five", "east"], strict=True):
+    for choice, expected in zip(answer.choices, ["Paris", "five", "sky"], strict=True):
         assert expected in choice.text
 
 

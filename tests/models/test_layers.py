@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import (
 from longspan.layers.activation import silu_and_mul
 from longspan.layers.embedding import embed, embed_share
 from longspan.layers.linear import PackedLinear, PlainLinear, linear
+from longspan.layers.logits import settle_near_ties_
 from longspan.layers.norm import rms_norm
 from longspan.layers.rope_config import RopeConfig
 from longspan.layers.rotary import inverse_frequencies, rotary_angles, rotate
@@ -61,10 +62,26 @@ def test_per_frequency_divisors() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rms_norm(dtype: torch.dtype) -> None:
-    norm = LlamaRMSNorm(96, eps=1e-5).to(dtype)
+    """Rounded once, at the end; Hugging Face rounds before the weight too."""
+    norm = LlamaRMSNorm(96, eps=1e-5)
     norm.weight.data.normal_()
+    norm = norm.to(dtype).float()
     x_TD = torch.randn(5, 96).to(dtype)
-    torch.testing.assert_close(rms_norm(x_TD, norm.weight, 1e-5), norm(x_TD), atol=1e-6, rtol=1e-6)
+    weight_D = norm.weight.to(dtype)
+    torch.testing.assert_close(rms_norm(x_TD, weight_D, 1e-5), norm(x_TD.float()).to(dtype), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(rms_norm(x_TD.float(), weight_D, 1e-5), rms_norm(x_TD, weight_D, 1e-5), atol=0, rtol=0)
+
+
+def test_near_ties_are_settled() -> None:
+    """In bf16 many tokens share the best logit; after settling the order is that of fp32."""
+    x_ED, weight_VD = torch.randn(40, 64), torch.randn(5000, 64).bfloat16()
+    exact_EV = x_ED @ weight_VD.float().T
+    short_EV = (x_ED.bfloat16() @ weight_VD.T).float()
+    settled_EV = settle_near_ties_(short_EV.clone(), x_ED, weight_VD)
+    assert (settled_EV.argmax(-1) == exact_EV.argmax(-1)).all()
+    assert not (short_EV.argmax(-1) == exact_EV.argmax(-1)).all()
+    changed_EV = settled_EV != short_EV
+    torch.testing.assert_close(settled_EV[changed_EV], exact_EV[changed_EV], atol=1e-4, rtol=1e-5)
 
 
 def test_silu_and_mul() -> None:

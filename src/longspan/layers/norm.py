@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """As Hugging Face does it: computed in fp32, rounded to x's dtype, only then multiplied by the weight.
+    """Computed in fp32 and rounded once, to the weight's dtype.
 
     x may have more leading dimensions; the weight need only broadcast (one for each head, for instance).
     """
-    return F.rms_norm(x_TD, (x_TD.shape[-1],), None, eps) * weight_D
+    return (F.rms_norm(x_TD.float(), (x_TD.shape[-1],), None, eps) * weight_D).to(weight_D.dtype)

@@ -19,6 +19,7 @@ from longspan.distributed.tensor_parallel import TensorParallelGroup
 from longspan.layers.activation import silu_and_mul
 from longspan.layers.embedding import embed, embed_share
 from longspan.layers.linear import Linear, linear
+from longspan.layers.logits import settle_near_ties_
 from longspan.layers.norm import rms_norm
 from longspan.layers.rotary import inverse_frequencies, rotary_angles, rotate
 from longspan.models.architecture import ModelConfig
@@ -52,14 +53,15 @@ class LlamaModel:
         embedding_VD: Tensor,
         layers: list[LlamaLayer],
         norm_D: Tensor,
-        lm_head: Linear,
+        head_VD: Tensor,
     ) -> None:
         self.config = config
         self.shard = shard
         self.embedding_VD = embedding_VD
         self.layers = layers
         self.norm_D = norm_D
-        self.lm_head = lm_head
+        self.head_VD = head_VD
+        self.lm_head = linear(head_VD)
         self.frequencies_R = inverse_frequencies(config.rope, config.head_dim).to(embedding_VD.device)
 
     @classmethod
@@ -79,7 +81,7 @@ class LlamaModel:
         if not config.tie_word_embeddings:
             head_VD = read("lm_head.weight", vocab, hidden, rows=shard.vocab)
         layers = [_load_layer(config, read, shard, f"model.layers.{i}") for i in range(config.num_layers)]
-        return cls(config, shard, embedding_VD, layers, read("model.norm.weight", hidden), linear(head_VD))
+        return cls(config, shard, embedding_VD, layers, read("model.norm.weight", hidden), head_VD)
 
     @torch.inference_mode()
     def forward(
@@ -106,9 +108,10 @@ class LlamaModel:
         return self._logits(x_TD[emit_rows_E], tp)
 
     def _embed(self, token_ids_T: Tensor, tp: TensorParallelGroup) -> Tensor:
+        """The residual stream is fp32 from here on: summed in bf16, sixty small updates would get lost."""
         if tp.size == 1:
-            return embed(token_ids_T, self.embedding_VD)
-        return tp.all_reduce_(embed_share(token_ids_T, self.embedding_VD, self.shard.vocab.start))
+            return embed(token_ids_T, self.embedding_VD).float()
+        return tp.all_reduce_(embed_share(token_ids_T, self.embedding_VD, self.shard.vocab.start)).float()
 
     def _qkv(
         self, layer: LlamaLayer, x_TD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor
@@ -130,8 +133,11 @@ class LlamaModel:
     def _logits(self, x_ED: Tensor, tp: TensorParallelGroup) -> Tensor:
         if not len(x_ED):
             return x_ED.new_empty((0, self.config.vocab_size), dtype=torch.float32)
-        logits_EV = self.lm_head(rms_norm(x_ED, self.norm_D, self.config.rms_norm_eps))
-        return tp.all_gather_vocab(logits_EV, self.shard.vocab_sizes).float()
+        normed_ED = rms_norm(x_ED, self.norm_D.float(), self.config.rms_norm_eps)
+        logits_EV = self.lm_head(normed_ED.to(self.head_VD.dtype)).float()
+        if self.head_VD.dtype != torch.float32:
+            settle_near_ties_(logits_EV, normed_ED, self.head_VD)
+        return tp.all_gather_vocab(logits_EV, self.shard.vocab_sizes)
 
     def _only_attend(self, attention: Attention) -> Tensor:
         empty = self.embedding_VD.new_empty

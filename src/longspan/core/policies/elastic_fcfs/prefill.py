@@ -75,7 +75,7 @@ def _choose_group(state: SchedulerState, requests: Sequence[Request], idle: Sequ
     tokens = sum(request.num_tokens for request in requests)
     need = sum(_need(state, request) for request in requests)
     size = _useful_instances(state, tokens, len(idle))
-    while sum(max(0, instance.room) for instance in emptiest[:size]) < need:
+    while size < len(idle) and sum(max(0, instance.room) for instance in emptiest[:size]) < need:
         size += 1
     return sorted(emptiest[:size], key=lambda instance: instance.id)
 
@@ -112,7 +112,7 @@ def _place(tokens: int, headroom: int, rooms: dict[int, int]) -> list[tuple[int,
     """Take `tokens + headroom` from `rooms`; returns who keeps how many of the tokens."""
     emptiest = sorted(rooms, key=lambda number: (-rooms[number], number))
     fewest = 1
-    while sum(rooms[number] for number in emptiest[:fewest]) < tokens + headroom:
+    while fewest < len(rooms) and sum(rooms[number] for number in emptiest[:fewest]) < tokens + headroom:
         fewest += 1
     kept = []
     shares = share_evenly(tokens + headroom, [rooms[number] for number in emptiest[:fewest]])
