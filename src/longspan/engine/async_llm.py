@@ -23,7 +23,6 @@ from longspan.errors import (
     EngineDeadError,
     EngineDrainingError,
     LongspanError,
-    QueueFullError,
     RequestError,
 )
 from longspan.executor.base import DeviceInfo, Executor, make_executor
@@ -180,11 +179,6 @@ class AsyncLLM:
             raise EngineDrainingError("the server is shutting down and takes no new requests")
         if request_id in self.core.requests:
             raise RequestError(f"a request with id {request_id!r} is running already", param="request_id")
-        waiting = self.stats().num_waiting
-        if waiting >= self.config.max_waiting:
-            raise QueueFullError(
-                f"{waiting} requests wait already, and no more may; try again later", retry_after_s=1.0
-            )
         prompt = np.asarray(prompt_token_ids, dtype="<i4")
         processor = OutputProcessor(
             self.core.detokenizer, prompt_token_ids, params, self.tokenizer.eos_token_ids

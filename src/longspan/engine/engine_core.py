@@ -6,7 +6,6 @@ next batch first, readers their text after. All methods run on one thread.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -22,14 +21,14 @@ from longspan.core.events import (
 from longspan.core.scheduler import Scheduler
 from longspan.engine.detokenizer import Detokenizer
 from longspan.engine.request import EngineRequest
-from longspan.errors import EngineDeadError, RequestError
+from longspan.errors import EngineDeadError, QueueFullError, RequestError
 from longspan.executor.base import Executor
 from longspan.metrics.event_log import EventLogWriter
 from longspan.outputs import EngineStats, PositionLogprobs, RequestOutput, TokenLogprob
 from longspan.worker.messages import BatchDone, Free, Migrate, MigrationDone, Reply, Run
 from longspan.worker.sampling_state import SampledLogprobs, SampledToken
 
-logger = logging.getLogger(__name__)
+RETRY_AFTER_S = 1.0  # what clients are told when the queue is full
 
 
 @dataclass(slots=True)
@@ -200,12 +199,15 @@ class EngineCore:
                         self.executor.submit(instance, Migrate(action))
                 case FreeKV(request_id, instances):
                     self._free(request_id, instances)
-                case RefuseRequest(request_id, message):
-                    request = self.requests.pop(request_id)
-                    request.sink(RequestError(message))
+                case RefuseRequest(request_id, message, reason):
+                    full = reason == "queue_full"
+                    error = QueueFullError(message, retry_after_s=RETRY_AFTER_S) if full else RequestError(message)
+                    self.requests.pop(request_id).sink(error)
         if self.event_log is not None:
             self.event_log.write(now, event, actions)
         if self.scheduler.idle():
+            if self.event_log is not None:
+                self.event_log.flush()
             self.on_idle()
 
     def _run(self, batch: RunBatch, now: float) -> None:

@@ -7,22 +7,30 @@ namespace longspan {
 
 constexpr int kInPlaceRows = 4;  // query rows up to which this beats packing
 
-// scores [kRows, kBlockKeys] = queries (lanes) x rows of K. `values` will be read next: they are called up meanwhile.
+// Keys of a block: their values are called up while scores are computed, and must stay in the L1 cache.
+inline int64_t in_place_keys(int64_t head_dim) { return IPK / head_dim; }
+
+// scores [kRows, kBlockKeys] = queries (lanes) x rows of K. `follow`: rows of K from this block on.
 template <class L, class T>
 void score_in_place(const uint32_t* queries, int64_t num_rows, const KVRows<T>& keys, const KVRows<T>& values,
-                    int64_t head_dim, float* scores) {
+                    int64_t follow, int64_t head_dim, float* scores) {
+    const int64_t bytes = head_dim * static_cast<int64_t>(sizeof(T));
     const int64_t depth = head_dim / L::kPair, vectors = depth / L::kWidth;
     for (int64_t key = 0; key < keys.count; key += L::kWidth) {
         const T* row[L::kWidth];
+#pragma GCC unroll 16
         for (int i = 0; i < L::kWidth; ++i) {
             row[i] = keys[key + i];
-            values.prefetch(key + i, head_dim * static_cast<int64_t>(sizeof(T)));
+            PV
+            PK
         }
         for (int64_t r = 0; r < num_rows; ++r) {
             typename L::Floats sum[L::kWidth];
+#pragma GCC unroll 16
             for (int i = 0; i < L::kWidth; ++i) sum[i] = L::zero();
             for (int64_t j = 0; j < vectors; ++j) {
                 const typename L::Operand query = L::load_operand(queries + r * depth + j * L::kWidth);
+#pragma GCC unroll 16
                 for (int i = 0; i < L::kWidth; ++i) sum[i] = L::multiply_add(sum[i], query, L::row_lanes(row[i], j));
             }
             L::store(scores + r * kBlockKeys + key, L::sums(sum));
@@ -37,7 +45,9 @@ void add_columns_in_place(const uint32_t* weights, const KVRows<T>& values, int6
     constexpr int kVectors = 2 * kSteps;
     float* columns = out + first * 2 * L::kWidth;
     typename L::Floats sum[kRows][kVectors];
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) {
             sum[r][v] = L::mul(L::load(columns + r * head_dim + v * L::kWidth), L::all(factor[r]));
         }
@@ -45,16 +55,18 @@ void add_columns_in_place(const uint32_t* weights, const KVRows<T>& values, int6
     for (int64_t key = 0; key < values.count; key += L::kPair, ++weights) {
         const T *a = values[key], *b = values[key + L::kPair - 1];
         typename L::Operand lanes[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 16
         for (int s = 0; s < kSteps; ++s) L::column_lanes(a, b, first + s, lanes[2 * s], lanes[2 * s + 1]);
-#pragma GCC unroll 4
+#pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
             const typename L::Operand weight = L::broadcast(weights + r * (kBlockKeys / L::kPair));
-#pragma GCC unroll 4
+#pragma GCC unroll 16
             for (int v = 0; v < kVectors; ++v) sum[r][v] = L::multiply_add(sum[r][v], weight, lanes[v]);
         }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) L::store(columns + r * head_dim + v * L::kWidth, sum[r][v]);
     }
 }

@@ -30,9 +30,10 @@ struct KVRows {
     KVRows from(int64_t i, int64_t n) const {
         return slots ? KVRows{base, stride, slots + i, n} : KVRows{base + i * stride, stride, nullptr, n};
     }
-    void prefetch(int64_t i, int64_t bytes) const {
-        if (i >= count) return;
-        const char* row = reinterpret_cast<const char*>((*this)[i]);
+    // Calls row i up, also one past `count`: `end` rows follow the first.
+    void prefetch(int64_t i, int64_t end, int64_t bytes) const {
+        if (i >= end) return;
+        const char* row = reinterpret_cast<const char*>(base + (slots ? slots[i] : i) * stride);
         for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
     }
 };
@@ -44,12 +45,15 @@ void pack_keys(const KVRows<T>& rows, int64_t head_dim, uint32_t* packed) {
     const int64_t depth = head_dim / L::kPair;
     for (int64_t key = 0; key < rows.count; key += L::kWidth) {
         const T* row[L::kWidth];
+#pragma GCC unroll 16
         for (int i = 0; i < L::kWidth; ++i) row[i] = rows[key + i];
         uint32_t* column = packed + key / kPanel * kPanel * depth + key % kPanel;
         for (int64_t j = 0; j < depth / L::kWidth; ++j) {
             typename L::Operand lanes[L::kWidth];
+#pragma GCC unroll 16
             for (int i = 0; i < L::kWidth; ++i) lanes[i] = L::row_lanes(row[i], j);
             L::transpose(lanes);
+#pragma GCC unroll 16
             for (int i = 0; i < L::kWidth; ++i) L::store_operand(column + (j * L::kWidth + i) * kPanel, lanes[i]);
         }
     }

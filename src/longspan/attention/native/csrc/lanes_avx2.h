@@ -88,20 +88,24 @@ struct Avx2 {
 
     static void transpose(Operand* x) {
         __m256 y[8];
+#pragma GCC unroll 16
         for (int i = 0; i < 8; i += 2) {
             y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
             y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
         }
+#pragma GCC unroll 16
         for (int i = 0; i < 8; i += 4) {
             x[i] = _mm256_shuffle_ps(y[i], y[i + 2], 0x44);
             x[i + 1] = _mm256_shuffle_ps(y[i], y[i + 2], 0xee);
             x[i + 2] = _mm256_shuffle_ps(y[i + 1], y[i + 3], 0x44);
             x[i + 3] = _mm256_shuffle_ps(y[i + 1], y[i + 3], 0xee);
         }
+#pragma GCC unroll 16
         for (int i = 0; i < 4; ++i) {
             y[i] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x20);
             y[i + 4] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x31);
         }
+#pragma GCC unroll 16
         for (int i = 0; i < 8; ++i) x[i] = y[i];
     }
 

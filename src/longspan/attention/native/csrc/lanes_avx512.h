@@ -49,14 +49,18 @@ struct Avx512Floats {
 
     // Lane i of the result is the sum of x[i]: a tree of 45 operations instead of 16 reductions.
     static Floats sums(Floats* x) {
+#pragma GCC unroll 16
         for (int i = 0; i < 16; i += 2) {
             x[i / 2] = add(_mm512_unpacklo_ps(x[i], x[i + 1]), _mm512_unpackhi_ps(x[i], x[i + 1]));
         }
+#pragma GCC unroll 16
         for (int i = 0; i < 8; i += 2) {
             const __m512d a = _mm512_castps_pd(x[i]), b = _mm512_castps_pd(x[i + 1]);
             x[i / 2] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
         }
+#pragma GCC unroll 16
         for (int count = 4; count > 1; count /= 2) {
+#pragma GCC unroll 16
             for (int i = 0; i < count; i += 2) {
                 x[i / 2] = add(_mm512_shuffle_f32x4(x[i], x[i + 1], 0x88), _mm512_shuffle_f32x4(x[i], x[i + 1], 0xdd));
             }
@@ -67,17 +71,21 @@ struct Avx512Floats {
     // x[i] lane j becomes x[j] lane i.
     static void transpose(__m512i* x) {
         __m512i y[16];
+#pragma GCC unroll 16
         for (int i = 0; i < 16; i += 2) {
             y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
             y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
         }
+#pragma GCC unroll 16
         for (int i = 0; i < 16; i += 4) {
+#pragma GCC unroll 16
             for (int j = 0; j < 2; ++j) {
                 x[i + 2 * j] = _mm512_unpacklo_epi64(y[i + j], y[i + j + 2]);
                 x[i + 2 * j + 1] = _mm512_unpackhi_epi64(y[i + j], y[i + j + 2]);
             }
         }
         // x[4a + b], 128-bit quarter c: column 4c + b of rows 4a .. 4a + 3.
+#pragma GCC unroll 16
         for (int b = 0; b < 4; ++b) {
             const __m512i low01 = _mm512_shuffle_i32x4(x[b], x[4 + b], 0x88), high01 = _mm512_shuffle_i32x4(x[b], x[4 + b], 0xdd);
             const __m512i low23 = _mm512_shuffle_i32x4(x[8 + b], x[12 + b], 0x88);
@@ -87,6 +95,7 @@ struct Avx512Floats {
             y[4 + b] = _mm512_shuffle_i32x4(high01, high23, 0x88);
             y[12 + b] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
         }
+#pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) x[i] = y[i];
     }
 };
@@ -117,8 +126,10 @@ struct Avx512 : Avx512Floats {
 
     static void transpose(Operand* x) {
         __m512i y[16];
+#pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) y[i] = _mm512_castps_si512(x[i]);
         Avx512Floats::transpose(y);
+#pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) x[i] = _mm512_castsi512_ps(y[i]);
     }
 };

@@ -22,7 +22,9 @@ struct ProductArguments {
 template <class L, int kRows, int kVectors>
 void product(const ProductArguments& x) {
     typename L::Floats sum[kRows][kVectors];
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) {
             sum[r][v] = x.factor ? L::mul(L::load(x.c + r * x.c_row + v * L::kWidth), L::all(x.factor[r])) : L::zero();
         }
@@ -32,16 +34,18 @@ void product(const ProductArguments& x) {
     const int64_t a_row = x.a_row, b_row = x.b_row;
     for (int64_t i = 0; i < x.depth; ++i, ++a, b += b_row) {
         typename L::Operand columns[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) columns[v] = L::load_operand(b + v * L::kWidth);
-#pragma GCC unroll 6
+#pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
             const typename L::Operand row = L::broadcast(a + r * a_row);
-#pragma GCC unroll 4
+#pragma GCC unroll 16
             for (int v = 0; v < kVectors; ++v) sum[r][v] = L::multiply_add(sum[r][v], row, columns[v]);
         }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) L::store(x.c + r * x.c_row + v * L::kWidth, sum[r][v]);
     }
 }
