@@ -10,7 +10,7 @@ serve: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	scripts/check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed
 	scripts/check

@@ -1,7 +1,7 @@
 """Longspan beside vLLM's CPU build, both cores for either side, in turns on one machine: prefill and decode.
 
-Two of our set-ups take part: two elastic instances of one thread each (the default of `make serve` on two cores), and one
-instance of two threads. First build the peer and its copy of the model (a folder of bf16 safetensors):
+Two of our set-ups take part: two elastic instances of one thread each (the default of `make serve` on two cores),
+and one instance of two threads. First build the peer and its copy of the model (a folder of bf16 safetensors):
 
     benchmarks/peers/setup_vllm_cpu.sh PEER
     python benchmarks/peers/export_safetensors.py MODEL_DIR

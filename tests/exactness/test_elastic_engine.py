@@ -22,11 +22,12 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True,
 
 
 def check(
-    model: ResolvedModel, reference: Reference, *, policy: FixedPolicy | str = "elastic_fcfs", **settings
-) -> None:
+    model: ResolvedModel, reference: Reference, *, policy: FixedPolicy | str = "elastic_fcfs",
+    executor: str = "inproc", **settings,
+) -> None:  # fmt: skip
     """Same tokens; log-probabilities of the best ones within 1e-3; and every slot free at the end."""
     with LLM(
-        str(model.path), policy=policy, dtype="float32", executor="inproc", threads_per_device=1,
+        str(model.path), policy=policy, dtype="float32", executor=executor, threads_per_device=1,
         kv_tokens=12_000, **settings,
     ) as llm:  # fmt: skip
         completions = llm.generate(reference.prompts, GREEDY)
@@ -82,3 +83,9 @@ def test_migration_in_mid_decode(model, reference) -> None:
 
 def test_the_default_policy(model, reference) -> None:
     check(model, reference, instances=2)
+
+
+def test_processes(model, reference) -> None:
+    """Two instances of two devices, each a process; everything crosses process borders."""
+    policy = FixedPolicy(range(2), keepers=[1], masters=lambda i: [i % 2], migrations=lambda i: (1, 0) if i == 3 else None)
+    check(model, reference, instances=2, tp=2, executor="multiproc", policy=policy, lookahead=False)

@@ -83,17 +83,24 @@ def serve(
 
 
 @app.command
-def chat(*, url: str = "http://127.0.0.1:8000", model: str | None = None, system: str | None = None) -> int:
+def chat(
+    *,
+    url: str = "http://127.0.0.1:8000",
+    model: str | None = None,
+    system: str | None = None,
+    temperature: float = 0.7,
+) -> int:
     """Talk to a running server. From a pipe, each line is one message.
 
     Args:
         url: Where the server is.
         model: Which of its models; by default the first.
         system: A system message.
+        temperature: 0 always takes the likeliest token; higher is more varied.
     """
     from longspan.entrypoints.terminal_chat import chat
 
-    return chat(url, model, system)
+    return chat(url, model, system, temperature)
 
 
 @app.command

@@ -23,12 +23,13 @@ class ChatError(LongspanError):
 class Conversation:
     """Messages so far, with the server that answers them."""
 
-    def __init__(self, url: str, model: str | None, system: str | None) -> None:
+    def __init__(self, url: str, model: str | None, system: str | None, temperature: float) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
         timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)
         self.client = httpx2.Client(timeout=timeout, trust_env=not local)  # no proxy leads to this machine
         self.system = system
+        self.temperature = temperature
         self.model = model or self._served_model()
         self.reset()
 
@@ -50,7 +51,9 @@ class Conversation:
                 self.messages.pop()
 
     def _stream(self) -> Iterator[str]:
-        body = {"model": self.model, "messages": self.messages, "stream": True}
+        body = {
+            "model": self.model, "messages": self.messages, "temperature": self.temperature, "stream": True
+        }
         try:
             with self.client.stream("POST", f"{self.url}/v1/chat/completions", json=body) as response:
                 if response.status_code != 200:
@@ -83,9 +86,9 @@ class Conversation:
             raise ChatError(f"what answers at {self.url} is not an OpenAI-compatible server") from error
 
 
-def chat(url: str, model: str | None, system: str | None) -> int:
+def chat(url: str, model: str | None, system: str | None, temperature: float) -> int:
     """Until /exit or the end of the input; the exit code: 1 if an answer failed."""
-    conversation = Conversation(url, model, system)
+    conversation = Conversation(url, model, system, temperature)
     interactive = sys.stdin.isatty()
     if interactive:
         with suppress(ImportError):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 
 from rich.console import Console
 
@@ -20,7 +23,7 @@ def print_welcome(engine: EngineClient, url: str) -> None:
         f"{engine.total_kv_tokens} KV tokens in all.\n"
     )
     for title, text in (
-        ("Try it here", f"longspan chat --url {url}"),
+        ("Try it here", f"{_command()} chat --url {url}"),
         ("with curl", f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"),
         ("with Python (pip install openai)", _python(url, model)),
     ):
@@ -28,6 +31,11 @@ def print_welcome(engine: EngineClient, url: str) -> None:
         console.print(text, markup=False)
         console.print()
     console.print("[dim]Ctrl-C finishes the running requests and stops; twice stops at once.[/]")
+
+
+def _command() -> str:
+    """How this shell would call us: by name if that is on its path."""
+    return "longspan" if shutil.which("longspan") else os.path.relpath(sys.argv[0])
 
 
 def _python(url: str, model: str) -> str:

@@ -65,12 +65,12 @@ public:
         const KVRows<T> all_keys{k, job_.k_key, segment.slots, segment.keys};
         const KVRows<T> all_values{v, job_.v_key, segment.slots, segment.keys};
         const bool in_place = num_rows_ <= kInPlaceRows;
-        const int64_t step = in_place ? in_place_keys(dim_) : block_keys(dim_);
+        const int64_t step = in_place ? kBlockKeys : block_keys(dim_);
         for (int64_t key = item.key_begin; key < item.key_end; key += step) {
             const int64_t count = std::min(step, item.key_end - key);
             const auto keys = all_keys.from(key, count), values = all_values.from(key, count);
             if (in_place) {
-                in_place_block(key, item.key_end - key, keys, values);
+                in_place_block(key, keys, values);
             } else {
                 packed_block(key, keys, values);
             }
@@ -124,9 +124,9 @@ private:
         }
     }
 
-    void in_place_block(int64_t key, int64_t follow, const KVRows<T>& keys, const KVRows<T>& values) {
+    void in_place_block(int64_t key, const KVRows<T>& keys, const KVRows<T>& values) {
         float factor[kInPlaceRows];
-        score_in_place<L>(queries_, num_rows_, keys, values, follow, dim_, scores_);
+        score_in_place<L>(queries_, num_rows_, keys, dim_, scores_);
         soften_rows(0, num_rows_, key, keys.count, whole_vectors(keys.count) * L::kWidth, factor);
         add_in_place<L>(weights_, num_rows_, values, dim_, factor, rows_.out);
     }

@@ -30,12 +30,6 @@ struct KVRows {
     KVRows from(int64_t i, int64_t n) const {
         return slots ? KVRows{base, stride, slots + i, n} : KVRows{base + i * stride, stride, nullptr, n};
     }
-    // Calls row i up, also one past `count`: `end` rows follow the first.
-    void prefetch(int64_t i, int64_t end, int64_t bytes) const {
-        if (i >= end) return;
-        const char* row = reinterpret_cast<const char*>(base + (slots ? slots[i] : i) * stride);
-        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
-    }
 };
 
 // Panels of kTileVectors * kWidth keys, each [head_dim / kPair, keys]: a query lane meets many keys at once.
