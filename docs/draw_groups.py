@@ -1,4 +1,7 @@
-"""Draw which instances ran what, from an event log: `python docs/draw_groups.py EVENTS.jsonl OUT.svg`.
+"""Draw which instances ran what, from an event log.
+
+    python docs/draw_groups.py record events.jsonl      # a real run: two long prompts among short ones, two instances
+    python docs/draw_groups.py draw events.jsonl docs/groups.svg
 
 One row for each instance, time to the right, one colour for each request; a batch is as wide as it took, and its
 colours share its height by the tokens that it computed of each request. Prefills are outlined.
@@ -6,17 +9,37 @@ colours share its height by the tokens that it computed of each request. Prefill
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
+from longspan import SamplingParams
+from longspan.config import EngineConfig
 from longspan.core.actions import RunBatch
 from longspan.core.events import BatchCompleted
+from longspan.engine.async_llm import AsyncLLM
 from longspan.metrics.event_log import read_event_log
 
 WIDTH, ROW, GAP, LEFT, TOP = 1000, 60, 14, 90, 30
 
 
-def main(log: Path, out: Path) -> None:
+async def record(log: Path) -> None:
+    """Two prompts of 3,000 and 5,000 tokens, and a short one every second."""
+    engine = await AsyncLLM.start(EngineConfig(instances=2, threads_per_device=1, event_log=log))
+
+    async def ask(number: int, after: float, tokens: int, output: int) -> None:
+        await asyncio.sleep(after)
+        params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
+        async for _ in engine.generate([100 + number] * tokens, params, f"request-{number}"):
+            pass
+
+    shorts = [(0.3 + number, 40 + 30 * (number % 5), 30 + 12 * (number % 4)) for number in range(16)]
+    await asyncio.gather(*(ask(n, *load) for n, load in enumerate([(2.0, 3000, 90), (9.0, 5000, 60), *shorts])))
+    await engine.idle()
+    await engine.close()
+
+
+def draw(log: Path, out: Path) -> None:
     records = list(read_event_log(log))
     begin, end = records[0].now, records[-1].now
     scale = (WIDTH - LEFT - 20) / (end - begin)
@@ -73,4 +96,7 @@ def bars(
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    if sys.argv[1] == "record":
+        asyncio.run(record(Path(sys.argv[2])))
+    else:
+        draw(Path(sys.argv[2]), Path(sys.argv[3]))

@@ -14,6 +14,7 @@ from longspan.errors import ConfigError
 DType = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 ExecutorName = Literal["multiproc", "inproc"]
+TransportName = Literal["auto", "shared_memory", "gloo", "nccl"]
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -66,6 +67,7 @@ class EngineConfig:
     max_model_len: longest prompt plus output, tokens; None is the model's own limit.
     kv_tokens: KV slots of each instance, tokens; None is what fits (on a CPU: enough for the longest context).
     threads_per_device: CPU threads of each device process; None shares the cores evenly.
+    transport: how worker processes exchange; auto is NCCL between GPUs, shared memory on one machine's CPUs.
     worker_timeout_s: a worker that gives no sign of life, or makes no progress, for so long is given up.
     """
 
@@ -76,6 +78,7 @@ class EngineConfig:
     dtype: DType = "auto"
     device: Device = "auto"
     executor: ExecutorName = "multiproc"
+    transport: TransportName = "auto"
     max_model_len: int | None = None
     kv_tokens: int | None = None
     policy: str = "elastic_fcfs"
@@ -94,7 +97,8 @@ class EngineConfig:
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         for name, value, allowed in (("dtype", self.dtype, DType), ("device", self.device, Device),
-                                     ("executor", self.executor, ExecutorName)):
+                                     ("executor", self.executor, ExecutorName),
+                                     ("transport", self.transport, TransportName)):
             if value not in get_args(allowed):
                 raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(get_args(allowed))}")
         if self.worker_timeout_s <= 0:

@@ -171,9 +171,9 @@ def test_refused_requests(engine: AsyncLLM, prompt: list[int], params: SamplingP
 
 
 def test_refused_settings(tiny: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown settings instancez; there are .*instances"):
+    with pytest.raises(ConfigError, match=r"unknown settings instancez; there are .*instances"):
         LLM(str(tiny), instancez=2)
-    with pytest.raises(ConfigError, match="max_model_len is 1000, .* 512"):
+    with pytest.raises(ConfigError, match=r"max_model_len is 1000, .* 512"):
         LLM(str(tiny), executor="inproc", max_model_len=1000)
     with pytest.raises(ConfigError, match="no policy 'nobody'"):
         LLM(str(tiny), executor="inproc", policy="nobody")

@@ -85,7 +85,11 @@ def test_the_default_policy(model, reference) -> None:
     check(model, reference, instances=2)
 
 
-def test_processes(model, reference) -> None:
+@pytest.mark.parametrize("transport", ["shared_memory", "gloo"])
+def test_processes(model, reference, transport: str) -> None:
     """Two instances of two devices, each a process; everything crosses process borders."""
-    policy = FixedPolicy(range(2), keepers=[1], masters=lambda i: [i % 2], migrations=lambda i: (1, 0) if i == 3 else None)
-    check(model, reference, instances=2, tp=2, executor="multiproc", policy=policy, lookahead=False)
+    policy = FixedPolicy(
+        range(2), keepers=[1], masters=lambda i: [i % 2], migrations=lambda i: (1, 0) if i == 3 else None
+    )
+    check(model, reference, instances=2, tp=2, executor="multiproc", transport=transport, policy=policy,
+          lookahead=False)

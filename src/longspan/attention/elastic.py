@@ -87,10 +87,11 @@ class ElasticAttention:
             self._ring(layer, layout.ring, result, q_THK, k_TGK, v_TGK)
         if self.local:
             part = self.local.attend(q_THK, k_GNK, v_GNK, self.scale)
+            every = slice(0, len(q_THK))
             if layout.solo or layout.ring:
-                result.add(slice(None), part)
+                result.add(every, part)
             else:  # the first result of every row that has one
-                result.set(slice(None), part)
+                result.set(every, part)
 
         queries.wait()
         answers = [

@@ -39,18 +39,38 @@ def merge(first: Partial, second: Partial) -> Partial:
 
 
 class Accumulator:
-    """The running result of a batch's rows while partial results come in."""
+    """The running result of a batch's T rows while partial results come in, in fp32.
+
+    A first result that covers all rows is taken as it is: most batches need no other, and no copy.
+    """
 
     def __init__(self, q_THK: torch.Tensor) -> None:
-        self.out_THK, self.lse_TH = empty_partial(q_THK)
+        self._q_THK = q_THK
+        self._result: Partial | None = None
 
     def set(self, rows: slice, partial: Partial) -> None:
         """The first result of these rows."""
-        self.out_THK[rows] = partial.out_THK
-        self.lse_TH[rows] = partial.lse_TH
+        if self._result is None and rows.stop - rows.start == len(self._q_THK):
+            self._result = partial
+            return
+        result = self._writable()
+        result.out_THK[rows] = partial.out_THK
+        result.lse_TH[rows] = partial.lse_TH
 
     def add(self, rows: slice | torch.Tensor, partial: Partial) -> None:
         """One more result of these rows, over keys that they have not seen yet."""
-        merged = merge(Partial(self.out_THK[rows], self.lse_TH[rows]), partial)
-        self.out_THK[rows] = merged.out_THK
-        self.lse_TH[rows] = merged.lse_TH
+        result = self._writable()
+        merged = merge(Partial(result.out_THK[rows], result.lse_TH[rows]), partial)
+        result.out_THK[rows] = merged.out_THK
+        result.lse_TH[rows] = merged.lse_TH
+
+    @property
+    def out_THK(self) -> torch.Tensor:
+        return self._writable().out_THK if self._result is None else self._result.out_THK
+
+    def _writable(self) -> Partial:
+        if self._result is None:
+            self._result = empty_partial(self._q_THK)
+        elif self._result.out_THK.dtype != torch.float32:
+            self._result = Partial(self._result.out_THK.float(), self._result.lse_TH)
+        return self._result

@@ -16,10 +16,9 @@ from longspan.distributed.transport import Exchange, NothingToWaitFor
 _TIMEOUT = timedelta(hours=12)
 
 
-def init_world(rank: int, world_size: int, rendezvous: str, device: torch.device) -> None:
-    """Join the world. `rendezvous`: path of a file that does not exist yet, the same for all ranks."""
+def init_world(backend: str, rank: int, world_size: int, rendezvous: str, device: torch.device) -> None:
+    """Join the world. backend: gloo or nccl. rendezvous: path of a file that is not there yet, the same for all."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nothing leaves the loopback interface
-    backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
         init_method=f"file://{rendezvous}",

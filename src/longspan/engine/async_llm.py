@@ -72,6 +72,7 @@ class AsyncLLM:
             WorkerSpec(
                 model_path=str(model.path), instance=instance, tp_rank=tp_rank, num_instances=config.instances,
                 tp=config.tp, dtype=config.dtype, device=config.device, threads=config.threads_per_device,
+                transport=config.transport,
             )
             for instance in range(config.instances)
             for tp_rank in range(config.tp)

@@ -56,6 +56,7 @@ def serve(
         engine.dtype: Of weights, activations and KV; auto is bfloat16 where the device computes it natively.
         engine.device: Where to run; auto is CUDA if there is one.
         engine.executor: One process for each device, or all instances as threads of this one.
+        engine.transport: How worker processes exchange; auto is NCCL between GPUs, shared memory between CPUs.
         engine.max_model_len: Longest prompt and output together, tokens; by default the model's own limit.
         engine.kv_tokens: KV slots of each instance, tokens; by default what fits.
         engine.policy: Who runs when, and on how many instances.

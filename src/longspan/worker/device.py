@@ -7,7 +7,8 @@ import os
 
 import torch
 
-from longspan.config import Device, DType
+from longspan.config import Device, DType, TransportName
+from longspan.distributed import shared_memory
 from longspan.errors import ConfigError
 
 _KV_SHARE_CPU = 0.4  # of the free memory; the rest is the system's, activations', and other programs'
@@ -30,6 +31,19 @@ def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
         native = device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
         return torch.bfloat16 if native else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+
+
+def resolve_transport(transport: TransportName, device: torch.device) -> TransportName:
+    """`auto` is NCCL between GPUs; between processes on CPUs shared memory, or gloo where that cannot be."""
+    if (transport == "nccl") != (device.type == "cuda") and transport != "auto":
+        raise ConfigError(f"transport is {transport}, but the device is {device.type}; use --transport auto")
+    if transport == "shared_memory" and not shared_memory.usable():
+        raise ConfigError("transport is shared_memory, which needs x86-64 and /dev/shm; use --transport auto")
+    if transport != "auto":
+        return transport
+    if device.type == "cuda":
+        return "nccl"
+    return "shared_memory" if shared_memory.usable() else "gloo"
 
 
 def memory_for_kv(device: torch.device, workers_on_device: int) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from longspan.config import Device, DType
+from longspan.config import Device, DType, TransportName
 from longspan.core.actions import MigrateKV, RunBatch
 from longspan.worker.sampling_state import SampledToken, SamplingState
 
@@ -26,6 +26,7 @@ class WorkerSpec:
     dtype: DType
     device: Device
     threads: int | None
+    transport: TransportName = "auto"
 
     @property
     def rank(self) -> int:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 BEAT_S = 0.5
 
 
-def main(spec: WorkerSpec, pipe: Connection, rendezvous: str) -> None:
+def main(spec: WorkerSpec, pipe: Connection, folder: str) -> None:
     """Serve commands from the pipe until `Stop`, an error, or the engine's end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's to handle; it stops us when it is done
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -31,7 +31,7 @@ def main(spec: WorkerSpec, pipe: Connection, rendezvous: str) -> None:
     from longspan.worker.worker import Worker, failure_message
 
     try:
-        worker = Worker(spec, *_join(spec, rendezvous))
+        worker = Worker(spec, *_join(spec, folder))
         line.start_beating(worker.progress.value)
         line.send(worker.ready())
         while not isinstance(command := line.commands.get(), Stop):
@@ -45,16 +45,25 @@ def main(spec: WorkerSpec, pipe: Connection, rendezvous: str) -> None:
     os._exit(0)  # likewise: the process group's threads would keep the process for a while
 
 
-def _join(spec: WorkerSpec, rendezvous: str) -> tuple[Transport, TensorParallelGroup | None]:
-    """Transport and tensor-parallel group in the world of all workers."""
-    from longspan.distributed.process_group import ProcessTensorParallel, ProcessTransport, init_world
+def _join(spec: WorkerSpec, folder: str) -> tuple[Transport, TensorParallelGroup | None]:
+    """Transport and tensor-parallel group in the world of all workers.
+
+    folder: empty at first, the same for all; not needed any more once every worker is ready.
+    """
+    from longspan.distributed import process_group, shared_memory
     from longspan.distributed.transport import SoleDevice
-    from longspan.worker.device import resolve_device
+    from longspan.worker.device import resolve_device, resolve_transport
 
     if spec.world_size == 1:
         return SoleDevice(), None
-    init_world(spec.rank, spec.world_size, rendezvous, resolve_device(spec.device, spec.rank))
-    return ProcessTransport(), ProcessTensorParallel(spec.tp) if spec.tp > 1 else None
+    device = resolve_device(spec.device, spec.rank)
+    name = resolve_transport(spec.transport, device)
+    if name == "shared_memory":
+        transport = shared_memory.SharedMemoryTransport(folder, spec.rank, spec.world_size)
+        return transport, shared_memory.SharedMemoryTensorParallel(transport, spec.tp) if spec.tp > 1 else None
+    process_group.init_world(name, spec.rank, spec.world_size, os.path.join(folder, "rendezvous"), device)
+    tp = process_group.ProcessTensorParallel(spec.tp) if spec.tp > 1 else None
+    return process_group.ProcessTransport(), tp
 
 
 class _Line:

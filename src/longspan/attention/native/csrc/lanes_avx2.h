@@ -20,6 +20,7 @@ struct Avx2 {
     static Floats load(const float* p) { return _mm256_loadu_ps(p); }
     static void store(float* p, Floats x) { _mm256_storeu_ps(p, x); }
     static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+    static Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
     static Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
     static Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
     static Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }

@@ -18,6 +18,7 @@ struct Avx512Floats {
     static Floats load(const float* p) { return _mm512_loadu_ps(p); }
     static void store(float* p, Floats x) { _mm512_storeu_ps(p, x); }
     static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+    static Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
     static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
     static Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
     static Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
@@ -27,7 +28,7 @@ struct Avx512Floats {
     static float sum(Floats x) { return _mm512_reduce_add_ps(x); }
     static float first(Floats x) { return _mm512_cvtss_f32(x); }
 
-    // 2^floor(x) and x - floor(x); -inf gives 0, which std::exp2's polynomial then multiplies.
+    // 2^floor(x) and x - floor(x); 0 for -inf.
     static Floats fraction(Floats x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF); }
     static Floats times_exp2_floor(Floats a, Floats x) { return _mm512_scalef_ps(a, x); }
 

@@ -1,5 +1,6 @@
 // The C interface. One library for each instruction set: which one, LONGSPAN_ISA says.
 #include "attend.h"
+#include "elementwise.h"
 
 #if LONGSPAN_ISA == 1
 #include "lanes_avx2.h"
@@ -50,5 +51,49 @@ LONGSPAN_EXPORT int longspan_attend(const void* q, const void* k, const void* v,
         return 1;
     }
     return 0;
+}
+
+// See Norm in elementwise.h.
+LONGSPAN_EXPORT void longspan_rms_norm(const void* x, int64_t x_row, int64_t x_head, const void* delta, void* sum,
+                                       const void* weight, int64_t weight_head, void* out, int64_t tokens,
+                                       int64_t heads, int64_t dim, float eps, int is_bf16, int threads) {
+    const auto run = [&](auto lanes, auto element) {
+        using T = decltype(element);
+        const Norm<T> norm{static_cast<const T*>(x), x_row, x_head, static_cast<const T*>(delta), static_cast<T*>(sum),
+                           static_cast<const T*>(weight), weight_head, static_cast<T*>(out), tokens, heads, dim, eps};
+        rms_norm<decltype(lanes), T>(norm, threads);
+    };
+    is_bf16 ? run(Pairs{}, BFloat16{}) : run(Floats{}, 0.0f);
+}
+
+LONGSPAN_EXPORT void longspan_rotate(const void* x, int64_t x_row, int64_t x_head, const float* cosines,
+                                     const float* sines, void* out, int64_t tokens, int64_t heads, int64_t dim,
+                                     int is_bf16, int threads) {
+    const auto run = [&](auto lanes, auto element) {
+        using T = decltype(element);
+        rotate<decltype(lanes), T>(static_cast<const T*>(x), x_row, x_head, cosines, sines, static_cast<T*>(out), tokens,
+                                   heads, dim, threads);
+    };
+    is_bf16 ? run(Pairs{}, BFloat16{}) : run(Floats{}, 0.0f);
+}
+
+LONGSPAN_EXPORT void longspan_silu_and_mul(const void* gate_up, int64_t row, void* out, int64_t tokens, int64_t width,
+                                           int is_bf16, int threads) {
+    const auto run = [&](auto lanes, auto element) {
+        using T = decltype(element);
+        silu_and_mul<decltype(lanes), T>(static_cast<const T*>(gate_up), row, static_cast<T*>(out), tokens, width, threads);
+    };
+    is_bf16 ? run(Pairs{}, BFloat16{}) : run(Floats{}, 0.0f);
+}
+
+LONGSPAN_EXPORT void longspan_write_slots(const void* x, int64_t x_row, int64_t x_head, const int64_t* slots, void* pool,
+                                          int64_t pool_head, int64_t pool_slot, int64_t tokens, int64_t heads,
+                                          int64_t dim, int is_bf16) {
+    const auto run = [&](auto element) {
+        using T = decltype(element);
+        write_slots<T>(static_cast<const T*>(x), x_row, x_head, slots, static_cast<T*>(pool), pool_head, pool_slot,
+                       tokens, heads, dim);
+    };
+    is_bf16 ? run(BFloat16{}) : run(0.0f);
 }
 }

@@ -11,17 +11,17 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kLn2 = 0.69314718055994530942f;
 
-// 2^x for x <= 0, by a polynomial on the fraction of x; minimax in relative error. 2^-inf is 0.
-template <class L>
+// 2^x for x <= 126, by a polynomial on the fraction of x; minimax in relative error. 2^-inf is 0.
+template <class L, int kDegree = L::kExpDegree>
 typename L::Floats exp2(typename L::Floats x) {
     constexpr float k3[] = {0.9999252204669377f, 0.6958335288684241f, 0.22606716778370542f, 0.07802452306699523f};
     constexpr float k5[] = {0.9999999250665427f, 0.6931530731468769f,  0.24015361728412732f,
                             0.055826317671219344f, 0.008989340283246956f, 0.001877576680333575f};
-    const float* c = L::kExpDegree == 3 ? k3 : k5;
+    const float* c = kDegree == 3 ? k3 : k5;
     const auto fraction = L::fraction(x);
-    auto sum = L::all(c[L::kExpDegree]);
+    auto sum = L::all(c[kDegree]);
 #pragma GCC unroll 5
-    for (int i = L::kExpDegree - 1; i >= 0; --i) sum = L::mul_add(sum, fraction, L::all(c[i]));
+    for (int i = kDegree - 1; i >= 0; --i) sum = L::mul_add(sum, fraction, L::all(c[i]));
     return L::times_exp2_floor(sum, x);
 }
 

@@ -1,0 +1,94 @@
+"""The compiled kernels in this process: ctypes signatures, and torch's threads for them to run on."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import re
+from pathlib import Path
+
+import torch
+
+from longspan.attention.native.build import BuildError, built_library
+from longspan.attention.native.isa import Isa, wanted_isas
+
+logger = logging.getLogger(__name__)
+
+_pointer, _int64, _int, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_OPENMP = re.compile(r"/lib(gomp|omp|iomp5)\b[^/]*$")
+
+
+class SegmentStruct(ctypes.Structure):
+    """`Segment` in csrc/types.h."""
+
+    _fields_ = (("start", _int64), ("stop", _int64), ("keys", _int64), ("slots", _pointer))
+
+
+class Library:
+    """Functions of the C interface; each gives up the GIL while it runs. See csrc/library.cpp for what they take."""
+
+    def __init__(self, isa: Isa, path: Path) -> None:
+        self.isa = isa
+        library = ctypes.CDLL(str(path))
+        self.attend = library.longspan_attend
+        self.attend.argtypes = [*[_pointer] * 5, *[_int64] * 9, _pointer, _int64, _int, _int, _float, _int]
+        self.rms_norm = library.longspan_rms_norm
+        self.rms_norm.argtypes = [
+            _pointer, _int64, _int64, _pointer, _pointer, _pointer, _int64, _pointer, *[_int64] * 3, _float, _int, _int,
+        ]  # fmt: skip
+        self.rotate = library.longspan_rotate
+        self.rotate.argtypes = [_pointer, _int64, _int64, *[_pointer] * 3, *[_int64] * 3, _int, _int]
+        self.silu_and_mul = library.longspan_silu_and_mul
+        self.silu_and_mul.argtypes = [_pointer, _int64, _pointer, _int64, _int64, _int, _int]
+        self.write_slots = library.longspan_write_slots
+        self.write_slots.argtypes = [_pointer, _int64, _int64, _pointer, _pointer, *[_int64] * 5, _int]
+        for function in (self.rms_norm, self.rotate, self.silu_and_mul, self.write_slots):
+            function.restype = None
+        library.longspan_use_openmp.restype = None
+        library.longspan_use_openmp.argtypes = [_pointer]
+        library.longspan_use_openmp(_openmp_parallel())
+
+
+@functools.cache
+def load(isa: Isa) -> Library:
+    """Raises BuildError."""
+    path = built_library(isa)
+    try:
+        return Library(isa, path)
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"{path} cannot be loaded: {error}") from error
+
+
+@functools.cache
+def best_library() -> Library | None:
+    """The fastest kernels that run here. None: there are none, and the log says why in one line."""
+    reason = "they are written for x86-64 with AVX2 or AVX-512"
+    for isa in wanted_isas():
+        try:
+            return load(isa)
+        except BuildError as error:
+            reason = str(error)
+    logger.info("the CPU kernels are not used: %s. torch's own attention serves instead", reason)
+    return None
+
+
+def _openmp_parallel() -> int | None:
+    """The address of GOMP_parallel in the OpenMP runtime that torch itself uses.
+
+    A team of our own would compete with torch's for the same cores, whose threads spin for a while after each operator.
+    """
+    if "ATen parallel backend: OpenMP" not in torch.__config__.parallel_info():
+        return None
+    try:
+        loaded = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    except OSError:
+        return None
+    torch_folder = str(Path(torch.__file__).parent)
+    # The one in torch's wheel first, should another package have brought its own.
+    for path in sorted(filter(_OPENMP.search, loaded), key=lambda path: not path.startswith(torch_folder)):
+        try:
+            return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, _pointer).value
+        except (OSError, AttributeError):
+            continue
+    return None

@@ -1,0 +1,118 @@
+"""Every transport delivers every message, in order, whatever the sizes and the order of waiting."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longspan.distributed.local import LocalTensorParallel, LocalTransport, LocalWorld
+from longspan.distributed.shared_memory import SharedMemoryTensorParallel, SharedMemoryTransport
+from longspan.distributed.transport import Transport
+
+WORLD, CAPACITY = 3, 1000
+
+
+def local() -> list[Transport]:
+    world = LocalWorld(WORLD, tp_size=1)
+    return [LocalTransport(world, rank) for rank in range(WORLD)]
+
+
+def shared() -> list[Transport]:
+    """Buffers so small that most messages do not fit into them."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [SharedMemoryTransport(folder, rank, WORLD, CAPACITY) for rank in range(WORLD)]
+
+
+def in_threads(work: Callable[[int], None], size: int = WORLD) -> None:
+    failures: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        try:
+            work(rank)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive(), "deadlock"
+    if failures:
+        raise failures[0]
+
+
+# Each round: the size of the message from each rank to each other one; 0 is none.
+ROUNDS = st.lists(
+    st.lists(st.sampled_from([0, 1, 7, 250, 400, 3000]), min_size=WORLD * WORLD, max_size=WORLD * WORLD), min_size=1,
+    max_size=6,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [local, shared], ids=["threads", "shared memory"])
+@settings(max_examples=60, deadline=None)
+@given(rounds=ROUNDS, wait_late=st.booleans())
+def test_every_message_arrives(make: Callable[[], list[Transport]], rounds: list[list[int]], wait_late: bool) -> None:
+    transports = make()
+
+    def content(number: int, src: int, dst: int) -> torch.Tensor:
+        size = rounds[number][src * WORLD + dst]
+        return torch.arange(size, dtype=torch.float32) + 10_000 * (number * 100 + src * 10 + dst)
+
+    def work(rank: int) -> None:
+        others = [other for other in range(WORLD) if other != rank]
+        under_way = []
+        for number in range(len(rounds)):
+            sends = [(content(number, rank, dst), dst) for dst in others]
+            receives = [(torch.empty(len(content(number, src, rank))), src) for src in others]
+            exchange = transports[rank].exchange(
+                [(tensor, dst) for tensor, dst in sends if len(tensor)],
+                [(tensor, src) for tensor, src in receives if len(tensor)],
+            )
+            under_way.append((number, exchange, receives))
+            if not wait_late:
+                exchange.wait()
+        for number, exchange, receives in under_way:
+            if wait_late:
+                exchange.wait()
+            for tensor, src in receives:
+                assert torch.equal(tensor, content(number, src, rank))
+
+    in_threads(work)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["threads", "shared memory"])
+def test_tensor_parallel_sums_are_the_same_everywhere(kind: str, dtype: torch.dtype) -> None:
+    tp, instances = 2, 2
+    ranks = range(tp * instances)
+    with tempfile.TemporaryDirectory() as folder:
+        if kind == "threads":
+            world = LocalWorld(tp * instances, tp)
+            groups = [LocalTensorParallel(world, rank) for rank in ranks]
+        else:
+            transports = [SharedMemoryTransport(folder, rank, tp * instances, CAPACITY) for rank in ranks]
+            groups = [SharedMemoryTensorParallel(transport, tp) for transport in transports]
+    parts = [torch.randn(5, 700).to(dtype) for _ in ranks]
+    sums: list[torch.Tensor] = [torch.empty(0)] * len(parts)
+    wholes: list[torch.Tensor] = [torch.empty(0)] * len(parts)
+    sizes = [300, 400]
+
+    def work(rank: int) -> None:
+        sums[rank] = groups[rank].all_reduce_(parts[rank].clone())
+        mine = parts[rank][:, : sizes[rank % tp]].contiguous()
+        wholes[rank] = groups[rank].all_gather_vocab(mine, sizes)
+
+    in_threads(work, tp * instances)
+    for first in range(0, len(parts), tp):
+        expected = parts[first].float() + parts[first + 1].float()
+        torch.testing.assert_close(sums[first].float(), expected, atol=4e-2, rtol=1e-2)
+        assert torch.equal(sums[first], sums[first + 1])
+        assert torch.equal(wholes[first], torch.cat([parts[first][:, :300], parts[first + 1][:, :400]], dim=-1))
+        assert torch.equal(wholes[first], wholes[first + 1])
