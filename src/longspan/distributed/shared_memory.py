@@ -1,11 +1,11 @@
 """Exchange between processes of one machine, at the speed of memory: a ring buffer for each ordered pair of ranks.
 
 A small gloo exchange costs about 0.1 ms, and a decode step over two instances makes two in each layer. Here it is a
-copy into memory that both processes have mapped, and one out of it. A channel is a stream of bytes: both ends know every
-size, so there are no headers, and messages may be larger than the buffer.
+copy into memory that both processes have mapped, and one out of it. A channel is a stream of bytes: both ends know
+every size, so there are no headers, and messages may be larger than the buffer.
 
-The two counters of a channel are written after the bytes that they count, which x86 keeps in order; other machines use
-`process_group`.
+The two counters of a channel are written after the bytes that they count, which x86 keeps in order; other machines
+use `process_group`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longspan.cache import cache_dir
 from longspan.errors import ModelError, RequestError
-from longspan.models.catalog import ResolvedModel, cache_dir
+from longspan.models.catalog import ResolvedModel
 from longspan.models.config import load_model_config
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from longspan.cache import cache_dir
 from longspan.errors import ModelError
 
 logger = logging.getLogger(__name__)
@@ -112,14 +112,6 @@ def list_models() -> list[ModelEntry]:
         )
         for model in CATALOG
     ]
-
-
-def cache_dir() -> Path:
-    """$LONGSPAN_CACHE, else $XDG_CACHE_HOME/longspan, else ~/.cache/longspan. May not exist yet."""
-    if own := os.environ.get("LONGSPAN_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "longspan"
 
 
 def _cached_or_fetched(model: CatalogModel) -> Path:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from longspan.distributed.tensor_parallel import TensorParallelGroup
-from longspan.layers.activation import silu_and_mul
+from longspan.layers.elementwise import elementwise_for
 from longspan.layers.embedding import embed, embed_share
 from longspan.layers.linear import Linear, linear
 from longspan.layers.logits import settle_near_ties_
 from longspan.layers.norm import rms_norm
-from longspan.layers.rotary import inverse_frequencies, rotary_angles, rotate
+from longspan.layers.rotary import inverse_frequencies, rotary_angles
 from longspan.models.architecture import ModelConfig
 from longspan.models.sharding import TensorParallelShard, width
 from longspan.models.weights import CheckedReader, WeightSource
@@ -62,6 +62,8 @@ class LlamaModel:
         self.norm_D = norm_D
         self.head_VD = head_VD
         self.lm_head = linear(head_VD)
+        sizes = config.hidden_size, config.head_dim, width(shard.intermediate)
+        self.ops = elementwise_for(embedding_VD.device, embedding_VD.dtype, *sizes)
         self.frequencies_R = inverse_frequencies(config.rope, config.head_dim).to(embedding_VD.device)
 
     @classmethod
@@ -100,12 +102,16 @@ class LlamaModel:
             return self._only_attend(attention)
         x_TD = self._embed(token_ids_T, tp)
         cos_T1R, sin_T1R = rotary_angles(positions_T, self.frequencies_R)
+        eps, ops = self.config.rms_norm_eps, self.ops
+        normed_TD = ops.rms_norm(x_TD, self.layers[0].attention_norm_D, eps)
         for i, layer in enumerate(self.layers):
-            q_THK, k_TGK, v_TGK = self._qkv(layer, x_TD, cos_T1R, sin_T1R)
-            out_THK = attention(i, q_THK, k_TGK, v_TGK)
-            x_TD = x_TD + tp.all_reduce_(layer.attention_out(out_THK.flatten(1)))
-            x_TD = x_TD + tp.all_reduce_(self._mlp(layer, x_TD))
-        return self._logits(x_TD[emit_rows_E], tp)
+            q_THK, k_TGK, v_TGK = self._qkv(layer, normed_TD, cos_T1R, sin_T1R)
+            attended_TD = tp.all_reduce_(layer.attention_out(attention(i, q_THK, k_TGK, v_TGK).flatten(1)))
+            x_TD, normed_TD = ops.add_and_norm(x_TD, attended_TD, layer.mlp_norm_D, eps)
+            mlp_TD = tp.all_reduce_(layer.down(ops.silu_and_mul(layer.gate_up(normed_TD))))
+            if i + 1 < len(self.layers):
+                x_TD, normed_TD = ops.add_and_norm(x_TD, mlp_TD, self.layers[i + 1].attention_norm_D, eps)
+        return self._logits(x_TD[emit_rows_E] + mlp_TD[emit_rows_E], tp)
 
     def _embed(self, token_ids_T: Tensor, tp: TensorParallelGroup) -> Tensor:
         """The residual stream is fp32 from here on: summed in bf16, sixty small updates would get lost."""
@@ -114,21 +120,16 @@ class LlamaModel:
         return tp.all_reduce_(embed_share(token_ids_T, self.embedding_VD, self.shard.vocab.start)).float()
 
     def _qkv(
-        self, layer: LlamaLayer, x_TD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor
+        self, layer: LlamaLayer, normed_TD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys are normalised and rotated together, as h = H + G heads."""
         H, h = self.shard.num_query_heads, self.shard.num_query_heads + self.shard.num_kv_heads
-        normed_TD = rms_norm(x_TD, layer.attention_norm_D, self.config.rms_norm_eps)
-        qkv_TnK = layer.qkv(normed_TD).view(len(x_TD), -1, self.config.head_dim)
+        qkv_TnK = layer.qkv(normed_TD).view(len(normed_TD), -1, self.config.head_dim)
         qk_ThK, v_TGK = qkv_TnK[:, :h], qkv_TnK[:, h:]
         if layer.qk_norm_hK is not None:
-            qk_ThK = rms_norm(qk_ThK, layer.qk_norm_hK, self.config.rms_norm_eps)
-        qk_ThK = rotate(qk_ThK, cos_T1R, sin_T1R)
+            qk_ThK = self.ops.rms_norm(qk_ThK, layer.qk_norm_hK, self.config.rms_norm_eps)
+        qk_ThK = self.ops.rotate(qk_ThK, cos_T1R, sin_T1R)
         return qk_ThK[:, :H], qk_ThK[:, H:], v_TGK
-
-    def _mlp(self, layer: LlamaLayer, x_TD: Tensor) -> Tensor:
-        normed_TD = rms_norm(x_TD, layer.mlp_norm_D, self.config.rms_norm_eps)
-        return layer.down(silu_and_mul(layer.gate_up(normed_TD)))
 
     def _logits(self, x_ED: Tensor, tp: TensorParallelGroup) -> Tensor:
         if not len(x_ED):

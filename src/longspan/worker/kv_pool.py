@@ -10,6 +10,11 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from longspan.attention.native.elementwise import NativeElementwise
+from longspan.attention.native.library import best_library
+
+_MANY_ROWS = 32  # from here on our own copy is faster than torch's
+
 
 class KVPool:
     """KV of any tokens of any requests, token by token.
@@ -25,6 +30,8 @@ class KVPool:
         self.k_LGNK = torch.zeros(layers, kv_heads, slots, head_dim, dtype=dtype, device=device)
         self.v_LGNK = torch.zeros_like(self.k_LGNK)
         self.device = device
+        library = best_library() if device.type == "cpu" else None
+        self._native = NativeElementwise(library) if library else None
         self.free_slots = _FreeSlots(slots)
         self.holdings: dict[str, _Holding] = {}
 
@@ -38,6 +45,10 @@ class KVPool:
 
     def write(self, layer: int, slots: torch.Tensor, k_TGK: torch.Tensor, v_TGK: torch.Tensor) -> None:
         """Put the KV of T tokens into T slots."""
+        if self._native and len(slots) >= _MANY_ROWS:
+            self._native.write_slots(self.k_LGNK[layer], slots, k_TGK)
+            self._native.write_slots(self.v_LGNK[layer], slots, v_TGK)
+            return
         self.k_LGNK[layer].index_copy_(1, slots, k_TGK.transpose(0, 1))
         self.v_LGNK[layer].index_copy_(1, slots, v_TGK.transpose(0, 1))
 

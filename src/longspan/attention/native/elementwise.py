@@ -1,7 +1,7 @@
 """Norm, rotation, SwiGLU and the KV write, each in one call instead of several small torch operators.
 
 Signatures and numbers are those of layers/ and of KVPool.write, which are the twins: a decode step of one token spends
-much of its time starting operators. `covers` says whether the kernels take such a tensor.
+much of its time starting operators. `covers` says whether the kernels take a model's sizes.
 
 Shape suffixes: T tokens, h heads, D the normalised dimension, K head_dim, R = K/2, I the feed-forward width, G KV
 heads, N slots.
@@ -14,13 +14,12 @@ from torch import Tensor
 
 from longspan.attention.native.library import Library
 
-_STEP = 32
-_DTYPES = (torch.bfloat16, torch.float32)
+_STEP = 64
 
 
-def covers(x: Tensor) -> bool:
-    """On a CPU, in bf16 or fp32, its last dimension dense and a multiple of 32 (SwiGLU, rotation: of 64)."""
-    return x.device.type == "cpu" and x.dtype in _DTYPES and x.stride(-1) == 1 and x.shape[-1] % _STEP == 0
+def covers(dtype: torch.dtype, *sizes: int) -> bool:
+    """bf16 or fp32, and all of hidden size, head_dim and feed-forward width are multiples of 64."""
+    return dtype in (torch.bfloat16, torch.float32) and not any(size % _STEP for size in sizes)
 
 
 class NativeElementwise:
@@ -30,15 +29,18 @@ class NativeElementwise:
         self.library = library
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x [T, D] with weight [D], or [T, h, D] with weight [D] or [h, D]; any strides but the last."""
-        out = torch.empty(x.shape, dtype=x.dtype)
+        """x [T, D] with weight [D], or [T, h, D] with weight [D] or [h, D]; any strides but the last.
+
+        x is fp32 or of the weight's dtype, which the result has.
+        """
+        out = torch.empty(x.shape, dtype=weight.dtype)
         self._norm(x, None, None, weight, out, eps)
         return out
 
     def add_and_norm(self, x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """(x + delta, its norm): the residual and what the next matrix product takes."""
         sum_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype)
-        out_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype)
+        out_TD = torch.empty(x_TD.shape, dtype=weight_D.dtype)
         self._norm(x_TD, delta_TD.contiguous(), sum_TD, weight_D, out_TD, eps)
         return sum_TD, out_TD
 
@@ -51,7 +53,8 @@ class NativeElementwise:
             x.data_ptr(), x.stride(0), x.stride(1) if heads > 1 else 0,
             None if delta is None else delta.data_ptr(), None if total is None else total.data_ptr(),
             weight.data_ptr(), weight.stride(0) if weight.dim() == 2 else 0,
-            out.data_ptr(), x.shape[0], heads, x.shape[-1], eps, x.dtype == torch.bfloat16, torch.get_num_threads(),
+            out.data_ptr(), x.shape[0], heads, x.shape[-1], eps, x.dtype == torch.bfloat16,
+            weight.dtype == torch.bfloat16, torch.get_num_threads(),
         )  # fmt: skip
 
     def rotate(self, x_THK: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:

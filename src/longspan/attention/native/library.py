@@ -35,7 +35,8 @@ class Library:
         self.attend.argtypes = [*[_pointer] * 5, *[_int64] * 9, _pointer, _int64, _int, _int, _float, _int]
         self.rms_norm = library.longspan_rms_norm
         self.rms_norm.argtypes = [
-            _pointer, _int64, _int64, _pointer, _pointer, _pointer, _int64, _pointer, *[_int64] * 3, _float, _int, _int,
+            _pointer, _int64, _int64, _pointer, _pointer, _pointer, _int64, _pointer, *[_int64] * 3, _float,
+            *[_int] * 3,
         ]  # fmt: skip
         self.rotate = library.longspan_rotate
         self.rotate.argtypes = [_pointer, _int64, _int64, *[_pointer] * 3, *[_int64] * 3, _int, _int]
@@ -43,11 +44,11 @@ class Library:
         self.silu_and_mul.argtypes = [_pointer, _int64, _pointer, _int64, _int64, _int, _int]
         self.write_slots = library.longspan_write_slots
         self.write_slots.argtypes = [_pointer, _int64, _int64, _pointer, _pointer, *[_int64] * 5, _int]
-        for function in (self.rms_norm, self.rotate, self.silu_and_mul, self.write_slots):
+        self.use_openmp = library.longspan_use_openmp
+        self.use_openmp.argtypes = [_pointer]
+        for function in (self.rms_norm, self.rotate, self.silu_and_mul, self.write_slots, self.use_openmp):
             function.restype = None
-        library.longspan_use_openmp.restype = None
-        library.longspan_use_openmp.argtypes = [_pointer]
-        library.longspan_use_openmp(_openmp_parallel())
+        self.use_openmp(openmp_parallel())
 
 
 @functools.cache
@@ -73,7 +74,7 @@ def best_library() -> Library | None:
     return None
 
 
-def _openmp_parallel() -> int | None:
+def openmp_parallel() -> int | None:
     """The address of GOMP_parallel in the OpenMP runtime that torch itself uses.
 
     A team of our own would compete with torch's for the same cores, whose threads spin for a while after each operator.

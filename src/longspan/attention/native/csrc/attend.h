@@ -46,7 +46,9 @@ private:
     // As many rows as keep every thread busy.
     int64_t tile_rows() const {
         int64_t all = 0;
-        for (int64_t i = 0; i < job_.num_segments; ++i) all += (job_.segments[i].stop - job_.segments[i].start) * job_.heads;
+        for (int64_t i = 0; i < job_.num_segments; ++i) {
+            all += (job_.segments[i].stop - job_.segments[i].start) * job_.heads;
+        }
         if (job_.threads <= 1) return kMaxTileRows;
         const int64_t even = all / (job_.threads * kItemsPerThread) / kTileRows * kTileRows;
         return std::max(kMinTileRows, std::min(kMaxTileRows, even));
@@ -131,8 +133,8 @@ template <class L, class T>
 void attend(const Attention& job) {
     Schedule schedule(job);
     static thread_local Scratch scratch;
-    const Partials partials(
-        job, schedule, static_cast<float*>(scratch.reserve(schedule.partial_floats() * static_cast<int64_t>(sizeof(float)))));
+    const int64_t bytes = schedule.partial_floats() * static_cast<int64_t>(sizeof(float));
+    const Partials partials(job, schedule, static_cast<float*>(scratch.reserve(bytes)));
     std::atomic<size_t> next{0};
     auto work = [&] {
         ItemRunner<L, T> runner(job);

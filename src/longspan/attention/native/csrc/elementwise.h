@@ -37,13 +37,13 @@ typename L::Floats rounded(typename L::Floats x) {
     return L::load_as_floats(stored);
 }
 
-// T tokens of h heads (1 where there are none) of D elements.
-template <class T>
+// T tokens of h heads (1 where there are none) of D elements. X is the type of the residual stream, fp32 or T itself.
+template <class X, class T>
 struct Norm {
-    const T* x;  // strides in elements
+    const X* x;  // strides in elements
     int64_t x_row, x_head;
     const T* delta;  // null, or [T, h D]: x + delta is normalised, and written to `sum`
-    T* sum;
+    X* sum;
     const T* weight;
     int64_t weight_head;  // 0: one weight for all heads
     T* out;               // [T, h, D]
@@ -51,11 +51,11 @@ struct Norm {
     float eps;
 };
 
-template <class L, class T>
-void rms_norm(const Norm<T>& n, int threads) {
+template <class L, class X, class T>
+void rms_norm(const Norm<X, T>& n, int threads) {
     over_rows(n.tokens, n.heads * n.dim, threads, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin * n.heads; i < end * n.heads; ++i) {
-            const T* x = n.x + i / n.heads * n.x_row + i % n.heads * n.x_head;
+            const X* x = n.x + i / n.heads * n.x_row + i % n.heads * n.x_head;
             if (n.delta) {
                 for (int64_t d = 0; d < n.dim; d += L::kWidth) {
                     const auto sum = L::add(L::load_as_floats(x + d), L::load_as_floats(n.delta + i * n.dim + d));
@@ -71,7 +71,7 @@ void rms_norm(const Norm<T>& n, int threads) {
             const auto factor = L::all(1.0f / std::sqrt(L::sum(squares) / static_cast<float>(n.dim) + n.eps));
             const T* weight = n.weight + i % n.heads * n.weight_head;
             for (int64_t d = 0; d < n.dim; d += L::kWidth) {
-                const auto normed = rounded<L, T>(L::mul(L::load_as_floats(x + d), factor));
+                const auto normed = L::mul(L::load_as_floats(x + d), factor);
                 L::store_floats(n.out + i * n.dim + d, L::mul(normed, L::load_as_floats(weight + d)));
             }
         }
@@ -88,7 +88,8 @@ void rotate(const T* x, int64_t x_row, int64_t x_head, const float* cosines, con
             const T* from = x + i / heads * x_row + i % heads * x_head;
             T* to = out + i * dim;
             for (int64_t d = 0; d < half; d += L::kWidth) {
-                const auto cosine = L::load(cosines + i / heads * half + d), sine = L::load(sines + i / heads * half + d);
+                const auto cosine = L::load(cosines + i / heads * half + d);
+                const auto sine = L::load(sines + i / heads * half + d);
                 const auto first = L::load_as_floats(from + d), second = L::load_as_floats(from + half + d);
                 L::store_floats(to + d, L::mul_sub(first, cosine, L::mul(second, sine)));
                 L::store_floats(to + half + d, L::mul_add(second, cosine, L::mul(first, sine)));

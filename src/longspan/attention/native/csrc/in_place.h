@@ -7,7 +7,7 @@
 namespace longspan {
 
 constexpr int kInPlaceRows = 4;  // query rows up to which this beats packing
-constexpr int64_t kAtOnce = 64;
+constexpr int64_t kAtOnce = 64;  // rows of V that stay in the L1 cache between passes
 
 // sum[i] += query x row[i], for kVectors vectors from vector j on. Row by row, as they lie in memory: the processor
 // then sees a stream, and fetches ahead by itself.
@@ -19,9 +19,7 @@ void multiply_rows(typename L::Floats* sum, const uint32_t* query, const T* cons
 #pragma GCC unroll 16
     for (int i = 0; i < L::kWidth; ++i) {
 #pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) {
-            sum[i] = L::multiply_add(sum[i], part[v], L::row_lanes(row[i], j + v));
-        }
+        for (int v = 0; v < kVectors; ++v) sum[i] = L::multiply_add(sum[i], part[v], L::row_lanes(row[i], j + v));
     }
 }
 

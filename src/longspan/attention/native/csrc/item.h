@@ -116,11 +116,11 @@ private:
         return std::max<int64_t>(0, std::min(seen, count));
     }
 
-    // Scores of rows [first, first + count) become weights; returns how many keys they cover, in whole vectors.
+    // Scores of rows [first, first + count) become weights; factor: by what each row's result so far is multiplied.
     void soften_rows(int64_t first, int64_t count, int64_t key, int64_t keys, int64_t padded, float* factor) {
         for (int64_t r = 0; r < count; ++r) {
-            factor[r] = soften<L>(rows_.softmax[first + r], scores_ + r * kBlockKeys, visible(first + r, key, keys), padded,
-                                  job_.scale * kLog2E, weights_ + r * (kBlockKeys / L::kPair));
+            factor[r] = soften<L>(rows_.softmax[first + r], scores_ + r * kBlockKeys, visible(first + r, key, keys),
+                                  padded, job_.scale * kLog2E, weights_ + r * (kBlockKeys / L::kPair));
         }
     }
 

@@ -45,7 +45,8 @@ struct Avx2 {
     // a 2^floor(x); below the normal numbers 0, as AVX-512's scalef nearly does.
     static Floats times_exp2_floor(Floats a, Floats x) {
         const __m256i power = _mm256_cvtps_epi32(_mm256_floor_ps(_mm256_max_ps(x, all(kLeastExponent))));
-        const Floats factor = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(power, _mm256_set1_epi32(127)), 23));
+        const __m256i biased = _mm256_add_epi32(power, _mm256_set1_epi32(127));
+        const Floats factor = _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
         return _mm256_and_ps(mul(a, factor), _mm256_cmp_ps(x, all(kLeastExponent), _CMP_GE_OQ));
     }
 

@@ -88,7 +88,8 @@ struct Avx512Floats {
         // x[4a + b], 128-bit quarter c: column 4c + b of rows 4a .. 4a + 3.
 #pragma GCC unroll 16
         for (int b = 0; b < 4; ++b) {
-            const __m512i low01 = _mm512_shuffle_i32x4(x[b], x[4 + b], 0x88), high01 = _mm512_shuffle_i32x4(x[b], x[4 + b], 0xdd);
+            const __m512i low01 = _mm512_shuffle_i32x4(x[b], x[4 + b], 0x88);
+            const __m512i high01 = _mm512_shuffle_i32x4(x[b], x[4 + b], 0xdd);
             const __m512i low23 = _mm512_shuffle_i32x4(x[8 + b], x[12 + b], 0x88);
             const __m512i high23 = _mm512_shuffle_i32x4(x[8 + b], x[12 + b], 0xdd);
             y[b] = _mm512_shuffle_i32x4(low01, low23, 0x88);

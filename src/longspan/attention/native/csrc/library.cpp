@@ -32,13 +32,15 @@ using namespace longspan;
 extern "C" {
 
 // The address of GOMP_parallel, or null.
-LONGSPAN_EXPORT void longspan_use_openmp(void* parallel) { openmp_parallel = reinterpret_cast<OpenMpParallel>(parallel); }
+LONGSPAN_EXPORT void longspan_use_openmp(void* parallel) {
+    openmp_parallel = reinterpret_cast<OpenMpParallel>(parallel);
+}
 
-// See types.h. The pointers of `slots` and the other arrays have num_segments entries each.
-LONGSPAN_EXPORT int longspan_attend(const void* q, const void* k, const void* v, float* out, float* lse, int64_t q_row, int64_t q_head,
-                    int64_t k_key, int64_t k_head, int64_t v_key, int64_t v_head, int64_t heads, int64_t kv_heads,
-                    int64_t head_dim, const Segment* segments, int64_t num_segments, int causal, int is_bf16,
-                    float scale, int threads) {
+// See Attention in types.h. Not 0: there was no memory.
+LONGSPAN_EXPORT int longspan_attend(const void* q, const void* k, const void* v, float* out, float* lse, int64_t q_row,
+                                    int64_t q_head, int64_t k_key, int64_t k_head, int64_t v_key, int64_t v_head,
+                                    int64_t heads, int64_t kv_heads, int64_t head_dim, const Segment* segments,
+                                    int64_t num_segments, int causal, int is_bf16, float scale, int threads) {
     const Attention job{q,      k,      v,     out,      lse,      q_row,    q_head,       k_key,       k_head, v_key,
                         v_head, heads,  kv_heads, head_dim, segments, num_segments, causal != 0, scale, threads};
     try {
@@ -56,14 +58,21 @@ LONGSPAN_EXPORT int longspan_attend(const void* q, const void* k, const void* v,
 // See Norm in elementwise.h.
 LONGSPAN_EXPORT void longspan_rms_norm(const void* x, int64_t x_row, int64_t x_head, const void* delta, void* sum,
                                        const void* weight, int64_t weight_head, void* out, int64_t tokens,
-                                       int64_t heads, int64_t dim, float eps, int is_bf16, int threads) {
-    const auto run = [&](auto lanes, auto element) {
+                                       int64_t heads, int64_t dim, float eps, int x_is_bf16, int is_bf16, int threads) {
+    const auto run = [&](auto lanes, auto x_element, auto element) {
+        using X = decltype(x_element);
         using T = decltype(element);
-        const Norm<T> norm{static_cast<const T*>(x), x_row, x_head, static_cast<const T*>(delta), static_cast<T*>(sum),
+        const Norm<X, T> norm{static_cast<const X*>(x), x_row, x_head, static_cast<const T*>(delta), static_cast<X*>(sum),
                            static_cast<const T*>(weight), weight_head, static_cast<T*>(out), tokens, heads, dim, eps};
-        rms_norm<decltype(lanes), T>(norm, threads);
+        rms_norm<decltype(lanes), X, T>(norm, threads);
     };
-    is_bf16 ? run(Pairs{}, BFloat16{}) : run(Floats{}, 0.0f);
+    if (x_is_bf16) {
+        run(Pairs{}, BFloat16{}, BFloat16{});
+    } else if (is_bf16) {
+        run(Pairs{}, 0.0f, BFloat16{});
+    } else {
+        run(Floats{}, 0.0f, 0.0f);
+    }
 }
 
 LONGSPAN_EXPORT void longspan_rotate(const void* x, int64_t x_row, int64_t x_head, const float* cosines,
@@ -71,8 +80,8 @@ LONGSPAN_EXPORT void longspan_rotate(const void* x, int64_t x_row, int64_t x_hea
                                      int is_bf16, int threads) {
     const auto run = [&](auto lanes, auto element) {
         using T = decltype(element);
-        rotate<decltype(lanes), T>(static_cast<const T*>(x), x_row, x_head, cosines, sines, static_cast<T*>(out), tokens,
-                                   heads, dim, threads);
+        rotate<decltype(lanes), T>(static_cast<const T*>(x), x_row, x_head, cosines, sines, static_cast<T*>(out),
+                                   tokens, heads, dim, threads);
     };
     is_bf16 ? run(Pairs{}, BFloat16{}) : run(Floats{}, 0.0f);
 }
@@ -81,14 +90,15 @@ LONGSPAN_EXPORT void longspan_silu_and_mul(const void* gate_up, int64_t row, voi
                                            int is_bf16, int threads) {
     const auto run = [&](auto lanes, auto element) {
         using T = decltype(element);
-        silu_and_mul<decltype(lanes), T>(static_cast<const T*>(gate_up), row, static_cast<T*>(out), tokens, width, threads);
+        silu_and_mul<decltype(lanes), T>(static_cast<const T*>(gate_up), row, static_cast<T*>(out), tokens, width,
+                                         threads);
     };
     is_bf16 ? run(Pairs{}, BFloat16{}) : run(Floats{}, 0.0f);
 }
 
-LONGSPAN_EXPORT void longspan_write_slots(const void* x, int64_t x_row, int64_t x_head, const int64_t* slots, void* pool,
-                                          int64_t pool_head, int64_t pool_slot, int64_t tokens, int64_t heads,
-                                          int64_t dim, int is_bf16) {
+LONGSPAN_EXPORT void longspan_write_slots(const void* x, int64_t x_row, int64_t x_head, const int64_t* slots,
+                                          void* pool, int64_t pool_head, int64_t pool_slot, int64_t tokens,
+                                          int64_t heads, int64_t dim, int is_bf16) {
     const auto run = [&](auto element) {
         using T = decltype(element);
         write_slots<T>(static_cast<const T*>(x), x_row, x_head, slots, static_cast<T*>(pool), pool_head, pool_slot,
