@@ -11,10 +11,15 @@ from longspan.models.catalog import resolve_model
 
 
 def main(folder: str) -> None:
-    model = resolve_model("smollm2-135m")
-    source = {"pretrained_model_name_or_path": model.path.parent, "gguf_file": model.path.name}
-    AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    gguf = resolve_model("smollm2-135m").path
+    source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = source.config
+    del config.quantization_config  # the weights are plain now, and transformers refuses to save quantised ones
+    config.dtype = torch.bfloat16
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(source.state_dict())
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
 if __name__ == "__main__":
