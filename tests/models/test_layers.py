@@ -12,9 +12,13 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
+from longspan.attention.native.build import BuildError
+from longspan.attention.native.isa import Isa, available_isas
+from longspan.attention.native.library import load
+from longspan.attention.native.linear import NativeLinear, covers
 from longspan.layers.activation import silu_and_mul
 from longspan.layers.embedding import embed, embed_share
-from longspan.layers.linear import PackedLinear, PlainLinear, linear
+from longspan.layers.linear import Linear, PackedLinear, PlainLinear, _can_pack
 from longspan.layers.logits import settle_near_ties_
 from longspan.layers.norm import rms_norm
 from longspan.layers.rope_config import RopeConfig
@@ -91,20 +95,34 @@ def test_silu_and_mul() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("rows", [0, 1, 3, 32, 65])
-@pytest.mark.parametrize(("outputs", "inputs"), [(192, 64), (101, 37), (64, 130)])
+@pytest.mark.parametrize("kind", ["onednn", *available_isas()], ids=str)
+@pytest.mark.parametrize(("outputs", "inputs"), [(192, 64), (101, 38), (64, 130)])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_packed_linear_agrees_with_plain(
-    dtype: torch.dtype, tolerance: float, rows: int, outputs: int, inputs: int, with_bias: bool
+def test_packed_weights_agree_with_plain_ones(
+    dtype: torch.dtype, tolerance: float, kind: str | Isa, outputs: int, inputs: int, with_bias: bool
 ) -> None:
     weight_OI = torch.randn(outputs, inputs).to(dtype)
-    if isinstance(linear(weight_OI), PlainLinear):
-        pytest.skip("this machine packs no weights of this dtype")
     bias_O = torch.randn(outputs).to(dtype) if with_bias else None
-    x_TI = torch.randn(rows, 2 * inputs).to(dtype)[:, :inputs]  # strided, as some callers pass it
-    packed, plain = PackedLinear(weight_OI, bias_O)(x_TI), PlainLinear(weight_OI, bias_O)(x_TI)
-    assert packed.dtype == dtype
-    torch.testing.assert_close(packed, plain, atol=tolerance * inputs**0.5, rtol=tolerance)
+    plain = PlainLinear(weight_OI, bias_O)
+    packed: Linear
+    if isinstance(kind, str):
+        if not _can_pack(weight_OI):
+            pytest.skip("oneDNN packs no weights of this dtype here")
+        packed = PackedLinear(weight_OI, bias_O)
+    else:
+        try:
+            library = load(kind)
+        except BuildError as error:
+            pytest.skip(str(error))
+        if not covers(library, weight_OI):
+            pytest.skip("this instruction set has no products of bf16")
+        packed = NativeLinear(library, weight_OI, bias_O)
+    for rows in (0, 1, 3, 32, 65, 200):
+        x_TI = torch.randn(rows, 2 * inputs).to(dtype)[:, :inputs]  # strided, as some callers pass it
+        for result in (None, torch.float32):
+            got, expected = packed(x_TI, result), plain(x_TI, result)
+            assert got.dtype == (result or dtype)
+            torch.testing.assert_close(got, expected, atol=tolerance * inputs**0.5, rtol=tolerance)
 
 
 def test_shares_of_an_embedding_add_up() -> None:

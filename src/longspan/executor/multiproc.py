@@ -85,6 +85,8 @@ class MultiprocExecutor:
     def start(self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None]) -> DeviceInfo:
         self.on_reply, self.on_failure = on_reply, on_failure
         context = multiprocessing.get_context("spawn")
+        # Large pages for what workers allocate: a decode step walks through all weights, a tenth of it in page tables.
+        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
         for spec in self.specs:
             ours, theirs = context.Pipe()
             worker = context.Process(

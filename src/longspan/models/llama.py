@@ -135,8 +135,8 @@ class LlamaModel:
         if not len(x_ED):
             return x_ED.new_empty((0, self.config.vocab_size), dtype=torch.float32)
         normed_ED = rms_norm(x_ED, self.norm_D.float(), self.config.rms_norm_eps)
-        logits_EV = self.lm_head(normed_ED.to(self.head_VD.dtype)).float()
-        if self.head_VD.dtype != torch.float32:
+        logits_EV = self.lm_head(normed_ED.to(self.head_VD.dtype), torch.float32)
+        if self.head_VD.dtype != torch.float32 and self.lm_head.rounds:
             settle_near_ties_(logits_EV, normed_ED, self.head_VD)
         return tp.all_gather_vocab(logits_EV, self.shard.vocab_sizes)
 

@@ -42,11 +42,21 @@ class Library:
         self.rotate.argtypes = [_pointer, _int64, _int64, *[_pointer] * 3, *[_int64] * 3, _int, _int]
         self.silu_and_mul = library.longspan_silu_and_mul
         self.silu_and_mul.argtypes = [_pointer, _int64, _pointer, _int64, _int64, _int, _int]
+        self.packed_lanes = library.longspan_packed_lanes
+        self.packed_lanes.argtypes = [_int64, _int64, _int]
+        self.packed_lanes.restype = _int64
+        self.pack_linear = library.longspan_pack_linear
+        self.pack_linear.argtypes = [_pointer, _pointer, _int64, _int64, _int]
+        self.linear = library.longspan_linear
+        self.linear.argtypes = [
+            _pointer, _int64, _pointer, _pointer, _pointer, _int, _int64, _int64, _int64, _int, _int
+        ]  # fmt: skip
         self.write_slots = library.longspan_write_slots
         self.write_slots.argtypes = [_pointer, _int64, _int64, _pointer, _pointer, *[_int64] * 5, _int]
         self.use_openmp = library.longspan_use_openmp
         self.use_openmp.argtypes = [_pointer]
-        for function in (self.rms_norm, self.rotate, self.silu_and_mul, self.write_slots, self.use_openmp):
+        for function in (self.rms_norm, self.rotate, self.silu_and_mul, self.write_slots, self.use_openmp,
+                         self.pack_linear, self.linear):  # fmt: skip
             function.restype = None
         self.use_openmp(openmp_parallel())
 

@@ -1,6 +1,7 @@
 // The C interface. One library for each instruction set: which one, LONGSPAN_ISA says.
 #include "attend.h"
 #include "elementwise.h"
+#include "linear.h"
 
 #if LONGSPAN_ISA == 1
 #include "lanes_avx2.h"
@@ -92,6 +93,33 @@ LONGSPAN_EXPORT void longspan_silu_and_mul(const void* gate_up, int64_t row, voi
         using T = decltype(element);
         silu_and_mul<decltype(lanes), T>(static_cast<const T*>(gate_up), row, static_cast<T*>(out), tokens, width,
                                          threads);
+    };
+    is_bf16 ? run(Pairs{}, BFloat16{}) : run(Floats{}, 0.0f);
+}
+
+// Lanes of four bytes that a packed weight [outputs, inputs] takes.
+LONGSPAN_EXPORT int64_t longspan_packed_lanes(int64_t outputs, int64_t inputs, int is_bf16) {
+    return is_bf16 ? packed_lanes<Pairs>(outputs, inputs) : packed_lanes<Floats>(outputs, inputs);
+}
+
+// The weight is contiguous.
+LONGSPAN_EXPORT void longspan_pack_linear(const void* weight, void* packed, int64_t outputs, int64_t inputs,
+                                          int is_bf16) {
+    const auto* from = static_cast<const uint32_t*>(weight);
+    auto* to = static_cast<uint32_t*>(packed);
+    is_bf16 ? pack_linear<Pairs>(from, to, outputs, inputs) : pack_linear<Floats>(from, to, outputs, inputs);
+}
+
+// See Linear in linear.h; x_row in elements.
+LONGSPAN_EXPORT void longspan_linear(const void* x, int64_t x_row, const void* packed, const void* bias, void* y,
+                                     int y_is_fp32, int64_t rows, int64_t outputs, int64_t inputs, int is_bf16,
+                                     int threads) {
+    const auto run = [&](auto lanes, auto element) {
+        using L = decltype(lanes);
+        using T = decltype(element);
+        const Linear<T> job{static_cast<const uint32_t*>(x), x_row / L::kPair, static_cast<const uint32_t*>(packed),
+                            static_cast<const T*>(bias), y, y_is_fp32 != 0, rows, outputs, inputs};
+        linear<L, T>(job, threads);
     };
     is_bf16 ? run(Pairs{}, BFloat16{}) : run(Floats{}, 0.0f);
 }
