@@ -13,8 +13,8 @@ from longspan.engine.tokenizer import Tokenizer
 from longspan.models.catalog import ResolvedModel
 
 NUM_TOKENS = 8
-LONG = [256, 512, 1000, 4000]
-NUM_SHORT = 46
+LONG = [200, 400, 4000]
+NUM_SHORT = 47
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class Reference:
     prompts: list[list[int]]
     tokens: list[list[int]]
     logprobs: list[torch.Tensor]
+
+    def first(self, count: int) -> Reference:
+        return Reference(self.prompts[:count], self.tokens[:count], self.logprobs[:count])
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +43,7 @@ def prompts(model: ResolvedModel, moby_dick: str) -> list[list[int]]:
     """Pieces of 16 to 4,000 tokens, from all over the text."""
     text = Tokenizer.load(model).encode(moby_dick)
     draw = random.Random(0)
-    lengths = [draw.randint(16, 96) for _ in range(NUM_SHORT)] + LONG
+    lengths = [draw.randint(16, 64) for _ in range(NUM_SHORT)] + LONG
     starts = [draw.randrange(len(text) - length) for length in lengths]
     return [text[start : start + length] for start, length in zip(starts, lengths, strict=True)]
 

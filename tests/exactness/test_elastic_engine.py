@@ -5,7 +5,7 @@ All fifty prompts run together in each case, with a real model; instances are th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import pytest
@@ -49,8 +49,9 @@ def test_degree_of_parallelism(model, reference, dop: int) -> None:
     check(model, reference, instances=dop, policy=FixedPolicy(everyone, masters=lambda _: everyone))
 
 
-@pytest.mark.parametrize("keepers", [k for size in (1, 2, 3) for k in combinations(range(3), size)])
-def test_retention_onto_every_subset_of_three(model, reference, keepers: Sequence[int]) -> None:
+@pytest.mark.parametrize("keepers", [k for size in (1, 2) for k in combinations(range(3), size)])
+def test_retention_onto_some_of_three(model, reference, keepers: Sequence[int]) -> None:
+    """Every proper subset; all three are above."""
     check(model, reference, instances=3, policy=FixedPolicy(range(3), keepers))
 
 
@@ -59,17 +60,10 @@ def test_tensor_parallel(model, reference, instances: int, tp: int) -> None:
     check(model, reference, instances=instances, tp=tp, policy=FixedPolicy(range(instances)))
 
 
-SCALINGS: dict[str, Callable[[int], Sequence[int]]] = {
-    "one, then two, then three masters": lambda i: range(1 + min(2, i // 2)),
-    "down from three to one": lambda i: range(3 - min(2, i // 2)),
-    "another one each time": lambda i: [(i + 1) % 3],
-}
-
-
-@pytest.mark.parametrize("masters", SCALINGS.values(), ids=SCALINGS.keys())
-def test_scaling_in_mid_decode(model, reference, masters: Callable[[int], Sequence[int]]) -> None:
-    """The KV starts on one instance; the masters change every other iteration."""
-    policy = FixedPolicy(range(3), keepers=[0], masters=masters)
+def test_scaling_in_mid_decode(model, reference) -> None:
+    """The KV starts on one instance; the masters become two and three, then fewer, then another one."""
+    masters = [[0], [0, 1], [0, 1, 2], [0, 1, 2], [1, 2], [2], [0]]
+    policy = FixedPolicy(range(3), keepers=[0], masters=lambda i: masters[min(i, 6)])
     check(model, reference, instances=3, policy=policy, lookahead=False)
 
 
@@ -91,5 +85,6 @@ def test_processes(model, reference, transport: str) -> None:
     policy = FixedPolicy(
         range(2), keepers=[1], masters=lambda i: [i % 2], migrations=lambda i: (1, 0) if i == 3 else None
     )
+    reference = reference if transport == "shared_memory" else reference.first(15)
     check(model, reference, instances=2, tp=2, executor="multiproc", transport=transport, policy=policy,
           lookahead=False)
