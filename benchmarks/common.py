@@ -40,7 +40,8 @@ def machine() -> dict[str, Any]:
 def save(name: str, results: dict[str, Any]) -> None:
     """benchmarks/results/NAME.json, with machine and command."""
     RESULTS.mkdir(exist_ok=True)
-    command = " ".join(["python", str(Path(sys.argv[0]).name), *sys.argv[1:]])
+    words = [f".../{Path(word).name}" if word.startswith("/") else word for word in sys.argv[1:]]  # no machine's paths
+    command = " ".join(["python", str(Path(sys.argv[0]).name), *words])
     record = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
@@ -50,7 +51,7 @@ def save(name: str, results: dict[str, Any]) -> None:
     }
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"wrote {path}")
+    print(f"wrote {path.name}")
 
 
 def interleaved(sides: dict[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:
