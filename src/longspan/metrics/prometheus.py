@@ -5,14 +5,15 @@ Histograms and token counters are fed by what each request gives back; gauges ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Protocol, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from longspan.core.events import FinishReason
+from longspan.outputs import EngineStats, RequestOutput
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ENGINE = "0"
@@ -32,57 +33,10 @@ LATENCY_BUCKETS = (
 )  # fmt: skip
 
 
-class Times(Protocol):
-    """Seconds on one clock; None until it happened. Must not change after it was given out."""
-
-    @property
-    def arrived(self) -> float: ...
-    @property
-    def scheduled(self) -> float | None: ...
-    @property
-    def first_token(self) -> float | None: ...
-    @property
-    def last_token(self) -> float | None: ...
-    @property
-    def finished(self) -> float | None: ...
-
-
-class Output(Protocol):
-    """A delta of one request; `engine.outputs.RequestOutput` is one (this floor lies below the engine)."""
-
-    @property
-    def num_prompt_tokens(self) -> int: ...
-    @property
-    def num_output_tokens(self) -> int: ...
-    @property
-    def token_ids(self) -> Sequence[int]: ...
-    @property
-    def finish_reason(self) -> FinishReason | None: ...
-    @property
-    def times(self) -> Times: ...
-
-
-class Stats(Protocol):
-    """A snapshot for gauges; `engine.outputs.EngineStats` is one."""
-
-    @property
-    def num_running(self) -> int: ...
-    @property
-    def num_waiting(self) -> int: ...
-    @property
-    def kv_tokens_used(self) -> int: ...
-    @property
-    def kv_tokens_total(self) -> int: ...
-    @property
-    def num_preemptions(self) -> int: ...
-    @property
-    def kv_tokens_used_by_instance(self) -> Collection[int]: ...
-
-
 class ServerMetrics:
     """All metrics of one server, in a registry of its own."""
 
-    def __init__(self, *, model_name: str, max_model_len: int, stats: Callable[[], Stats]) -> None:
+    def __init__(self, *, model_name: str, max_model_len: int, stats: Callable[[], EngineStats]) -> None:
         self.registry = CollectorRegistry()
         labels = (model_name, ENGINE)
 
@@ -135,7 +89,7 @@ class RequestMetrics:
         self._started = False
         self._ended = False
 
-    def observe(self, output: Output) -> None:
+    def observe(self, output: RequestOutput) -> None:
         metrics, times = self._metrics, output.times
         if output.token_ids:
             metrics.generation_tokens.inc(len(output.token_ids))
@@ -154,7 +108,7 @@ class RequestMetrics:
             self._ended = True
             self._metrics.request_success["abort"].inc()
 
-    def _observe_tokens(self, output: Output) -> None:
+    def _observe_tokens(self, output: RequestOutput) -> None:
         metrics, times = self._metrics, output.times
         gaps = len(output.token_ids)
         if not self._started:
@@ -176,7 +130,7 @@ class RequestMetrics:
 class _EngineCollector(Collector):
     """Asks the engine at each scrape, so that no gauge is ever stale."""
 
-    def __init__(self, labels: tuple[str, str], stats: Callable[[], Stats]) -> None:
+    def __init__(self, labels: tuple[str, str], stats: Callable[[], EngineStats]) -> None:
         self._labels = labels
         self._stats = stats
 
