@@ -12,7 +12,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 _CHECK_S = 0.5  # how often beats are looked at
 _GRACE_S = 5.0  # for workers to end by themselves
+# glibc then asks for large pages. A decode step walks through all weights; small pages cost it a tenth in page tables.
+_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(slots=True)
@@ -85,16 +88,15 @@ class MultiprocExecutor:
     def start(self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None]) -> DeviceInfo:
         self.on_reply, self.on_failure = on_reply, on_failure
         context = multiprocessing.get_context("spawn")
-        # Large pages for what workers allocate: a decode step walks through all weights, a tenth of it in page tables.
-        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-        for spec in self.specs:
-            ours, theirs = context.Pipe()
-            worker = context.Process(
-                target=process.main, args=(spec, theirs, self.folder.name), name=spec.name, daemon=True
-            )
-            worker.start()
-            theirs.close()
-            self.handles.append(_Handle(spec, worker, ours))
+        with _default_environment(_LARGE_PAGES):
+            for spec in self.specs:
+                ours, theirs = context.Pipe()
+                worker = context.Process(
+                    target=process.main, args=(spec, theirs, self.folder.name), name=spec.name, daemon=True
+                )
+                worker.start()
+                theirs.close()
+                self.handles.append(_Handle(spec, worker, ours))
         self.reader = threading.Thread(target=self._read, name="executor", daemon=True)
         self.reader.start()
         self._wait_for(lambda: len(self.started) == len(self.specs))
@@ -217,3 +219,15 @@ class MultiprocExecutor:
         for handle in self.handles:
             if handle.process.is_alive():
                 handle.process.kill()
+
+
+@contextmanager
+def _default_environment(variables: dict[str, str]) -> Iterator[None]:
+    """For processes started meanwhile; what the user has set stays."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
