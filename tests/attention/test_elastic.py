@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 
 import pytest
@@ -21,6 +20,7 @@ from longspan.attention.reference import ReferenceBackend
 from longspan.core.actions import KVRange, RunBatch, Segment
 from longspan.distributed.local import LocalTransport, LocalWorld
 from longspan.worker.kv_pool import KVPool
+from tests.threads import in_threads
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS = 6, 2, 32, 2
 CPU = torch.device("cpu")
@@ -66,38 +66,27 @@ def run_everywhere(batch: RunBatch, truth: Truth, num_instances: int, backend) -
             kv = torch.stack([side[segment.request_id][:, start:end] for side in (truth.k, truth.v)])
             pools[instance].insert(segment.request_id, [(start, end)], kv.transpose(2, 3))
             start = end
-    failures: list[BaseException] = []
 
     def instance_thread(instance: int) -> None:
-        try:
-            layout = plan_layout(batch, instance, pools[instance], CPU)
-            attention = ElasticAttention(
-                layout, pools[instance], backend, LocalTransport(world, instance), lambda i: i, HEAD_DIM**-0.5
-            )
-            positions = positions_of(layout)
-            for layer in range(LAYERS):
-                def mine(side: dict[str, torch.Tensor], heads: int, layer: int = layer) -> torch.Tensor:
-                    rows = [
-                        side[p.segment.request_id][layer, positions[p.start : p.stop]] for p in layout.rows
-                    ]
-                    return torch.cat(rows) if rows else torch.zeros(0, heads, HEAD_DIM)
+        layout = plan_layout(batch, instance, pools[instance], CPU)
+        attention = ElasticAttention(
+            layout, pools[instance], backend, LocalTransport(world, instance), lambda i: i, HEAD_DIM**-0.5
+        )
+        positions = positions_of(layout)
+        for layer in range(LAYERS):
+            def mine(side: dict[str, torch.Tensor], heads: int, layer: int = layer) -> torch.Tensor:
+                rows = [
+                    side[p.segment.request_id][layer, positions[p.start : p.stop]] for p in layout.rows
+                ]
+                return torch.cat(rows) if rows else torch.zeros(0, heads, HEAD_DIM)
 
-                out = attention(layer, mine(truth.q, HEADS), mine(truth.k, KV_HEADS), mine(truth.v, KV_HEADS))
-                for part in layout.rows:
-                    expected = truth.expected(layer, part.segment)
-                    at = positions[part.start : part.stop] - part.segment.start
-                    torch.testing.assert_close(out[part.start : part.stop], expected[at], atol=2e-5, rtol=1e-4)
-        except BaseException as error:
-            failures.append(error)
-            world.give_up()
+            out = attention(layer, mine(truth.q, HEADS), mine(truth.k, KV_HEADS), mine(truth.v, KV_HEADS))
+            for part in layout.rows:
+                expected = truth.expected(layer, part.segment)
+                at = positions[part.start : part.stop] - part.segment.start
+                torch.testing.assert_close(out[part.start : part.stop], expected[at], atol=2e-5, rtol=1e-4)
 
-    threads = [threading.Thread(target=instance_thread, args=(i,)) for i in batch.group]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    in_threads(instance_thread, batch.group, world.give_up)
     return pools
 
 

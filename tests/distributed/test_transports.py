@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Callable
 
 import pytest
@@ -14,8 +13,10 @@ from hypothesis import strategies as st
 from longspan.distributed.local import LocalTensorParallel, LocalTransport, LocalWorld
 from longspan.distributed.shared_memory import SharedMemoryTensorParallel, SharedMemoryTransport
 from longspan.distributed.transport import Transport
+from tests.threads import in_threads
 
 WORLD, CAPACITY = 3, 1000
+DEADLOCK_S = 30
 
 
 def local() -> list[Transport]:
@@ -27,25 +28,6 @@ def shared() -> list[Transport]:
     """Buffers so small that most messages do not fit into them."""
     with tempfile.TemporaryDirectory() as folder:
         return [SharedMemoryTransport(folder, rank, WORLD, CAPACITY) for rank in range(WORLD)]
-
-
-def in_threads(work: Callable[[int], None], size: int = WORLD) -> None:
-    failures: list[BaseException] = []
-
-    def run(rank: int) -> None:
-        try:
-            work(rank)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive(), "deadlock"
-    if failures:
-        raise failures[0]
 
 
 # Each round: the size of the message from each rank to each other one; 0 is none.
@@ -84,7 +66,7 @@ def test_every_message_arrives(make: Callable[[], list[Transport]], rounds: list
             for tensor, src in receives:
                 assert torch.equal(tensor, content(number, src, rank))
 
-    in_threads(work)
+    in_threads(work, range(WORLD), deadlock_s=DEADLOCK_S)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -109,7 +91,7 @@ def test_tensor_parallel_sums_are_the_same_everywhere(kind: str, dtype: torch.dt
         mine = parts[rank][:, : sizes[rank % tp]].contiguous()
         wholes[rank] = groups[rank].all_gather_vocab(mine, sizes)
 
-    in_threads(work, tp * instances)
+    in_threads(work, ranks, deadlock_s=DEADLOCK_S)
     for first in range(0, len(parts), tp):
         expected = parts[first].float() + parts[first + 1].float()
         torch.testing.assert_close(sums[first].float(), expected, atol=4e-2, rtol=1e-2)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 
@@ -15,6 +13,7 @@ from longspan.distributed.tensor_parallel import SingleDevice
 from longspan.models.catalog import ResolvedModel
 from longspan.worker.messages import AllocateKV, WorkerSpec
 from longspan.worker.worker import Worker
+from tests.threads import in_threads
 
 pytestmark = pytest.mark.heavy
 LENGTH = 1500
@@ -27,39 +26,29 @@ def best_tokens(model: ResolvedModel, prompt: list[int], dop: int) -> torch.Tens
                                                     (KVRange(dop - 1, 0, len(prompt)),)),))  # fmt: skip
     world = LocalWorld(dop, tp_size=1)
     best = torch.zeros(len(prompt), dtype=torch.int64)
-    failures: list[BaseException] = []
 
+    @torch.inference_mode()
     def run(instance: int) -> None:
-        try:
-            spec = WorkerSpec(
-                model_path=str(model.path), instance=instance, tp_rank=0, num_instances=dop, tp=1,
-                dtype="bfloat16", device="cpu", threads=1,
-            )  # fmt: skip
-            transport = LocalTransport(world, instance)
-            worker = Worker(spec, transport)
-            worker.execute(AllocateKV(len(prompt)))
-            runner = worker.runner
-            assert runner is not None
-            layout = plan_layout(batch, instance, runner.pool, worker.device)
-            attention = ElasticAttention(
-                layout, runner.pool, runner.backend, transport, lambda i: i, worker.config.head_dim**-0.5
-            )
-            positions = torch.from_numpy(positions_of(layout))
-            logits = worker.model.forward(
-                torch.tensor(prompt)[positions], positions, attention, SingleDevice(), torch.arange(len(positions))
-            )
-            best[positions] = logits.argmax(dim=-1)
-        except BaseException as error:
-            failures.append(error)
-            world.give_up()
+        spec = WorkerSpec(
+            model_path=str(model.path), instance=instance, tp_rank=0, num_instances=dop, tp=1,
+            dtype="bfloat16", device="cpu", threads=1,
+        )  # fmt: skip
+        transport = LocalTransport(world, instance)
+        worker = Worker(spec, transport)
+        worker.execute(AllocateKV(len(prompt)))
+        runner = worker.runner
+        assert runner is not None
+        layout = plan_layout(batch, instance, runner.pool, worker.device)
+        attention = ElasticAttention(
+            layout, runner.pool, runner.backend, transport, lambda i: i, worker.config.head_dim**-0.5
+        )
+        positions = torch.from_numpy(positions_of(layout))
+        logits = worker.model.forward(
+            torch.tensor(prompt)[positions], positions, attention, SingleDevice(), torch.arange(len(positions))
+        )
+        best[positions] = logits.argmax(dim=-1)
 
-    threads = [threading.Thread(target=torch.inference_mode()(run), args=(i,)) for i in range(dop)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    in_threads(run, range(dop), world.give_up)
     return best
 
 

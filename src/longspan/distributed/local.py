@@ -135,7 +135,7 @@ class LocalTensorParallel:
     def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
         parts = self._gather(tensor)
         # The same order on every rank, so that all ranks go on with bitwise equal activations.
-        total = torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
+        total = torch.stack(parts).sum(dim=0)
         self._meet()  # nobody writes into its tensor before all have read
         return tensor.copy_(total)
 

@@ -44,7 +44,7 @@ class _RunningBatch:
 class EngineCore:
     """Drives one scheduler and one executor.
 
-    clock: seconds, monotonic. on_idle: called whenever no request is left, and none of its batches.
+    clock: seconds, monotonic. on_idle, to be set: called whenever no request is left, and none of its batches.
     """
 
     def __init__(
@@ -54,14 +54,13 @@ class EngineCore:
         detokenizer: Detokenizer,
         clock: Callable[[], float],
         event_log: EventLogWriter | None = None,
-        on_idle: Callable[[], None] = lambda: None,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.detokenizer = detokenizer
         self.clock = clock
         self.event_log = event_log
-        self.on_idle = on_idle
+        self.on_idle: Callable[[], None] = lambda: None
         self.requests: dict[str, EngineRequest] = {}
         self.running: dict[int, _RunningBatch] = {}
         self.migrating: dict[int, set[int]] = {}

@@ -155,7 +155,7 @@ class LLM:
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt, given alone, is a list of one."""
+    """One prompt, given alone, is a list of one. (The types do not tell token ids from prompts; the values do.)"""
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]

@@ -68,14 +68,15 @@ class InprocExecutor:
         ]
         for thread in self.threads:
             thread.start()
-        ready = [reply for reply in map(self._startup_reply, self.specs) if isinstance(reply, Ready)]
+        replies = [self._startup_reply() for _ in self.specs]
+        ready = [reply for reply in replies if isinstance(reply, Ready)]
         return DeviceInfo(ready[0].dtype, ready[0].device, min(r.kv_tokens_fit for r in ready))
 
     def allocate_kv(self, num_tokens: int) -> None:
         for inbox in self.inboxes:
             inbox.put(AllocateKV(num_tokens))
-        for spec in self.specs:
-            self._startup_reply(spec)
+        for _ in self.specs:
+            self._startup_reply()
 
     def submit(self, instance: int, command: Command) -> None:
         # Through the codec, as on a wire: no two workers share an object.
@@ -91,7 +92,7 @@ class InprocExecutor:
         for thread in self.threads:
             thread.join(timeout=60)
 
-    def _startup_reply(self, _: WorkerSpec) -> Ready | KVAllocated:
+    def _startup_reply(self) -> Ready | KVAllocated:
         reply = self.startup.get()
         if isinstance(reply, str):
             raise EngineDeadError(reply)

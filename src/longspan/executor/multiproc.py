@@ -160,7 +160,7 @@ class MultiprocExecutor:
                     except (EOFError, OSError):
                         ended = by_pipe[source]
                 else:
-                    ended = by_sentinel[source]  # type: ignore[index]
+                    ended = by_sentinel[source]  # type: ignore[index]  # a sentinel is an int here
             if ended is not None and not self.closing:
                 self._drain(ended)
                 ended.process.join(1.0)

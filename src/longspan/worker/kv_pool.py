@@ -35,10 +35,6 @@ class KVPool:
         self.free_slots = _FreeSlots(slots)
         self.holdings: dict[str, _Holding] = {}
 
-    @property
-    def num_free(self) -> int:
-        return len(self.free_slots)
-
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """k_GNK and v_GNK of the layer."""
         return self.k_LGNK[layer], self.v_LGNK[layer]
@@ -95,9 +91,6 @@ class _FreeSlots:
     def __init__(self, size: int) -> None:
         self.stack = np.arange(size - 1, -1, -1, dtype=np.int64)
         self.size = size
-
-    def __len__(self) -> int:
-        return self.size
 
     def take(self, count: int) -> np.ndarray:
         assert count <= self.size, f"{count} slots wanted, {self.size} free: the scheduler counted wrong"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
 
 import torch
 
@@ -91,9 +90,7 @@ class Worker:
         """What the worker found out about its device."""
         devices = torch.cuda.device_count() if self.device.type == "cuda" else 1
         sharing = -(-self.spec.world_size // devices)
-        per_token = (
-            2 * self.config.num_layers * self.shard.num_kv_heads * self.config.head_dim * self.dtype.itemsize
-        )
+        per_token = self.config.kv_bytes_per_token(self.dtype.itemsize, self.shard.num_kv_heads)
         return Ready(
             dtype=str(self.dtype).removeprefix("torch."),
             device=str(self.device),
@@ -145,5 +142,4 @@ class Worker:
 
 def failure_message(spec: WorkerSpec, error: BaseException) -> str:
     """What the engine says when this worker ends by an error."""
-    detail: Any = str(error) or "no message"
-    return f"{spec.name} failed: {type(error).__name__}: {detail}"
+    return f"{spec.name} failed: {type(error).__name__}: {str(error) or 'no message'}"
