@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action
+from longspan.core.cost_model import CostModel
 from longspan.core.events import BatchCompleted, Event, KVMigrated, RequestAborted, RequestArrived
 from longspan.core.internal_error import InternalError
 from longspan.core.invariants import check_invariants
@@ -34,11 +35,14 @@ class SchedulerStats:
 class Scheduler:
     """One scheduler for all instances. Two that are given the same calls decide the same, in any process."""
 
-    def __init__(self, config: SchedulerConfig, policy: Policy | None = None) -> None:
+    def __init__(
+        self, config: SchedulerConfig, policy: Policy | None = None, cost_model: CostModel | None = None
+    ) -> None:
+        """cost_model: for policies that predict; others run without."""
         self.config = config
         self.policy = policy if policy is not None else create_policy(config.policy)
         self._ledger = Ledger(config)
-        self._state = SchedulerState(self._ledger)
+        self._state = SchedulerState(self._ledger, cost_model)
         self._now = float("-inf")
 
     def handle(self, event: Event, now: float) -> list[Action]:

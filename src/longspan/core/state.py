@@ -8,11 +8,13 @@ from longspan.config import SchedulerConfig
 from longspan.core.actions import KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
 from longspan.core.batch_rules import check_batch, check_migration, check_ready
 from longspan.core.cluster import Cluster
+from longspan.core.cost_model import CostModel
 from longspan.core.internal_error import InternalError
 from longspan.core.kv_placement import KVPlacement
 from longspan.core.ledger import Ledger, decode_segment
 from longspan.core.request import Request, RequestStatus
 from longspan.core.waiting_queue import WaitingQueue
+from longspan.errors import ConfigError
 
 
 class SchedulerState:
@@ -23,12 +25,19 @@ class SchedulerState:
     the idle work, and never depends on how a set of strings happens to be ordered.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, cost_model: CostModel | None = None) -> None:
         self._ledger = ledger
+        self._cost_model = cost_model
         self.config: SchedulerConfig = ledger.config
         self.cluster: Cluster = ledger.cluster
         self.placement: KVPlacement = ledger.placement
         self.waiting: WaitingQueue = ledger.waiting
+
+    @property
+    def cost_model(self) -> CostModel:
+        if self._cost_model is None:
+            raise ConfigError(f"the policy {self.config.policy!r} predicts times, and was given no cost model")
+        return self._cost_model
 
     @property
     def num_prefills(self) -> int:

@@ -1,6 +1,6 @@
 """The event log: everything the scheduler was told and decided, one JSON object a line.
 
-    {"version": 1, "config": {...}}                                    first line: SchedulerConfig
+    {"version": 1, "config": {...}, "cost_model": {...}}    first line: SchedulerConfig, FittedCostModel or null
     {"now": 3.25, "event": {"type": "RequestArrived", ...}, "actions": [{"type": "RunBatch", ...}, ...]}
     ...
 
@@ -21,6 +21,7 @@ import msgspec
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import ACTION_TYPES, Action
+from longspan.core.cost_model import FittedCostModel
 from longspan.core.events import EVENT_TYPES, Event
 from longspan.core.internal_error import InternalError
 from longspan.core.policies.base import Policy
@@ -57,11 +58,11 @@ class Difference:
 class EventLogWriter:
     """Appends one line for each call of `handle`. A killed process loses about a second of it."""
 
-    def __init__(self, path: Path | str, config: SchedulerConfig) -> None:
+    def __init__(self, path: Path | str, config: SchedulerConfig, cost_model: FittedCostModel | None = None) -> None:
         self._file = Path(path).open("wb", buffering=1 << 16)  # noqa: SIM115  (open for the server's life)
         self._encoder = msgspec.json.Encoder()
         self._flushed_at = time.monotonic()
-        self._write_line({"version": FORMAT_VERSION, "config": config})
+        self._write_line({"version": FORMAT_VERSION, "config": config, "cost_model": cost_model})
         self.flush()
 
     def write(self, now: float, event: Event, actions: Iterable[Action]) -> None:
@@ -106,6 +107,8 @@ class EventLog:
         if version != FORMAT_VERSION:
             raise ReplayError(f"{self.path}, line 1: version {version!r}, but this reads {FORMAT_VERSION}")
         self.config = self._convert(1, header.get("config"), SchedulerConfig)
+        model = header.get("cost_model")
+        self.cost_model = None if model is None else self._convert(1, model, FittedCostModel)
 
     def __iter__(self) -> Iterator[LogRecord]:
         lines = self._lines()
@@ -164,7 +167,7 @@ def replay(path: Path | str, policy: Policy | None = None) -> Difference | None:
     policy: for logs of a policy that is not known by name. An unfinished last line is left out.
     """
     log = EventLog(path)
-    scheduler = Scheduler(log.config, policy)
+    scheduler = Scheduler(log.config, policy, log.cost_model)
     for record in log:
         try:
             got = tuple(scheduler.handle(record.event, record.now))

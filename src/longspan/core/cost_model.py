@@ -1,0 +1,121 @@
+"""How long things take: what a policy predicts with.
+
+The forms are LoongServe's (section 5.5, equation 7), with two steps further: a chunk that meets earlier context pays
+for the pairs of tokens that it adds, and decode iterations have a model of their own. Lengths in tokens, times in
+seconds. Attention is summed request by request, never over a batch's averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+from longspan.errors import ConfigError
+
+
+class Chunk(NamedTuple):
+    """`length` new prompt tokens of one request behind `context` tokens that have KV already."""
+
+    length: int
+    context: int = 0
+
+
+class CostModel(Protocol):
+    """Predictions for one deployment. Instances are alike; only their number counts."""
+
+    def prefill(self, chunks: Iterable[Chunk], num_instances: int) -> float:
+        """Seconds of one batch of prompts or chunks, striped over so many instances."""
+
+    def decode(self, num_requests: int, context_tokens: int, num_instances: int, num_masters: int) -> float:
+        """Seconds of one decode iteration. context_tokens: of all its requests together."""
+
+    def mixed(self, chunks: Iterable[Chunk], num_requests: int, context_tokens: int, num_instances: int) -> float:
+        """Seconds of one iteration that has both; one fixed cost, and the work of each."""
+
+    def migration(self, num_tokens: int) -> float:
+        """Seconds to move the KV of so many tokens from one instance to another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillCoefficients:
+    """T = fixed + per_token * sum(len) + per_pair * sum(len^2 + 2 len context); equation 7's alpha, beta, gamma."""
+
+    num_instances: int
+    fixed: float
+    per_token: float
+    per_pair: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeCoefficients:
+    """T = fixed + per_request * batch + per_context_token * context, for this many instances and masters."""
+
+    num_instances: int
+    num_masters: int
+    fixed: float
+    per_request: float
+    per_context_token: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedCostModel:
+    """Measured once (`longspan profile`) or derived from the model's shape; plain data, so that a log can carry it.
+
+    prefill_coefficients: one for each number of instances from 1 on, in order.
+    decode_coefficients: for each number of instances at least one master and as many masters as instances; numbers
+        of masters between are interpolated.
+    """
+
+    prefill_coefficients: tuple[PrefillCoefficients, ...]
+    decode_coefficients: tuple[DecodeCoefficients, ...]
+    migration_fixed: float
+    migration_per_token: float
+
+    def __post_init__(self) -> None:
+        for place, row in enumerate(self.prefill_coefficients, start=1):
+            if row.num_instances != place:
+                raise ConfigError(f"a cost model needs prefill coefficients for 1, 2, ... instances; {place} is missing")
+        for number in range(1, self.max_instances + 1):
+            for masters in {1, number}:
+                if (number, masters) not in self._decode_rows:
+                    raise ConfigError(f"a cost model needs decode coefficients for {number} instances, {masters} masters")
+
+    @property
+    def max_instances(self) -> int:
+        return len(self.prefill_coefficients)
+
+    @cached_property
+    def _decode_rows(self) -> dict[tuple[int, int], DecodeCoefficients]:
+        return {(row.num_instances, row.num_masters): row for row in self.decode_coefficients}
+
+    def prefill(self, chunks: Iterable[Chunk], num_instances: int) -> float:
+        row = self.prefill_coefficients[num_instances - 1]
+        return row.fixed + _work(row, chunks)
+
+    def decode(self, num_requests: int, context_tokens: int, num_instances: int, num_masters: int) -> float:
+        row = self._decode_rows.get((num_instances, num_masters))
+        if row is not None:
+            return row.fixed + row.per_request * num_requests + row.per_context_token * context_tokens
+        one = self.decode(num_requests, context_tokens, num_instances, 1)
+        all_ = self.decode(num_requests, context_tokens, num_instances, num_instances)
+        return one + (all_ - one) * (num_masters - 1) / (num_instances - 1)
+
+    def mixed(self, chunks: Iterable[Chunk], num_requests: int, context_tokens: int, num_instances: int) -> float:
+        row = self.prefill_coefficients[num_instances - 1]
+        work = _work(row, chunks)
+        if not num_requests:
+            return row.fixed + work
+        decodes = self._decode_rows[(num_instances, 1)]
+        fixed = max(row.fixed, decodes.fixed) if work else decodes.fixed
+        return fixed + work + decodes.per_request * num_requests + decodes.per_context_token * context_tokens
+
+    def migration(self, num_tokens: int) -> float:
+        return self.migration_fixed + self.migration_per_token * num_tokens
+
+
+def _work(row: PrefillCoefficients, chunks: Iterable[Chunk]) -> float:
+    return sum(
+        length * (row.per_token + row.per_pair * (length + 2 * context)) for length, context in chunks
+    )
