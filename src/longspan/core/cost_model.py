@@ -76,11 +76,11 @@ class FittedCostModel:
     def __post_init__(self) -> None:
         for place, row in enumerate(self.prefill_coefficients, start=1):
             if row.num_instances != place:
-                raise ConfigError(f"a cost model needs prefill coefficients for 1, 2, ... instances; {place} is missing")
+                raise ConfigError(f"a cost model lacks prefill coefficients for {place} instances")
         for number in range(1, self.max_instances + 1):
             for masters in {1, number}:
                 if (number, masters) not in self._decode_rows:
-                    raise ConfigError(f"a cost model needs decode coefficients for {number} instances, {masters} masters")
+                    raise ConfigError(f"a cost model lacks decode coefficients for {number} instances, {masters} masters")
 
     @property
     def max_instances(self) -> int:
