@@ -1,22 +1,18 @@
 """What elasticity gains and costs on this machine: each instance is one thread on a core of its own.
 
-(a) prefill on two instances against one, (b) retention onto one of two against both, (c) two masters against one,
-(e) the share of a decode step that is spent outside the model.
+(a) prefill on two instances against one, (b) retention onto one of two against both, (c) two masters against one.
 
     python benchmarks/elastic.py [--model smollm2-135m] [--dtype bfloat16] [--rounds 5]
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from common import (
     arguments,
-    fixed_output,
     interleaved,
     paired_ratio,
-    random_prompt,
     save,
     say,
     summary,
@@ -84,30 +80,6 @@ def measure_masters(two: LLM, policy: FixedPolicy, rounds: int) -> dict[str, Any
     return results
 
 
-def measure_overhead(llm: LLM, rounds: int) -> dict[str, Any]:
-    """Of the time in which decode steps follow one another, the part in which no instance is inside the model."""
-    results = {}
-    for batch in (1, 32):
-        shares = []
-        for seed in range(rounds):
-            prompts = [random_prompt(128, seed * 1000 + i) for i in range(batch)]
-            before = llm.stats()
-            begin = time.perf_counter()
-            completions = llm.generate(prompts, fixed_output(49))
-            wall = time.perf_counter() - begin
-            after = llm.stats()
-            inside = after.model_seconds - before.model_seconds
-            # From the first batch to the last token: HTTP, tokenisation and the caller are not the engine's.
-            span = max(c.times.last_token or 0 for c in completions) - min(
-                c.times.scheduled or 0 for c in completions
-            )
-            shares.append(1 - inside / span)
-            assert span <= wall
-        say(f"(e) at batch {batch}, {100 * sorted(shares)[len(shares) // 2]:.1f} % of the time is outside the model")
-        results[str(batch)] = {"outside_model_share": summary(shares)}
-    return results
-
-
 def main() -> None:
     options = arguments(
         __doc__ or "",
@@ -125,7 +97,6 @@ def main() -> None:
             "prefill_dop2_over_dop1": measure_dop(one, two, options.rounds),
             "retention_onto_one_over_both": measure_retention(two, policy, options.rounds),
             "two_masters_over_one": measure_masters(two, policy, options.rounds),
-            "outside_the_model": measure_overhead(one, options.rounds),
         }
     save("elastic", results)
 

@@ -65,44 +65,148 @@ def elastic() -> str:
             [[n, milliseconds(v["one_master"]), milliseconds(v["two_masters"]), f"{v['speedup']:.2f}"]
              for n, v in r["two_masters_over_one"].items()],
         ),
-        "Time outside the model, one instance, from the first batch to the last token:\n",
+    ])  # fmt: skip
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def against_peers() -> str:
+    record = load("against_peers")
+    r = record["results"]
+    sides = list(next(iter(r["prefill"].values()))["seconds"])
+    theirs = [side for side in sides if side in r["peers"]]
+
+    def rows(part: str, show: Any) -> list[list[str]]:
+        return [[n, *(show(v["seconds"][side]) for side in sides)] for n, v in r[part].items()]
+
+    ratios = [
+        [f"{part} {n}", ours, *(f"{v['times_as_fast_as'][peer][ours]:.2f}" for peer in theirs)]
+        for part in ("prefill", "decode") for n, v in r[part].items() for ours in sides if ours not in theirs
+    ]  # fmt: skip
+    versions = ", ".join(f"{name}: {facts['version']}" for name, facts in r["peers"].items())
+    return "\n".join([
+        "## Beside vLLM, llama.cpp and transformers, all cores for each side\n",
+        origin(record),
+        f"SmolLM2-135M, bf16 where nothing else is said. {versions}. vLLM runs in one process with Intel's OpenMP, "
+        "which suits it best here; llama.cpp is compiled for this processor. Two instances have one thread each, one "
+        "instance has two.\n",
+        "Prefill of one prompt, seconds:\n",
+        table(["tokens", *sides], rows("prefill", seconds)),
+        "Decode, milliseconds a step, 128 tokens of context:\n",
+        table(["batch", *sides], rows("decode", milliseconds)),
+        "Times as fast as each peer, in the same rounds:\n",
+        table(["", "side", *theirs], ratios),
+    ])  # fmt: skip
+
+
+def kernel() -> str:
+    record = load("kernel")
+    r = record["results"]
+
+    def computed(part: str) -> str:
+        return table(
+            ["head_dim", "tokens", "context", "slots", "threads", "ours, GFLOP/s", "torch's", "times as fast",
+             "share of the GEMM", "share of the peak"],
+            [[v["head_dim"], v["tokens"], v.get("context", ""), v.get("slots", ""), v["threads"],
+              f"{v['gflops']['native']:.0f}", f"{v['gflops']['torch']:.0f}", f"{v['native_over_torch']:.2f}",
+              percent(v["share_of_gemm"]["native"]), percent(v["share_of_peak"]["native"])] for v in r[part]],
+        )  # fmt: skip
+
+    return "\n".join([
+        f"## Attention kernels ({r['isa']})\n",
+        origin(record),
+        "The GEMM is torch's bf16 matrix product of 1024 cubed, the peak a loop of `vdpbf16ps` that never leaves the "
+        "registers (AVX512-BF16). Prefill, a causal block:\n",
+        computed("prefill"),
+        "A chunk against a long context in the pool:\n",
+        computed("chunk"),
+        "Decode, one token against the pool, K and V of all layers far beyond the caches:\n",
+        table(
+            ["head_dim", "context", "slots", "threads", "ours, GB/s", "torch's", "plain read", "share of the read"],
+            [[v["head_dim"], v["context"], v["slots"], v["threads"], f"{v['gigabytes_per_second']['native']:.1f}",
+              f"{v['gigabytes_per_second']['torch']:.1f}", f"{v['gigabytes_per_second']['read']:.1f}",
+              percent(v["share_of_read"]["native"])] for v in r["decode"]],
+        ),
+        f"Four times torch would be {min(r['four_times_torch_over_peak']):.2f} to "
+        f"{max(r['four_times_torch_over_peak']):.2f} of this processor's peak.\n",
+    ])  # fmt: skip
+
+
+def overhead() -> str:
+    record = load("overhead")
+    r = record["results"]
+    streaming = r["streaming"]
+    return "\n".join([
+        "## What the engine costs beside the model\n",
+        origin(record),
+        "Share of the time, from the first batch to the last token, inside the model:\n",
         table(
             ["batch", "share"],
-            [[n, f"{100 * v['outside_model_share']['median']:.1f} %"] for n, v in r["outside_the_model"].items()],
+            [[n, percent(v["inside_model_share"]["median"])] for n, v in r["inside_the_model"].items()],
+        ),
+        f"{streaming['streams']} streams over HTTP have {percent(streaming['share_of_offline'])} of the tokens per "
+        "second of the offline class.\n",
+        "A decode step over two instances, beside its compute (a step on one instance with half the context):\n",
+        table(
+            ["batch x context", "two instances, ms", "compute, ms", "difference, ms"],
+            [[n, milliseconds(v["two_instances"]), milliseconds(v["compute"]), f"{v['extra_ms']['median']:.2f}"]
+             for n, v in r["two_instance_step"].items()],
         ),
     ])  # fmt: skip
 
 
-def against_vllm() -> str:
-    record = load("against_vllm")
+def long_prompt() -> str:
+    record = load("long_prompt")
     r = record["results"]
-    names = {"two_instances": "2 instances x 1 thread", "one_instance": "1 instance x 2 threads"}
-
-    def rows(part: str, show: Any) -> list[list[str]]:
-        return [
-            [n, show(v["vllm"]), *(f"{show(v[s])} ({v['times_as_fast_as_vllm'][s]:.2f})" for s in names)]
-            for n, v in r[part].items()
-        ]
-
+    memory = max(r["peak_memory_gib"].values())
+    gemm = sum(r["gemm_gflops"].values()) / 2
     return "\n".join([
-        f"## Beside vLLM {r['vllm']['version']} (CPU build), both cores for either side\n",
+        "## One very long prompt\n",
         origin(record),
-        "SmolLM2-135M in bf16. In brackets: times as fast as vLLM in the same rounds. vLLM runs in one process with "
-        "Intel's OpenMP, which suits it best here (benchmarks/peers/vllm_cpu.py).\n",
-        "Prefill of one prompt, seconds:\n",
-        table(["tokens", "vLLM", *names.values()], rows("prefill", seconds)),
-        "Decode, milliseconds a step, 128 tokens of context:\n",
-        table(["batch", "vLLM", *names.values()], rows("decode", milliseconds)),
+        f"{r['tokens']} tokens on {r['instances']} instances of one thread, {r['model']['layers']} layers of "
+        f"SmolLM2's shape with random weights: {r['seconds']:.1f} s, {r['tokens_per_s']:.0f} tokens/s, "
+        f"{percent(r['share_of_gemm'])} of the {gemm:.0f} GFLOP/s that a bf16 matrix product reaches on both cores. "
+        f"Peak memory of a worker {memory:.2f} GiB; the prompt's KV is {r['kv_gib']:.2f} GiB over both.\n",
     ])  # fmt: skip
+
+
+def quantization() -> str:
+    record, quality = load("quantization"), load("quality")
+    threads = {name: figures for name, figures in record["results"].items() if name.endswith("thread(s)")}
+    parts = [
+        "## Weights of four and eight bits\n",
+        origin(record),
+        "`none` is bf16, `gguf` the file's own weights as they are, `int8` groups of 32 with a scale. Milliseconds; in "
+        "brackets: times as fast as bf16.\n",
+        table(
+            ["threads", "what", "none", "gguf", "int8"],
+            [[name.partition(" ")[0], what, *(f"{milliseconds(v[side])} ({v[side]['times_as_fast_as_none']:.2f})"
+              for side in ("none", "gguf", "int8"))] for name, figures in threads.items() for what, v in figures.items()],
+        ),
+        "Quality: perplexity, and over that of fp32 with the same weights:\n",
+        origin(quality),
+        table(
+            ["text", "side", "perplexity", "over fp32"],
+            [[text, side, f"{v['perplexity']:.4f}", f"{v['over_fp32']:.5f}"]
+             for text, sides in quality["results"]["texts"].items() for side, v in sides.items()],
+        ),
+    ]  # fmt: skip
+    return "\n".join(parts)
 
 
 def main() -> None:
     parts = [
         "# Results\n",
         "Written by `python docs/render_results.py` out of the files under benchmarks/results/. Machines are shared "
-        "and noisy: ratios count, not single times.\n",
+        "and noisy: ratios count, not single times. docs/performance.md says what limits each.\n",
+        against_peers(),
+        kernel(),
         elastic(),
-        against_vllm(),
+        overhead(),
+        long_prompt(),
+        quantization(),
     ]
     (ROOT / "docs" / "results.md").write_text("\n".join(parts))
 

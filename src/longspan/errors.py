@@ -46,3 +46,7 @@ class EngineDrainingError(LongspanError):
 
 class ReplayError(LongspanError):
     """An event log cannot be read, or does not belong to this version."""
+
+
+class TraceError(LongspanError):
+    """A workload trace cannot be read; the message names file, line and column."""

@@ -91,3 +91,4 @@ class EngineStats:
     kv_tokens_used_by_instance: tuple[int, ...]
     num_batches: int = 0
     model_seconds: float = 0.0
+    num_migrations: int = 0

@@ -1,4 +1,4 @@
-"""How a request wants its tokens chosen, and when it ends."""
+"""How a request wants its tokens chosen, when it ends, and how soon they should come."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from longspan.errors import RequestError
+from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 
 MAX_LOGPROBS = 20
 
@@ -16,6 +17,7 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 are off. `max_tokens` None means
     "as many as fit". `logprobs` None means none; 0 gives the chosen token's only; n adds the n best.
+    `service`: deadlines and priority, for policies that go by them.
 
     Raises:
         RequestError: a value is out of range; the message names field, value and range.
@@ -35,6 +37,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     logprobs: int | None = None
+    service: ServiceLevel = DEFAULT_SERVICE
 
     def __post_init__(self) -> None:
         _check_range("temperature", self.temperature, 0.0, 2.0)

@@ -20,7 +20,7 @@ from longspan.attention.reference import ReferenceBackend
 OUT_TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 1.2e-2}
 LSE_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-4}
 DTYPES = st.sampled_from([torch.bfloat16, torch.float32])
-HEADS = st.sampled_from([(1, 1), (2, 2), (3, 1), (4, 2), (8, 1), (9, 3), (14, 2)])
+HEADS = st.sampled_from([(1, 1), (2, 2), (3, 1), (4, 2), (8, 1), (9, 3), (14, 2), (16, 1)])
 HEAD_DIMS = st.sampled_from([32, 64, 96, 128, 160, 256])
 THREADS = st.sampled_from([1, 2, 3])
 
@@ -46,6 +46,14 @@ def draw_strided(generator: torch.Generator, *shape: int, dtype: torch.dtype, st
     if not strided:
         return torch.randn(*shape, generator=generator).to(dtype)
     return torch.randn(rows, heads + 2, head_dim + 32, generator=generator).to(dtype)[:, 1:-1, :head_dim]
+
+
+def draw_slots(data: st.DataObject, generator: torch.Generator, length: int, pool_slots: int) -> torch.Tensor:
+    """So many slots of the pool: scattered, one run, or runs of one length with gaps or leaps between them."""
+    run = data.draw(st.one_of(st.just(1), st.just(length), st.integers(1, 100), st.sampled_from([15, 16, 47, 48, 49])))
+    starts = torch.randint(0, pool_slots, (-(-length // run),), generator=generator)
+    slots = (starts[:, None] + torch.arange(run)).flatten()[:length]
+    return slots % pool_slots  # a run that goes over the pool's end begins again at its first slot
 
 
 def assert_agree(got: Partial, expected: Partial, dtype: torch.dtype) -> None:
@@ -86,12 +94,7 @@ def test_rows_meet_any_slots_of_the_pool(native: NativeCpuBackend, data: st.Data
         row += data.draw(st.integers(0, 2))  # rows that no segment has
         rows = data.draw(st.one_of(st.just(1), st.integers(1, 20), st.integers(1, 300)))
         length = data.draw(st.integers(1, slots))
-        if data.draw(st.booleans()):
-            mine = torch.randperm(slots, generator=generator)[:length]
-        else:
-            first = data.draw(st.integers(0, slots - length))
-            mine = torch.arange(first, first + length)
-        segments.append(PagedSegment(row, row + rows, mine))
+        segments.append(PagedSegment(row, row + rows, draw_slots(data, generator, length, slots)))
         row += rows
     row += data.draw(st.integers(0, 2))
     q = draw_strided(generator, row, heads, head_dim, dtype=dtype, strided=data.draw(st.booleans()))
@@ -150,6 +153,36 @@ def test_scores_that_rise_along_the_keys_are_rescaled(native: NativeCpuBackend) 
     v = torch.randn(3000, 1, 64)
     expected = ReferenceBackend().block(q, k, v, causal=False, scale=1.0)
     assert_agree(native.block(q, k, v, causal=False, scale=1.0), expected, torch.float32)
+
+
+@pytest.mark.parametrize("keys", [1, 15, 16, 17, 47, 48, 49, 95, 96, 97, 511, 512, 513])
+@pytest.mark.parametrize("rows", [1, 5, 16, 17])  # in place up to 16, packed from 17 on
+def test_blocks_end_anywhere(native: NativeCpuBackend, keys: int, rows: int) -> None:
+    torch.manual_seed(0)
+    for head_dim, dtype in ((64, torch.bfloat16), (96, torch.bfloat16), (128, torch.bfloat16), (96, torch.float32)):
+        q, pool = torch.randn(rows, 2, head_dim).to(dtype), torch.randn(2, 2, 600, head_dim).to(dtype)
+        pool[:, :, keys:] = torch.nan  # what lies after the context must not be seen
+        segments = [PagedSegment(0, rows, torch.randperm(keys))]
+        got = native.plan_paged(segments).attend(q, *pool, 0.1)
+        assert_agree(got, ReferenceBackend().plan_paged(segments).attend(q, *pool, 0.1), dtype)
+
+
+@pytest.mark.parametrize("slot", [-1, 100, 2**62])
+def test_a_slot_outside_the_pool_is_refused(native: NativeCpuBackend, slot: int) -> None:
+    q, pool = torch.randn(2, 4, 64), torch.randn(2, 2, 100, 64)
+    fine = PagedSegment(0, 1, torch.tensor([0, 99]))
+    wrong = PagedSegment(1, 2, torch.tensor([3, slot, 4]))
+    native.plan_paged([fine]).attend(q, *pool, 0.1)
+    with pytest.raises(IndexError, match="outside the pool's 100"):
+        native.plan_paged([fine, wrong]).attend(q, *pool, 0.1)
+
+
+def test_a_plan_is_checked_against_each_pool(native: NativeCpuBackend) -> None:
+    q, pool = torch.randn(1, 4, 64), torch.randn(2, 2, 100, 64)
+    plan = native.plan_paged([PagedSegment(0, 1, torch.tensor([0, 99]))])
+    plan.attend(q, *pool, 0.1)
+    with pytest.raises(IndexError, match="outside the pool's 99"):
+        plan.attend(q, *pool[:, :, :99], 0.1)
 
 
 def test_uncovered_head_dims_go_to_the_twin(native: NativeCpuBackend) -> None:

@@ -78,3 +78,11 @@ def test_the_kv_write(native: NativeElementwise, dtype: torch.dtype) -> None:
     native.write_slots(pool, slots, x)
     expected.index_copy_(1, slots, x.transpose(0, 1))
     torch.testing.assert_close(pool, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("slot", [-1, 100])
+def test_a_write_outside_the_pool_is_refused(native: NativeElementwise, slot: int) -> None:
+    pool = torch.zeros(3, 100, 64)
+    with pytest.raises(IndexError, match="outside the pool's 100"):
+        native.write_slots(pool, torch.tensor([5, slot]), torch.ones(2, 3, 64))
+    assert not pool.any()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch
+from longspan.core.cost_model import CostModel
+from longspan.core.decision import Decision
 from longspan.core.events import (
     BatchCompleted,
     Event,
@@ -17,6 +19,7 @@ from longspan.core.events import (
 )
 from longspan.core.policies.base import Policy
 from longspan.core.scheduler import Scheduler
+from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 
 from .worker_model import WorkerModel
 
@@ -42,22 +45,32 @@ class Life:
 class Driver:
     """`check` runs after every call: the books agree with themselves, and with the worker model."""
 
-    def __init__(self, config: SchedulerConfig, policy: Policy | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        policy: Policy | None = None,
+        *,
+        seed: int = 0,
+        cost_model: CostModel | None = None,
+    ) -> None:
         self.config = config
         self.policy_may_rest = False
-        self.scheduler = Scheduler(config, policy)
+        self.scheduler = Scheduler(config, policy, cost_model)
         self.model = WorkerModel(config.num_instances, config.kv_tokens)
         self.rng = random.Random(seed)
         self.now = 0.0
         self.lives: dict[str, Life] = {}
         self.log: list[tuple[float, Event, list[Action]]] = []
+        self.why: list[tuple[Decision, ...]] = []
 
     # What can happen. Each returns the actions it led to.
 
-    def arrive(self, prompt: int, max_tokens: int, request_id: str | None = None) -> list[Action]:
+    def arrive(
+        self, prompt: int, max_tokens: int, request_id: str | None = None, service: ServiceLevel = DEFAULT_SERVICE
+    ) -> list[Action]:
         request_id = request_id or f"r{len(self.lives)}"
         self.lives[request_id] = Life(prompt, max_tokens)
-        return self.handle(RequestArrived(request_id, prompt, max_tokens))
+        return self.handle(RequestArrived(request_id, prompt, max_tokens, service))
 
     def abort(self, request_id: str) -> list[Action]:
         life = self.lives.get(request_id)
@@ -89,6 +102,7 @@ class Driver:
         self.now += self.rng.choice((0.0, 0.001, 0.1 * self.rng.random()))
         actions = self.scheduler.handle(event, self.now)
         self.log.append((self.now, event, actions))
+        self.why.append(self.scheduler.decisions)
         for action in actions:
             self._submit(action)
         self._check()

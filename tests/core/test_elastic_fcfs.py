@@ -7,7 +7,7 @@ from typing import Any
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV, KVRange, RefuseRequest, RunBatch
-from longspan.core.policies.elastic_fcfs.sharing import share_evenly
+from longspan.core.policies.parts.sharing import share_evenly
 
 from .driver import Driver
 

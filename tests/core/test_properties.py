@@ -8,16 +8,20 @@ instead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV, RunBatch
+from longspan.core.cost_model import FittedCostModel
 from longspan.core.events import Event
 
+from .cost_models import cost_models
 from .driver import Driver
 from .random_policy import RandomPolicy
 
@@ -99,10 +103,58 @@ class FirstComeFirstServed(Driver):
         return actions
 
 
+PREDICTING = ["loongserve", "loongserve_no_scale_up", "loongserve_reactive", "loongserve_single_master"]
+
+
+class WorkConserving(FirstComeFirstServed):
+    """No instance idles while the head of the queue could have it: at rest, nobody decodes on it, and there is room.
+
+    For a while one may, while others that the head shall run on too end what they do.
+    """
+
+    MOST_EVENTS_IDLE = 25
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.idle_events = 0
+
+    def handle(self, event: Event) -> list[Action]:
+        actions = super().handle(event)
+        state = self.scheduler._state
+        head = state.waiting.first if state.waiting else None
+        room = sum(max(0, instance.room) for instance in state.cluster.idle())
+        growing = sum(request.max_kv_tokens for request in state.with_kv())
+        could = (
+            head is not None
+            and head.num_tokens + state.headroom(head) <= room
+            and head.max_kv_tokens + growing <= self.config.total_kv_tokens
+            and not any(instance.ready for instance in state.cluster.idle())
+        )
+        self.idle_events = self.idle_events + 1 if could else 0
+        assert self.idle_events <= self.MOST_EVENTS_IDLE, "instances idle while somebody waits who could use them"
+        return actions
+
+
 @settings(max_examples=3000)
 @given(workloads())
 def test_elastic_fcfs(workload: Workload) -> None:
     run(FirstComeFirstServed(workload.config, seed=workload.seed), workload)
+
+
+@pytest.mark.parametrize("policy", PREDICTING)
+@settings(max_examples=1000)
+@given(workloads(), cost_models())
+def test_policies_that_predict(policy: str, workload: Workload, cost_model: FittedCostModel) -> None:
+    driver = WorkConserving(replace(workload.config, policy=policy), seed=workload.seed, cost_model=cost_model)
+    run(driver, workload)
+
+
+@pytest.mark.parametrize("policy", ["static_sp", "static_tp", "replicated"])
+@settings(max_examples=600)
+@given(workloads())
+def test_baselines(policy: str, workload: Workload) -> None:
+    side = Driver if policy == "replicated" else FirstComeFirstServed
+    run(side(replace(workload.config, policy=policy), seed=workload.seed), workload)
 
 
 @settings(max_examples=3000)

@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longspan.attention.native.library import best_library
+from longspan.attention.native.mail import NativeMail
 from longspan.distributed.local import LocalTensorParallel, LocalTransport, LocalWorld
-from longspan.distributed.shared_memory import SharedMemoryTensorParallel, SharedMemoryTransport
+from longspan.distributed.shared_memory import Mail, PlainMail, SharedMemoryTensorParallel, SharedMemoryTransport
 from longspan.distributed.transport import Transport
 from tests.threads import in_threads
 
@@ -24,10 +26,24 @@ def local() -> list[Transport]:
     return [LocalTransport(world, rank) for rank in range(WORLD)]
 
 
-def shared() -> list[Transport]:
+def shared(make_mail: Callable[[], Mail]) -> list[Transport]:
     """Buffers so small that most messages do not fit into them."""
     with tempfile.TemporaryDirectory() as folder:
-        return [SharedMemoryTransport(folder, rank, WORLD, CAPACITY) for rank in range(WORLD)]
+        return [SharedMemoryTransport(folder, rank, WORLD, CAPACITY, make_mail()) for rank in range(WORLD)]
+
+
+def native_mail() -> Mail:
+    library = best_library()
+    if library is None:
+        pytest.skip("no kernels here: no compiler, or not x86-64")
+    return NativeMail(library)
+
+
+MAKERS = {
+    "threads": local,
+    "shared memory": lambda: shared(native_mail),
+    "shared memory, plain": lambda: shared(PlainMail),
+}
 
 
 # Each round: the size of the message from each rank to each other one; 0 is none.
@@ -37,7 +53,7 @@ ROUNDS = st.lists(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [local, shared], ids=["threads", "shared memory"])
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 @settings(max_examples=60, deadline=None)
 @given(rounds=ROUNDS, wait_late=st.booleans())
 def test_every_message_arrives(make: Callable[[], list[Transport]], rounds: list[list[int]], wait_late: bool) -> None:

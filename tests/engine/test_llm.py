@@ -182,3 +182,20 @@ def test_refused_settings(tiny: Path) -> None:
 def test_one_failing_worker_fails_the_start(tiny: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be split"):
         LLM(str(tiny), instances=1, tp=3, executor="inproc")
+
+
+@pytest.mark.parametrize("policy", ["medha", "sarathi"])
+def test_chunks_in_mixed_batches_over_shards_change_no_token(tiny: Path, policy: str) -> None:
+    """Short and long prompts together, in small chunks, the long ones' KV on all three instances."""
+    prompts = [[10 + n] * length for n, length in enumerate((5, 300, 20, 250, 60, 1, 130, 40))]
+
+    def run(instances: int, **settings) -> list[tuple[int, ...]]:
+        with LLM(str(tiny), executor="inproc", dtype="float32", kv_tokens=500, threads_per_device=1,
+                 instances=instances, **settings) as llm:  # fmt: skip
+            answers = [c.token_ids for c in llm.generate(prompts, greedy(24))]
+            llm.wait_idle()
+            assert llm.stats().kv_tokens_used == 0
+            return answers
+
+    chunked = run(3, policy=policy, max_batch_tokens=16, chunk_size=20, kvp_tokens_per_shard=64)
+    assert chunked == run(3)

@@ -15,9 +15,9 @@ import longspan
 SOURCE = Path(longspan.__file__).parent
 # Ground floor first. A module imports from its own floor and from those below it.
 FLOORS = [
-    ["errors", "cache", "config", "sampling_params"],
+    ["errors", "cache", "config", "service_level", "sampling_params"],
     ["core"],
-    ["outputs", "workload", "metrics"],
+    ["outputs", "workload", "metrics", "sib"],
     ["simulator"],
     ["distributed"],
     ["attention"],
@@ -33,7 +33,8 @@ FLOORS = [
 TORCH_FLOORS = {"distributed", "attention", "layers", "models", "worker"}
 WITHOUT_TORCH = ["core", "core.scheduler", "core.policies", "metrics.event_log", "models.config",
                  "models.catalog", "worker.messages", "executor.base", "executor.multiproc",
-                 "engine.async_llm", "entrypoints.cli"]  # fmt: skip
+                 "engine.async_llm", "profiler.profile", "simulator.simulator",
+                 "entrypoints.simulate.command", "entrypoints.cli"]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 

@@ -11,8 +11,10 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from longspan.attention.native.quantized_linear import NativeQuantizedLinear
 from longspan.engine.tokenizer import Tokenizer
 from longspan.errors import ModelError, UnsupportedModelError
+from longspan.layers.quantized_linear import PlainQuantizedLinear
 from longspan.models import gguf_weights
 from longspan.models.catalog import ResolvedModel
 from longspan.models.config import load_model_config
@@ -82,6 +84,39 @@ def test_any_part_of_a_quantised_matrix(tmp_path: Path, kind: Kind) -> None:
         for rows, columns in ((slice(32, 96), everything), (everything, slice(64, 128)),
                               (slice(64, 128), slice(33, 250))):  # fmt: skip
             assert torch.equal(source.read(name, rows, columns), whole[rows, columns])
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0])
+def test_any_part_as_it_is_stored(tmp_path: Path, kind: Kind) -> None:
+    """Exactly the dequantised values, rows of q and k in our order."""
+    path = write_gguf(make_model(QUANTISED), tmp_path / "model.gguf", quantised=kind)
+    source = GGUFWeights(path, head_dim=32)
+    everything = slice(None)
+    for name in ("model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight",
+                 "model.layers.1.self_attn.q_proj.weight"):  # fmt: skip
+        for rows, columns in ((everything, None), (slice(32, 96), None), (everything, slice(64, 128)),
+                              (slice(64, 96), slice(32, 256))):  # fmt: skip
+            kept = source.read_quantized(name, rows, columns)
+            assert kept is not None
+            assert torch.equal(kept.dequantised(), source.read(name, rows, columns))
+        assert source.read_quantized(name, everything, slice(16, 64)) is None, "it would cut a group"
+
+
+def test_formats_without_a_kernel_are_dequantised(tmp_path: Path) -> None:
+    path = write_gguf(make_model(QUANTISED), tmp_path / "model.gguf", quantised=Kind.Q5_1)
+    assert GGUFWeights(path, head_dim=32).read_quantized("model.layers.1.mlp.down_proj.weight") is None
+    assert torch.equal(our_logits(path, TOKENS, weight_format="gguf"), our_logits(path, TOKENS))
+
+
+@pytest.mark.parametrize("tp_size", [1, 2])
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0])
+def test_a_model_as_it_is_stored(tmp_path: Path, kind: Kind, tp_size: int) -> None:
+    path = write_gguf(make_model(QUANTISED), tmp_path / "model.gguf", quantised=kind)
+    expected = our_logits(path, TOKENS)
+    torch.testing.assert_close(our_logits(path, TOKENS, tp_size, "gguf"), expected, atol=1e-4, rtol=1e-5)
+    layer = load(path, weight_format="gguf").layers[0]
+    for linear in (layer.qkv, layer.attention_out, layer.gate_up, layer.down):
+        assert isinstance(linear, NativeQuantizedLinear | PlainQuantizedLinear)
 
 
 def test_only_the_share_is_dequantised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from longspan.errors import ModelError
+from longspan.layers.quantized_linear import can_quantise, quantised_int8
 from longspan.models.config import load_model_config
 from longspan.models.safetensors_weights import SafetensorsWeights
 from longspan.models.weights import WeightSource, open_weights
 
-from .tiny import CONFIGS, load, make_model
+from .tiny import CONFIGS, SIZES, heads, hf_logits, load, make_model, our_logits
 
 
 class CountingSource:
@@ -70,6 +72,24 @@ def test_missing_tensors_and_files(tmp_path: Path) -> None:
     first.unlink()
     with pytest.raises(ModelError, match=f"{first.name} cannot be read"):
         SafetensorsWeights(tmp_path).read(inside)
+
+
+@pytest.mark.parametrize("tp_size", [1, 2])
+def test_a_model_in_int8(tmp_path: Path, tp_size: int) -> None:
+    """What transformers makes of the same rounded weights; matrices without whole groups stay as they are."""
+    sizes = {**SIZES, "hidden_size": 64, "intermediate_size": 192}
+    model = make_model(LlamaConfig(**sizes, **heads(4, 2, 24), tie_word_embeddings=True))
+    model.save_pretrained(tmp_path)
+    tokens = [(7 * i * i + 3 * i) % 101 for i in range(80)]
+    before = hf_logits(model, tokens)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            is_cut = "o_proj" in name and tp_size == 2  # 48 columns for each device
+            if weight.dim() == 2 and can_quantise(weight.shape[1]) and not is_cut:
+                weight.copy_(quantised_int8(weight).dequantised())
+    expected = hf_logits(model, tokens)
+    assert not torch.allclose(before, expected, atol=1e-3)
+    torch.testing.assert_close(our_logits(tmp_path, tokens, tp_size, "int8"), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_a_config_that_does_not_match_the_weights(tmp_path: Path) -> None:

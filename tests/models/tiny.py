@@ -25,7 +25,7 @@ from longspan.distributed.tensor_parallel import SingleDevice, TensorParallelGro
 from longspan.models.config import ModelConfig, load_model_config
 from longspan.models.llama import LlamaModel
 from longspan.models.sharding import TensorParallelShard
-from longspan.models.weights import WeightSource, open_weights
+from longspan.models.weights import WeightFormat, WeightSource, open_weights
 
 CPU = torch.device("cpu")
 SIZES = {"vocab_size": 101, "hidden_size": 72, "intermediate_size": 70, "num_hidden_layers": 3,
@@ -120,19 +120,24 @@ class _Member:
         return torch.cat(parts, dim=1)
 
 
-def load(path: Path, tp_rank: int = 0, tp_size: int = 1, source: WeightSource | None = None) -> LlamaModel:
+def load(
+    path: Path, tp_rank: int = 0, tp_size: int = 1, source: WeightSource | None = None,
+    weight_format: WeightFormat = "none",
+) -> LlamaModel:  # fmt: skip
     config: ModelConfig = load_model_config(path)
     shard = TensorParallelShard.of(config, tp_rank, tp_size)
-    return LlamaModel.load(config, source or open_weights(path, config), shard, torch.float32, CPU)
+    return LlamaModel.load(config, source or open_weights(path, config), shard, torch.float32, CPU, weight_format)
 
 
-def our_logits(path: Path, token_ids: Sequence[int], tp_size: int = 1) -> torch.Tensor:
+def our_logits(
+    path: Path, token_ids: Sequence[int], tp_size: int = 1, weight_format: WeightFormat = "none"
+) -> torch.Tensor:
     """Logits after every token, [T, V], as every rank sees them."""
     group = ThreadGroup(tp_size)
     everything = torch.arange(len(token_ids))
 
     def run(rank: int) -> torch.Tensor:
-        model = load(path, rank, tp_size)
+        model = load(path, rank, tp_size, weight_format=weight_format)
         tp = group.member(rank) if tp_size > 1 else SingleDevice()
         return model.forward(torch.tensor(list(token_ids)), everything, CausalAttention(), tp, everything)
 

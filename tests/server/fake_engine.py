@@ -183,6 +183,7 @@ class FakeEngine:
             num_instances=2,
             num_preemptions=5,
             kv_tokens_used_by_instance=(156, 100),
+            num_migrations=4,
         )
 
     async def drain(self, timeout_s: float) -> None:

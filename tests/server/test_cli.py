@@ -100,7 +100,7 @@ def test_another_file(started: Started, monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[serve]\ninstnaces = 2", "unknown setting instnaces; these are known: device, "),
+        ("[serve]\ninstnaces = 2", "unknown setting instnaces; these are known: chunk-size, device, "),
         ("[serve]\nconfig = 'x'", "unknown setting config"),
         ("[server]\nport = 2", "unknown server; everything goes into the table [serve]"),
         ("port = 2", "unknown port"),
@@ -125,6 +125,7 @@ def test_a_bad_file(
         ("serve --instances 0", "instances is 0, but must be at least 1"),
         ("serve --instances many", "many"),
         ("serve --dtype float8", "float32"),
+        ("serve --quantization int3", "int8"),
         ("serve --port 70000", "port is 70000"),
         ("serve --max-body-mb nan", "max_body_mb"),
         ("serve --prot 80", "--port"),

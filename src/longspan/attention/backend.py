@@ -44,6 +44,10 @@ class AttentionBackend(Protocol):
         """Prepare attention of rows over slots of the pool."""
         ...
 
+    def merge_rows_(self, result: Partial, rows: slice | torch.Tensor, part: Partial) -> None:
+        """Merge a part into these rows of the result, in place; as `merge_rows_` in attention/partial.py."""
+        ...
+
 
 def backend_for(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
     """The fastest backend that runs there."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from longspan.attention.backend import PagedPlan, PagedSegment
-from longspan.attention.partial import Partial, empty_partial
+from longspan.attention.partial import Partial, empty_partial, merge_rows_
 
 _FEW_ROWS = 16  # up to here matrix products win over the flash kernel
 _PADDING = 1.25  # decode requests whose contexts differ by no more than this factor share one padded product
@@ -21,6 +21,8 @@ _PADDING = 1.25  # decode requests whose contexts differ by no more than this fa
 
 class CpuBackend:
     """`AttentionBackend` for CPUs."""
+
+    merge_rows_ = staticmethod(merge_rows_)
 
     def block(
         self, q_THK: torch.Tensor, k_SGK: torch.Tensor, v_SGK: torch.Tensor, *, causal: bool, scale: float

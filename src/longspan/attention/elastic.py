@@ -15,6 +15,8 @@ Shapes: T rows of this instance, P of a peer's, B tokens of a ring block, H quer
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -63,6 +65,7 @@ class ElasticAttention:
         self.on_layer = on_layer
         self.local: PagedPlan | None = backend.plan_paged(layout.local) if layout.local else None
         self.answers = [(a, backend.plan_paged(a.segments)) for a in layout.answers]
+        self.buffers: _Buffers | None = None
 
     def __call__(
         self, layer: int, q_THK: torch.Tensor, k_TGK: torch.Tensor, v_TGK: torch.Tensor
@@ -73,13 +76,14 @@ class ElasticAttention:
         self._write_own(layer, k_TGK, v_TGK)
         k_GNK, v_GNK = self.store.layer(layer)
 
-        asked_PHK = [q_THK.new_empty(a.num_rows, *q_THK.shape[1:]) for a in layout.answers]
+        if self.buffers is None:
+            self.buffers = _Buffers.of(layout, q_THK)
         queries = self.transport.exchange(
-            [(q_THK[a.rows], self.rank_of(a.peer)) for a in layout.asks],
-            [(q, self.rank_of(a.peer)) for q, a in zip(asked_PHK, layout.answers, strict=True)],
+            [(q_THK[a.rows].contiguous(), self.rank_of(a.peer)) for a in layout.asks],
+            [(q, self.rank_of(a.peer)) for q, a in zip(self.buffers.asked_PHK, layout.answers, strict=True)],
         )
 
-        result = Accumulator(q_THK)
+        result = Accumulator(q_THK, self.backend.merge_rows_)
         for rows in layout.solo:
             block = self.backend.block(q_THK[rows], k_TGK[rows], v_TGK[rows], causal=True, scale=self.scale)
             result.set(rows, block)
@@ -94,21 +98,21 @@ class ElasticAttention:
                 result.set(every, part)
 
         queries.wait()
-        answers = [
-            _pack(plan.attend(q, k_GNK, v_GNK, self.scale))
-            for q, (_, plan) in zip(asked_PHK, self.answers, strict=True)
-        ]
-        heads, head_dim = q_THK.shape[1:]
-        replies = [
-            torch.empty(len(a.rows), heads, head_dim + 1, device=q_THK.device) for a in layout.asks
-        ]
-        self.transport.exchange(
-            [(answer, self.rank_of(a.peer)) for answer, a in zip(answers, layout.answers, strict=True)],
-            [(reply, self.rank_of(a.peer)) for reply, a in zip(replies, layout.asks, strict=True)],
-        ).wait()
-        for ask, reply in zip(layout.asks, replies, strict=True):
-            result.add(ask.rows, _unpack(reply))
+        if layout.asks or layout.answers:
+            self._answer(self.buffers, result, k_GNK, v_GNK)
         return result.out_THK.to(q_THK.dtype)
+
+    def _answer(self, buffers: _Buffers, result: Accumulator, k_GNK: torch.Tensor, v_GNK: torch.Tensor) -> None:
+        """Attend for the peers that ask, while they do so for this instance, and merge what comes back."""
+        sends, receives = [], []
+        for q_PHK, (answers, plan) in zip(buffers.asked_PHK, self.answers, strict=True):
+            part = plan.attend(q_PHK, k_GNK, v_GNK, self.scale)
+            sends += [(x.float().contiguous(), self.rank_of(answers.peer)) for x in part]
+        for ask, reply in zip(self.layout.asks, buffers.replies, strict=True):
+            receives += [(x, self.rank_of(ask.peer)) for x in reply]
+        self.transport.exchange(sends, receives).wait()
+        for ask, reply in zip(self.layout.asks, buffers.replies, strict=True):
+            result.add(ask.rows, reply)
 
     def _write_own(self, layer: int, k_TGK: torch.Tensor, v_TGK: torch.Tensor) -> None:
         rows, slots = self.layout.own_rows, self.layout.own_slots
@@ -155,10 +159,18 @@ class ElasticAttention:
                 self.on_layer()
 
 
-def _pack(part: Partial) -> torch.Tensor:
-    """[P, H, K + 1] fp32: one message for output and log-sum-exp."""
-    return torch.cat([part.out_THK.float(), part.lse_TH.unsqueeze(-1)], dim=-1)
+@dataclass(frozen=True, slots=True)
+class _Buffers:
+    """What comes in from peers: made in the first layer, used in all of them."""
 
+    asked_PHK: list[torch.Tensor]
+    replies: list[Partial]
 
-def _unpack(packed: torch.Tensor) -> Partial:
-    return Partial(packed[..., :-1], packed[..., -1])
+    @classmethod
+    def of(cls, layout: BatchLayout, q_THK: torch.Tensor) -> _Buffers:
+        heads, head_dim = q_THK.shape[1:]
+        exact = partial(torch.empty, dtype=torch.float32, device=q_THK.device)
+        return cls(
+            asked_PHK=[q_THK.new_empty(answers.num_rows, heads, head_dim) for answers in layout.answers],
+            replies=[Partial(exact(ask.num_rows, heads, head_dim), exact(ask.num_rows, heads)) for ask in layout.asks],
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -73,7 +74,8 @@ class Asks:
     """These rows' queries go to `peer`, which holds some of their context."""
 
     peer: int
-    rows: torch.Tensor
+    rows: slice | torch.Tensor
+    num_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +245,12 @@ def _asks(
 ) -> Iterator[Asks]:
     for peer in batch.group:
         asking = [
-            torch.arange(part.start, part.stop)
+            part
             for part in rows
             if peer != instance and part.stop > part.start and _context_at(part.segment, peer)
         ]
         if asking:
-            yield Asks(peer, _concat(asking, device))
+            yield Asks(peer, _row_index(asking, device), sum(part.stop - part.start for part in asking))
 
 
 def _answers(batch: RunBatch, instance: int, held: dict[str, torch.Tensor]) -> Iterator[Answers]:
@@ -261,6 +263,13 @@ def _answers(batch: RunBatch, instance: int, held: dict[str, torch.Tensor]) -> I
                 row += count
         if segments:
             yield Answers(peer, row, segments)
+
+
+def _row_index(parts: list[SegmentRows], device: torch.device) -> slice | torch.Tensor:
+    """A slice where the rows lie side by side: it copies nothing."""
+    if all(one.stop == next_.start for one, next_ in pairwise(parts)):
+        return slice(parts[0].start, parts[-1].stop)
+    return _concat([torch.arange(part.start, part.stop) for part in parts], device)
 
 
 def _concat(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:

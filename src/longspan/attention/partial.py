@@ -9,7 +9,8 @@ Shapes: T query rows, H query heads, K head_dim.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -19,6 +20,9 @@ class Partial(NamedTuple):
 
     out_THK: torch.Tensor
     lse_TH: torch.Tensor
+
+
+MergeRows: TypeAlias = Callable[[Partial, slice | torch.Tensor, Partial], None]
 
 
 def empty_partial(q_THK: torch.Tensor) -> Partial:
@@ -38,14 +42,23 @@ def merge(first: Partial, second: Partial) -> Partial:
     return Partial(first.out_THK.float() * w1_TH1 + second.out_THK.float() * w2_TH1, lse_TH)
 
 
+def merge_rows_(result: Partial, rows: slice | torch.Tensor, part: Partial) -> None:
+    """Merge a part into these rows of the result (fp32), in place."""
+    merged = merge(Partial(result.out_THK[rows], result.lse_TH[rows]), part)
+    result.out_THK[rows] = merged.out_THK
+    result.lse_TH[rows] = merged.lse_TH
+
+
 class Accumulator:
     """The running result of a batch's T rows while partial results come in, in fp32.
 
     A first result that covers all rows is taken as it is: most batches need no other, and no copy.
+    merge_rows_: the function of that name, or a backend's own.
     """
 
-    def __init__(self, q_THK: torch.Tensor) -> None:
+    def __init__(self, q_THK: torch.Tensor, merge_rows_: MergeRows = merge_rows_) -> None:
         self._q_THK = q_THK
+        self._merge_rows_ = merge_rows_
         self._result: Partial | None = None
 
     def set(self, rows: slice, partial: Partial) -> None:
@@ -59,10 +72,7 @@ class Accumulator:
 
     def add(self, rows: slice | torch.Tensor, partial: Partial) -> None:
         """One more result of these rows, over keys that they have not seen yet."""
-        result = self._writable()
-        merged = merge(Partial(result.out_THK[rows], result.lse_TH[rows]), partial)
-        result.out_THK[rows] = merged.out_THK
-        result.lse_TH[rows] = merged.lse_TH
+        self._merge_rows_(self._writable(), rows, partial)
 
     @property
     def out_THK(self) -> torch.Tensor:

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import torch
 
 from longspan.attention.backend import PagedPlan, PagedSegment
-from longspan.attention.partial import Partial, empty_partial
+from longspan.attention.partial import Partial, empty_partial, merge_rows_
 
 
 class ReferenceBackend:
     """`AttentionBackend` by matrix products that hold every score in memory."""
+
+    merge_rows_ = staticmethod(merge_rows_)
 
     def block(
         self, q_THK: torch.Tensor, k_SGK: torch.Tensor, v_SGK: torch.Tensor, *, causal: bool, scale: float

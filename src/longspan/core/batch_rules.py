@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from longspan.core.actions import Segment
+from longspan.core.actions import KVRange, Segment
 from longspan.core.internal_error import InternalError
 from longspan.core.ledger import Ledger
 from longspan.core.request import Request, RequestStatus
@@ -30,8 +30,30 @@ def check_migration(
     _check_idle(ledger, (source, target))
     ledger.placement.require_held(request.id, source, ranges)
     tokens = sum(end - start for start, end in ranges)
-    if tokens > ledger.cluster[target].free:
+    if tokens > ledger.cluster[target].unreserved:
         raise InternalError(f"instance {target} has no room for {tokens} migrated tokens")
+
+
+def check_reservation(ledger: Ledger, request: Request, planned: Sequence[KVRange]) -> None:
+    """The next tokens in order, none that can never come, in slots that nobody else has reserved."""
+    if request.status is RequestStatus.DRAINING:
+        raise InternalError(f"request {request.id} has ended: nothing can be reserved for it")
+    needed: Counter[int] = Counter()
+    position = request.num_stored
+    for piece in planned:
+        if piece.start != position or piece.end <= piece.start or not 0 <= piece.instance < len(ledger.cluster):
+            raise InternalError(f"request {request.id}: {piece} is no plan for the tokens from {position} on")
+        position = piece.end
+        needed[piece.instance] += piece.length
+    if planned and position > request.max_kv_tokens:
+        raise InternalError(f"request {request.id}: {position} tokens planned, but it ends at {request.max_kv_tokens}")
+    own: Counter[int] = Counter()
+    for piece in request.reserved:
+        own[piece.instance] += piece.length
+    for instance, tokens in needed.items():
+        free = ledger.cluster[instance].unreserved + own[instance]
+        if tokens > free:
+            raise InternalError(f"instance {instance} has {free} slots that may be reserved, not {tokens}")
 
 
 def check_ready(request: Request) -> None:
@@ -75,6 +97,7 @@ def _check_segment(ledger: Ledger, segment: Segment) -> None:
     if segment.context != ledger.placement.context(request.id):
         raise InternalError(f"{segment}: its context is not where the KV is, {ledger.placement.context(request.id)}")
     _check_store(segment)
+    _check_plan(segment, request)
 
 
 def _check_store(segment: Segment) -> None:
@@ -87,6 +110,15 @@ def _check_store(segment: Segment) -> None:
         position = stored.end
     if position != segment.end:
         raise InternalError(f"{segment}: the ranges to store do not cover it")
+
+
+def _check_plan(segment: Segment, request: Request) -> None:
+    """A request that has slots reserved takes exactly these, in order."""
+    if not request.reserved:
+        return
+    planned = [(r.instance, r.start, min(r.end, segment.end)) for r in request.reserved if r.start < segment.end]
+    if [(stored.instance, stored.start, stored.end) for stored in segment.store] != planned:
+        raise InternalError(f"{segment} stores elsewhere than reserved: {request.reserved}")
 
 
 def _check_ring(segments: Sequence[Segment]) -> None:
@@ -114,8 +146,10 @@ def _check_group(group: tuple[int, ...], segments: Sequence[Segment]) -> None:
 def _check_room(ledger: Ledger, segments: Sequence[Segment]) -> None:
     needed: Counter[int] = Counter()
     for segment in segments:
-        for stored in segment.store:
-            needed[stored.instance] += stored.length
+        if not ledger.requests[segment.request_id].reserved:
+            for stored in segment.store:
+                needed[stored.instance] += stored.length
     for instance, tokens in needed.items():
-        if tokens > ledger.cluster[instance].free:
-            raise InternalError(f"instance {instance} has {ledger.cluster[instance].free} free slots, not {tokens}")
+        free = ledger.cluster[instance].unreserved
+        if tokens > free:
+            raise InternalError(f"instance {instance} has {free} free slots, not {tokens}")

@@ -28,6 +28,7 @@ class Instance:
 
     used: slots taken, also by batches that have yet to fill them and by migrations on their way here.
     promised: free slots that the requests at home here may count on for their coming tokens.
+    reserved: free slots set aside for requests' coming tokens by plan; unlike a promise, nobody else can take them.
     queued: the next decode iteration, behind the running one of the very same group.
     ready: requests with KV here that nothing touches, longest ready first.
     """
@@ -36,6 +37,7 @@ class Instance:
     capacity: int
     used: int = 0
     promised: int = 0
+    reserved: int = 0
     running: Work[RunBatch] | Work[MigrateKV] | None = None
     queued: Work[RunBatch] | None = None
     ready: dict[str, Request] = field(default_factory=dict)
@@ -45,9 +47,14 @@ class Instance:
         return self.capacity - self.used
 
     @property
+    def unreserved(self) -> int:
+        """Free slots that any request may take."""
+        return self.capacity - self.used - self.reserved
+
+    @property
     def room(self) -> int:
         """Free slots that nobody counts on; below zero when more is promised than there is."""
-        return self.capacity - self.used - self.promised
+        return self.capacity - self.used - self.reserved - self.promised
 
     @property
     def is_idle(self) -> bool:

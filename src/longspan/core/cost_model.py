@@ -50,13 +50,18 @@ class PrefillCoefficients:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeCoefficients:
-    """T = fixed + per_request * batch + per_context_token * context, for this many instances and masters."""
+    """T = fixed + per_request * max(0, batch - free_requests) + per_context_token * context, for so many instances and
+    masters.
+
+    free_requests: that are computed while the weights are read, and take no time of their own.
+    """
 
     num_instances: int
     num_masters: int
     fixed: float
     per_request: float
     per_context_token: float
+    free_requests: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,9 @@ class FittedCostModel:
         for number in range(1, self.max_instances + 1):
             for masters in {1, number}:
                 if (number, masters) not in self._decode_rows:
-                    raise ConfigError(f"a cost model lacks decode coefficients for {number} instances, {masters} masters")
+                    raise ConfigError(
+                        f"a cost model lacks decode coefficients for {number} instances, {masters} masters"
+                    )
 
     @property
     def max_instances(self) -> int:
@@ -97,7 +104,8 @@ class FittedCostModel:
     def decode(self, num_requests: int, context_tokens: int, num_instances: int, num_masters: int) -> float:
         row = self._decode_rows.get((num_instances, num_masters))
         if row is not None:
-            return row.fixed + row.per_request * num_requests + row.per_context_token * context_tokens
+            computed = max(0.0, num_requests - row.free_requests)
+            return row.fixed + row.per_request * computed + row.per_context_token * context_tokens
         one = self.decode(num_requests, context_tokens, num_instances, 1)
         all_ = self.decode(num_requests, context_tokens, num_instances, num_instances)
         return one + (all_ - one) * (num_masters - 1) / (num_instances - 1)
@@ -107,8 +115,11 @@ class FittedCostModel:
         work = _work(row, chunks)
         if not num_requests:
             return row.fixed + work
+        if not work:
+            return self.decode(num_requests, context_tokens, num_instances, 1)
+        # What is computed while the weights are read is the chunks' part: no request decodes for free beside them.
         decodes = self._decode_rows[(num_instances, 1)]
-        fixed = max(row.fixed, decodes.fixed) if work else decodes.fixed
+        fixed = max(row.fixed, decodes.fixed)
         return fixed + work + decodes.per_request * num_requests + decodes.per_context_token * context_tokens
 
     def migration(self, num_tokens: int) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
+
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -15,6 +17,7 @@ class RequestArrived:
     request_id: str
     num_prompt_tokens: int
     max_tokens: int
+    service: ServiceLevel = DEFAULT_SERVICE
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,28 @@ def promises_add_up(ledger: Ledger) -> None:
         _require(instance.promised == promised[instance.id], f"instance {instance.id}: promises are wrong")
 
 
+def reservations_are_kept(ledger: Ledger) -> None:
+    """Reserved slots are free, and go on exactly where a request's KV ends, no further than it can ever come."""
+    reserved: Counter[int] = Counter()
+    for request in ledger.requests.values():
+        position = request.num_stored
+        for piece in request.reserved:
+            _require(piece.start == position < piece.end, f"request {request.id}: {piece} does not go on at {position}")
+            position = piece.end
+            reserved[piece.instance] += piece.length
+        _require(not request.reserved or position <= request.max_kv_tokens, f"request {request.id}: too much reserved")
+        _require(
+            not request.reserved or request.status is not RequestStatus.DRAINING,
+            f"request {request.id} has ended, and still has slots reserved",
+        )
+    for instance in ledger.cluster.instances:
+        _require(
+            instance.reserved == reserved[instance.id] <= instance.free,
+            f"instance {instance.id}: {instance.reserved} slots reserved, {instance.free} free, "
+            f"{reserved[instance.id]} in requests' plans",
+        )
+
+
 INVARIANTS: tuple[Callable[[Ledger], None], ...] = (
     kv_is_conserved,
     every_token_has_one_owner,
@@ -147,6 +169,7 @@ INVARIANTS: tuple[Callable[[Ledger], None], ...] = (
     the_queue_is_in_order,
     ready_lists_are_right,
     promises_add_up,
+    reservations_are_kept,
 )
 
 
@@ -164,4 +187,5 @@ def _slot(instance: Instance, work: AnyWork) -> str:
 def _due_promise(ledger: Ledger, request: Request) -> int:
     if request.id not in ledger.placement or request.status is RequestStatus.DRAINING:
         return 0
-    return min(request.max_kv_tokens - request.num_stored, ledger.config.decode_headroom)
+    left = request.max_kv_tokens - request.num_stored - request.num_reserved
+    return min(left, ledger.config.decode_headroom)

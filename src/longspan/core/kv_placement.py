@@ -14,18 +14,21 @@ from longspan.core.internal_error import InternalError
 class _Residence:
     """One request's KV: ranges in token order without gap, neighbours merged; tokens per instance.
 
-    holders: the instances of `counts`, sorted; kept because it is asked often and seldom changes.
+    holders: the instances of `counts`, sorted; context: `counts`, sorted, None until it is asked for. Both are kept
+        because they are asked for several times between changes.
     """
 
     ranges: list[KVRange] = field(default_factory=list)
     counts: dict[int, int] = field(default_factory=dict)
     holders: tuple[int, ...] = ()
+    context: tuple[tuple[int, int], ...] | None = None
 
     def count(self, instance: int, tokens: int) -> None:
         if instance not in self.counts:
             self.counts[instance] = 0
             self.holders = tuple(sorted(self.counts))
         self.counts[instance] += tokens
+        self.context = None
 
 
 class KVPlacement:
@@ -58,7 +61,9 @@ class KVPlacement:
         residence = self._residences.get(request_id)
         if residence is None:
             return ()
-        return tuple([(instance, residence.counts[instance]) for instance in residence.holders])
+        if residence.context is None:
+            residence.context = tuple([(instance, residence.counts[instance]) for instance in residence.holders])
+        return residence.context
 
     def holders(self, request_id: str) -> tuple[int, ...]:
         residence = self._residences.get(request_id)

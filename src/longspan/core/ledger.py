@@ -12,6 +12,7 @@ from typing import Literal
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RunBatch, Segment
 from longspan.core.cluster import Cluster, Work
+from longspan.core.decision import Decision
 from longspan.core.kv_placement import KVPlacement
 from longspan.core.request import Request, RequestStatus
 from longspan.core.waiting_queue import WaitingQueue
@@ -23,6 +24,9 @@ class Ledger:
     batches, migrations: what was issued and has not completed, by number.
     started: batches that began to run during this call, issued or promoted.
     num_prefills: batches issued that were not pure decode iterations.
+    num_finished, num_finished_tokens: requests that came to their own end, and what they generated.
+    decisions: why the policy decided as it did in this call.
+    hold_back: the policy wants instances back as soon as they are done; nothing looks ahead in this call.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -40,6 +44,10 @@ class Ledger:
         self.num_prefills = 0
         self.num_migrations = 0
         self.num_preemptions = 0
+        self.num_finished = 0
+        self.num_finished_tokens = 0
+        self.decisions: list[Decision] = []
+        self.hold_back = False
         self._ready_moments = 0
 
     def take_actions(self) -> list[Action]:
@@ -49,6 +57,10 @@ class Ledger:
     def take_started(self) -> list[Work[RunBatch]]:
         started, self.started = self.started, []
         return started
+
+    def take_decisions(self) -> tuple[Decision, ...]:
+        decisions, self.decisions = self.decisions, []
+        return tuple(decisions)
 
     # batches
 
@@ -102,6 +114,8 @@ class Ledger:
         for stored in segment.store:
             self.placement.add(request.id, stored)
             self.cluster.take(stored.instance, stored.length)
+        if request.reserved:
+            self._use_reservation(request)
         self._renew_promise(request)
 
     # migrations
@@ -149,7 +163,7 @@ class Ledger:
 
     def drop_kv(self, request: Request, reason: Literal["finished", "aborted", "preempted"]) -> None:
         self._leave_ready(request)
-        self.drop_promise(request)
+        self.drop_claims(request)
         counts = self.placement.free(request.id)
         for number, tokens in counts.items():
             self.cluster.give_back(number, tokens)
@@ -168,20 +182,46 @@ class Ledger:
         """The request has ended and nothing touches it."""
         if request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
+        self.drop_claims(request)
         request.become(RequestStatus.ENDED)
         del self.requests[request.id]
 
-    def drop_promise(self, request: Request) -> None:
+    def reserve(self, request: Request, planned: tuple[KVRange, ...]) -> None:
+        """Set slots aside for the request's next tokens, in place of what was reserved for it before."""
+        self._set_reservation(request, planned)
+        if request.id in self.placement:
+            self._renew_promise(request)
+
+    def drop_claims(self, request: Request) -> None:
+        """Nothing is promised to the request any more, nor reserved for it."""
+        self._drop_promise(request)
+        self._set_reservation(request, ())
+
+    def _set_reservation(self, request: Request, planned: tuple[KVRange, ...]) -> None:
+        for old in request.reserved:
+            self.cluster[old.instance].reserved -= old.length
+        request.reserved = planned
+        for new in planned:
+            self.cluster[new.instance].reserved += new.length
+
+    def _use_reservation(self, request: Request) -> None:
+        """The plan begins where the stored tokens end."""
+        stored = request.num_stored
+        left = [KVRange(r.instance, max(r.start, stored), r.end) for r in request.reserved if r.end > stored]
+        self._set_reservation(request, tuple(left))
+
+    def _drop_promise(self, request: Request) -> None:
         if request.home is not None:
             self.cluster[request.home].promised -= request.promised
             request.home, request.promised = None, 0
 
     def _renew_promise(self, request: Request) -> None:
-        """The newest token is at the last master, where the next one will most likely go."""
-        home = self.placement.last_holder(request.id)
-        promised = min(request.max_kv_tokens - request.num_stored, self.config.decode_headroom)
+        """For tokens behind those stored or planned: where the last of these is, the next will most likely go."""
+        home = request.reserved[-1].instance if request.reserved else self.placement.last_holder(request.id)
+        left = request.max_kv_tokens - request.num_stored - request.num_reserved
+        promised = min(left, self.config.decode_headroom)
         if home != request.home or promised != request.promised:
-            self.drop_promise(request)
+            self._drop_promise(request)
             request.home, request.promised = home, promised
             self.cluster[home].promised += promised
 

@@ -19,7 +19,12 @@ def arrive(ledger: Ledger, event: RequestArrived, now: float) -> None:
         ledger.actions.append(refusal)
         return
     request = Request(
-        event.request_id, event.num_prompt_tokens, event.max_tokens, now, arrival_index=ledger.num_arrivals
+        event.request_id,
+        event.num_prompt_tokens,
+        event.max_tokens,
+        now,
+        arrival_index=ledger.num_arrivals,
+        service=event.service,
     )
     ledger.num_arrivals += 1
     ledger.requests[request.id] = request
@@ -99,8 +104,11 @@ def _settle(ledger: Ledger, request: Request, output: TokenOutput | None) -> Non
 def _end(ledger: Ledger, request: Request, reason: EndReason) -> None:
     """Free its KV now, or when the last batch or migration that touches it is done."""
     request.end_reason = reason
+    if reason == "finished":
+        ledger.num_finished += 1
+        ledger.num_finished_tokens += request.num_output_tokens
     if request.in_flight > 0 or request.status is RequestStatus.MIGRATING:
-        ledger.drop_promise(request)
+        ledger.drop_claims(request)
         request.become(RequestStatus.DRAINING)
     else:
         _conclude(ledger, request)

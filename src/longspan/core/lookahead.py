@@ -19,7 +19,7 @@ from longspan.core.request import RequestStatus
 
 def look_ahead(ledger: Ledger, started: list[Work[RunBatch]]) -> None:
     """Queue the next iteration behind each batch that has just begun to run, where that harms nobody."""
-    if not ledger.config.lookahead or not started or _somebody_needs_instances(ledger):
+    if not ledger.config.lookahead or ledger.hold_back or not started or _somebody_needs_instances(ledger):
         return
     for work in started:
         if work.is_decode and not _somebody_is_left_out(ledger, work):
@@ -56,7 +56,7 @@ def _next_iteration(ledger: Ledger, work: Work[RunBatch]) -> list[Segment]:
         if request.status is RequestStatus.DECODING and not last_one:
             segments.append(decode_segment(ledger, request, segment.compute[0]))
             stored[segment.compute[0]] += 1
-    if any(tokens > ledger.cluster[number].free for number, tokens in stored.items()):
+    if any(tokens > ledger.cluster[number].unreserved for number, tokens in stored.items()):
         return []
     # A group that lost its last request on some instance shrinks: that is for the policy, at the iteration's
     # end.

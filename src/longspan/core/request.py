@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
+from longspan.core.actions import KVRange
 from longspan.core.internal_error import InternalError
+from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 
 EndReason = Literal["finished", "aborted"]
 
@@ -52,6 +54,8 @@ class Request:
     in_flight: batches issued and not completed.
     home, promised: the instance where its next KV will most likely go, and the free slots there that it may
         count on (kept by the ledger). None and 0 while it holds no KV, and once it has ended.
+    reserved: where its next tokens will go, in token order from `num_stored` on; slots are set aside there, and
+        nobody else can take them. Empty unless the policy reserves.
     ready_order, prefills_seen: when it last became ready, counted in such moments and in prefill batches
         issued.
     """
@@ -61,6 +65,7 @@ class Request:
     max_tokens: int
     arrived: float
     arrival_index: int
+    service: ServiceLevel = DEFAULT_SERVICE
     status: RequestStatus = RequestStatus.WAITING
     num_output_tokens: int = 0
     num_computed: int = 0
@@ -69,6 +74,7 @@ class Request:
     num_preemptions: int = 0
     home: int | None = None
     promised: int = 0
+    reserved: tuple[KVRange, ...] = ()
     ready_order: int = 0
     prefills_seen: int = 0
     end_reason: EndReason | None = None
@@ -82,6 +88,10 @@ class Request:
     def num_stored(self) -> int:
         """Tokens that have a KV slot; the next segment starts here."""
         return self.num_computed + self.num_scheduled
+
+    @property
+    def num_reserved(self) -> int:
+        return sum(planned.length for planned in self.reserved)
 
     @property
     def max_kv_tokens(self) -> int:

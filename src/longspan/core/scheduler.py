@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action
 from longspan.core.cost_model import CostModel
+from longspan.core.decision import Decision
 from longspan.core.events import BatchCompleted, Event, KVMigrated, RequestAborted, RequestArrived
 from longspan.core.internal_error import InternalError
 from longspan.core.invariants import check_invariants
@@ -30,6 +31,7 @@ class SchedulerStats:
     kv_tokens_used: tuple[int, ...]
     kv_tokens_per_instance: int
     num_preemptions: int
+    num_migrations: int = 0
 
 
 class Scheduler:
@@ -44,15 +46,21 @@ class Scheduler:
         self._ledger = Ledger(config)
         self._state = SchedulerState(self._ledger, cost_model)
         self._now = float("-inf")
+        self.decisions: tuple[Decision, ...] = ()
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """What to do about `event`, in order. `now` (seconds, any origin) never goes backwards."""
+        """What to do about `event`, in order. `now` (seconds, any origin) never goes backwards.
+
+        Why it was decided so, as far as the policy tells, is in `decisions` until the next call.
+        """
         if not now >= self._now:
             raise InternalError(f"time went backwards, from {self._now} to {now}")
         self._now = now
+        self._ledger.hold_back = False
         self._apply(event, now)
         self.policy.schedule(self._state, now)
         look_ahead(self._ledger, self._ledger.take_started())
+        self.decisions = self._ledger.take_decisions()
         return self._ledger.take_actions()
 
     def idle(self) -> bool:
@@ -70,6 +78,7 @@ class Scheduler:
             kv_tokens_used=tuple(instance.used for instance in self._ledger.cluster.instances),
             kv_tokens_per_instance=self.config.kv_tokens,
             num_preemptions=self._ledger.num_preemptions,
+            num_migrations=self._ledger.num_migrations,
         )
 
     def _apply(self, event: Event, now: float) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
-from longspan.core.batch_rules import check_batch, check_migration, check_ready
+from longspan.core.batch_rules import check_batch, check_migration, check_ready, check_reservation
 from longspan.core.cluster import Cluster
 from longspan.core.cost_model import CostModel
+from longspan.core.decision import Decision
 from longspan.core.internal_error import InternalError
 from longspan.core.kv_placement import KVPlacement
 from longspan.core.ledger import Ledger, decode_segment
@@ -18,7 +19,7 @@ from longspan.errors import ConfigError
 
 
 class SchedulerState:
-    """The reading side of the books, and the five things a policy can do.
+    """The reading side of the books, and the six things a policy can do.
 
     Each act is checked, applied at once (the policy sees its effect), and becomes an action. Everything else
     here is for reading. A policy works from `cluster.idle()` and `cluster[i].ready`, so that its cost follows
@@ -43,6 +44,20 @@ class SchedulerState:
     def num_prefills(self) -> int:
         """Batches issued so far that were not pure decode iterations."""
         return self._ledger.num_prefills
+
+    @property
+    def num_batches(self) -> int:
+        """Batches issued so far; the next one gets this number."""
+        return self._ledger.num_batches
+
+    @property
+    def finished_outputs(self) -> tuple[int, int]:
+        """How many requests have finished, and the tokens that they generated, all together."""
+        return self._ledger.num_finished, self._ledger.num_finished_tokens
+
+    def with_kv(self) -> Iterator[Request]:
+        """All requests that hold KV, also those that are draining."""
+        return map(self.request, self.placement)
 
     def request(self, request_id: str) -> Request:
         request = self._ledger.requests.get(request_id)
@@ -110,3 +125,21 @@ class SchedulerState:
             raise InternalError(f"request {request_id} is {request.status.value}: too late to refuse it")
         self._ledger.forget(request)
         self._ledger.actions.append(RefuseRequest(request_id, message))
+
+    def reserve(self, request_id: str, planned: Iterable[KVRange]) -> None:
+        """Set slots aside for a request's next tokens, in place of what was reserved for it before.
+
+        While a request has reserved slots it takes these, in order. So it always finds room for the tokens that it
+        planned, whoever else grows.
+        """
+        request, planned = self.request(request_id), tuple(planned)
+        check_reservation(self._ledger, request, planned)
+        self._ledger.reserve(request, planned)
+
+    def hold_back(self) -> None:
+        """Let nothing look ahead in this call: somebody waits for instances to come back."""
+        self._ledger.hold_back = True
+
+    def explain(self, decision: Decision) -> None:
+        """Note why something is decided in this call; it changes nothing."""
+        self._ledger.decisions.append(decision)

@@ -10,6 +10,7 @@ use `process_group`.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import platform
@@ -17,14 +18,16 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import torch
 
-from longspan.distributed.transport import Exchange
+from longspan.attention.native.library import best_library
+from longspan.attention.native.mail import NativeMail
+from longspan.distributed.transport import Exchange, NothingToWaitFor
 
 CAPACITY = 16 << 20  # bytes of a channel's buffer; untouched pages cost nothing
-_COUNTER_BYTES = 4096  # one page: the counters lie a cache line apart in it
+_COUNTER_BYTES, _CACHE_LINE = 4096, 64  # one page: the counters lie a cache line apart in it
 _SPINS = 500  # rounds of waiting with a yield, about half a millisecond, before sleeping between looks
 _NAP_S = 20e-6
 
@@ -34,38 +37,134 @@ def usable() -> bool:
     return platform.machine() == "x86_64" and os.path.isdir("/dev/shm")
 
 
-class _Channel:
-    """One end of a stream of bytes from one rank to another.
+class Mail(Protocol):
+    """One rank's ends of all channels. There are two: one in C++ (csrc/mail.h), and its twin below."""
 
-    waiting: what is still to be sent, or received, at this end: (bytes, how many of them are done), in order.
+    def connect(self, rank: int, written: int, read: int, buffer: int, capacity: int, *, outgoing: bool) -> None:
+        """The channel to or from `rank`: addresses of its counters and of its buffer."""
+        ...
+
+    def exchange(
+        self, sends: Sequence[tuple[torch.Tensor, int]], receives: Sequence[tuple[torch.Tensor, int]]
+    ) -> Exchange:
+        """As `Transport.exchange`."""
+        ...
+
+
+class SharedMemoryTransport:
+    """`Transport` over channels in a folder that all ranks of the world use.
+
+    The folder may go once every rank has made its transport; the memory then goes with the processes.
     """
 
-    def __init__(self, path: Path, capacity: int) -> None:
+    def __init__(
+        self, folder: Path | str, rank: int, world_size: int, capacity: int = CAPACITY, mail: Mail | None = None
+    ) -> None:
+        self.rank = rank
+        self.mail = mail or _best_mail()
+        self.memory: list[torch.Tensor] = []
+        for other in range(world_size):
+            if other != rank:
+                self._connect(Path(folder, f"{rank}-to-{other}"), other, capacity, outgoing=True)
+                self._connect(Path(folder, f"{other}-to-{rank}"), other, capacity, outgoing=False)
+
+    def exchange(
+        self, sends: Sequence[tuple[torch.Tensor, int]], receives: Sequence[tuple[torch.Tensor, int]]
+    ) -> Exchange:
+        return self.mail.exchange(sends, receives) if sends or receives else NothingToWaitFor()
+
+    def _connect(self, path: Path, other: int, capacity: int, *, outgoing: bool) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.ftruncate(descriptor, _COUNTER_BYTES + capacity)
-            memory = mmap.mmap(descriptor, _COUNTER_BYTES + capacity)
+            memory = torch.frombuffer(mmap.mmap(descriptor, _COUNTER_BYTES + capacity), dtype=torch.uint8)
         finally:
             os.close(descriptor)
-        counters = np.frombuffer(memory, dtype=np.uint64, count=_COUNTER_BYTES // 8)
-        self.written, self.read = counters[0:1], counters[8:9]
-        self.buffer = torch.frombuffer(memory, dtype=torch.uint8, offset=_COUNTER_BYTES)
+        self.memory.append(memory)  # keeps the mapping
+        begin = memory.data_ptr()
+        self.mail.connect(other, begin, begin + _CACHE_LINE, begin + _COUNTER_BYTES, capacity, outgoing=outgoing)
+
+
+def _best_mail() -> Mail:
+    library = best_library()
+    return NativeMail(library) if library else PlainMail()
+
+
+class PlainMail:
+    """The twin of csrc/mail.h, for machines without a compiler."""
+
+    def __init__(self) -> None:
+        self.outgoing: dict[int, _Channel] = {}
+        self.incoming: dict[int, _Channel] = {}
+
+    def connect(self, rank: int, written: int, read: int, buffer: int, capacity: int, *, outgoing: bool) -> None:
+        (self.outgoing if outgoing else self.incoming)[rank] = _Channel(written, read, buffer, capacity)
+
+    def exchange(
+        self, sends: Sequence[tuple[torch.Tensor, int]], receives: Sequence[tuple[torch.Tensor, int]]
+    ) -> Exchange:
+        stretches = []
+        for tensor, dst in sends:
+            stretches.append(_Stretch(tensor))
+            self.outgoing[dst].waiting.append(stretches[-1])
+            self.outgoing[dst].send_some()
+        for tensor, src in receives:
+            stretches.append(_Stretch(tensor))
+            self.incoming[src].waiting.append(stretches[-1])
+        return _PlainExchange(self, stretches)
+
+    def step(self) -> bool:
+        """Move what can be moved, anywhere; whether anything was."""
+        moved = False
+        for channel in self.outgoing.values():
+            if channel.waiting:
+                moved |= channel.send_some()
+        for channel in self.incoming.values():
+            if channel.waiting:
+                moved |= channel.receive_some()
+        return moved
+
+
+class _PlainExchange:
+    def __init__(self, mail: PlainMail, stretches: list[_Stretch]) -> None:
+        self.mail = mail
+        self.stretches = stretches
+
+    def wait(self) -> None:
+        idle = 0
+        while any(stretch.left for stretch in self.stretches):
+            if self.mail.step():
+                idle = 0
+            elif (idle := idle + 1) <= _SPINS:
+                os.sched_yield()
+            else:
+                time.sleep(_NAP_S)
+
+
+class _Channel:
+    """One end of a stream of bytes from one rank to another.
+
+    waiting: what is still to be sent, or received, at this end, in order.
+    """
+
+    def __init__(self, written: int, read: int, buffer: int, capacity: int) -> None:
+        self.written, self.read = (ctypes.c_uint64.from_address(address) for address in (written, read))
+        self.buffer = torch.frombuffer((ctypes.c_uint8 * capacity).from_address(buffer), dtype=torch.uint8)
         self.capacity = capacity
         self.waiting: deque[_Stretch] = deque()
 
     def send_some(self) -> bool:
         """Copy in as much as there is room for; whether any was."""
-        written = int(self.written[0])
-        room = self.capacity - (written - int(self.read[0]))
-        moved = self._move(written, room, inward=True)
-        self.written[0] = written + moved
+        written = self.written.value
+        moved = self._move(written, self.capacity - (written - self.read.value), inward=True)
+        self.written.value = written + moved
         return moved > 0
 
     def receive_some(self) -> bool:
         """Copy out as much as is there; whether any was."""
-        read = int(self.read[0])
-        moved = self._move(read, int(self.written[0]) - read, inward=False)
-        self.read[0] = read + moved
+        read = self.read.value
+        moved = self._move(read, self.written.value - read, inward=False)
+        self.read.value = read + moved
         return moved > 0
 
     def _move(self, at: int, limit: int, *, inward: bool) -> int:
@@ -99,59 +198,6 @@ class _Stretch:
     def next(self, count: int) -> torch.Tensor:
         self.done += count
         return self.bytes[self.done - count : self.done]
-
-
-class SharedMemoryTransport:
-    """`Transport` over channels in a folder that all ranks of the world use.
-
-    The folder may go once every rank has made its transport; the memory then goes with the processes.
-    """
-
-    def __init__(self, folder: Path | str, rank: int, world_size: int, capacity: int = CAPACITY) -> None:
-        self.rank = rank
-        others = [other for other in range(world_size) if other != rank]
-        self.outgoing = {dst: _Channel(Path(folder, f"{rank}-to-{dst}"), capacity) for dst in others}
-        self.incoming = {src: _Channel(Path(folder, f"{src}-to-{rank}"), capacity) for src in others}
-
-    def exchange(
-        self, sends: Sequence[tuple[torch.Tensor, int]], receives: Sequence[tuple[torch.Tensor, int]]
-    ) -> Exchange:
-        stretches = []
-        for tensor, dst in sends:
-            stretches.append(_Stretch(tensor))
-            self.outgoing[dst].waiting.append(stretches[-1])
-            self.outgoing[dst].send_some()
-        for tensor, src in receives:
-            stretches.append(_Stretch(tensor))
-            self.incoming[src].waiting.append(stretches[-1])
-        return _SharedMemoryExchange(self, stretches)
-
-    def step(self) -> bool:
-        """Move what can be moved, anywhere; whether anything was."""
-        moved = False
-        for channel in self.outgoing.values():
-            if channel.waiting:
-                moved |= channel.send_some()
-        for channel in self.incoming.values():
-            if channel.waiting:
-                moved |= channel.receive_some()
-        return moved
-
-
-class _SharedMemoryExchange:
-    def __init__(self, transport: SharedMemoryTransport, stretches: list[_Stretch]) -> None:
-        self.transport = transport
-        self.stretches = stretches
-
-    def wait(self) -> None:
-        idle = 0
-        while any(stretch.left for stretch in self.stretches):
-            if self.transport.step():
-                idle = 0
-            elif (idle := idle + 1) <= _SPINS:
-                os.sched_yield()
-            else:
-                time.sleep(_NAP_S)
 
 
 class SharedMemoryTensorParallel:

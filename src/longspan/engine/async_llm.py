@@ -8,14 +8,20 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from longspan.config import EngineConfig, SchedulerConfig
+from longspan.core.cost_model import FittedCostModel
+from longspan.core.policies import create_policy
 from longspan.core.policies.base import Policy
+from longspan.core.policies.episode import EpisodePolicy
 from longspan.core.scheduler import Scheduler
+from longspan.engine.deployment import describe_deployment
 from longspan.engine.detokenizer import Detokenizer, OutputProcessor
 from longspan.engine.engine_core import EngineCore
+from longspan.engine.episodes import estimate_cost_model
 from longspan.engine.request import EngineRequest
 from longspan.engine.tokenizer import Tokenizer
 from longspan.errors import (
@@ -31,6 +37,7 @@ from longspan.models.catalog import resolve_model
 from longspan.models.config import load_model_config
 from longspan.outputs import EngineStats, RequestOutput, RequestTimes
 from longspan.sampling_params import SamplingParams
+from longspan.sib import Deployment, read_sib
 from longspan.worker.messages import Reply, WorkerSpec
 
 logger = logging.getLogger(__name__)
@@ -44,7 +51,7 @@ class AsyncLLM:
 
     def __init__(
         self, config: EngineConfig, model_name: str, max_model_len: int, tokenizer: Tokenizer,
-        core: EngineCore, executor: Executor, device: DeviceInfo,
+        core: EngineCore, executor: Executor, deployment: Deployment,
     ) -> None:  # fmt: skip
         self.config = config
         self.model_name = model_name
@@ -52,7 +59,7 @@ class AsyncLLM:
         self.tokenizer = tokenizer
         self.core = core
         self.executor = executor
-        self.device = device
+        self.deployment = deployment
         self.draining = False
         self._closed = False
         self._idle = asyncio.Event()
@@ -65,6 +72,8 @@ class AsyncLLM:
 
         Raises ConfigError, ModelError, EngineDeadError.
         """
+        policy = policy if policy is not None else create_policy(config.policy)
+        sib = read_sib(config.sib) if config.sib is not None else None
         model = await asyncio.to_thread(resolve_model, config.model)
         model_config = load_model_config(model.path)
         max_model_len = _max_model_len(config, model_config.max_model_len)
@@ -72,28 +81,40 @@ class AsyncLLM:
             WorkerSpec(
                 model_path=str(model.path), instance=instance, tp_rank=tp_rank, num_instances=config.instances,
                 tp=config.tp, dtype=config.dtype, device=config.device, threads=config.threads_per_device,
-                transport=config.transport,
+                transport=config.transport, quantization=config.quantization,
             )
             for instance in range(config.instances)
             for tp_rank in range(config.tp)
         ]
         executor = make_executor(config.executor, specs, config.worker_timeout_s)
         loop = asyncio.get_running_loop()
-        started: list[EngineCore] = []
+        started: list[EngineCore] = []  # the last one runs
 
         # Workers report from threads of their own; the engine lives on the loop.
         def on_reply(reply: Reply) -> None:
-            loop.call_soon_threadsafe(started[0].on_reply, reply)
+            loop.call_soon_threadsafe(lambda: started[-1].on_reply(reply))
 
         def on_failure(message: str) -> None:
             if started:
-                loop.call_soon_threadsafe(started[0].fail, message)
+                loop.call_soon_threadsafe(lambda: started[-1].fail(message))
+
+        def assemble(
+            scheduler_config: SchedulerConfig, policy: Policy, cost_model: FittedCostModel | None,
+            event_log: Path | None = None,
+        ) -> AsyncLLM:  # fmt: skip
+            log = EventLogWriter(event_log, scheduler_config, cost_model) if event_log else None
+            scheduler = Scheduler(scheduler_config, policy, cost_model)
+            started.append(EngineCore(scheduler, executor, Detokenizer(tokenizer.backend), time.monotonic, log))
+            return cls(config, served, max_model_len, tokenizer, started[-1], executor, deployment)
 
         try:
             tokenizer_loading = asyncio.to_thread(Tokenizer.load, model)
             device, tokenizer = await asyncio.gather(
                 asyncio.to_thread(executor.start, on_reply, on_failure), tokenizer_loading
             )
+            deployment = describe_deployment(config, model.name, model_config, device)
+            if sib is not None and config.sib is not None:
+                sib.require(deployment, config.sib)
             kv_tokens = _kv_tokens(config, max_model_len, device)
             await asyncio.to_thread(executor.allocate_kv, kv_tokens)
             scheduler_config = SchedulerConfig(
@@ -104,22 +125,31 @@ class AsyncLLM:
                 max_batch_tokens=config.max_batch_tokens,
                 max_requests_per_master=config.max_requests_per_master,
                 lookahead=config.lookahead,
+                ttft_slo_factor=config.ttft_slo_factor,
+                ttft_slo_floor_s=config.ttft_slo_floor_s,
+                tpot_slo_s=config.tpot_slo_s,
+                chunk_size=config.chunk_size,
+                kvp_tokens_per_shard=config.kvp_tokens_per_shard,
             )
-            event_log = EventLogWriter(config.event_log, scheduler_config) if config.event_log else None
-            core = EngineCore(
-                Scheduler(scheduler_config, policy), executor, Detokenizer(tokenizer.backend), time.monotonic,
-                event_log,
-            )  # fmt: skip
+            served = config.served_model_name or model.name
+            cost_model = sib.cost_model if sib is not None else None
+            if cost_model is None and policy.needs_cost_model:
+                prober = EpisodePolicy()
+                probe = assemble(replace(scheduler_config, lookahead=False), prober, None)
+                cost_model = await estimate_cost_model(probe, prober, deployment.model_shape)
+                logger.info(
+                    "the policy %s predicts times: they are estimated from a few batches; "
+                    "`longspan profile` measures them, for --sib", policy.name,
+                )  # fmt: skip
+            engine = assemble(scheduler_config, policy, cost_model, config.event_log)
         except BaseException:
             await asyncio.to_thread(executor.close)
             raise
-        started.append(core)
         logger.info(
             "%s on %d instances x tp %d, %s %s, %d KV tokens each, context up to %d",
             model.name, config.instances, config.tp, device.device, device.dtype, kv_tokens, max_model_len,
         )  # fmt: skip
-        served = config.served_model_name or model.name
-        return cls(config, served, max_model_len, tokenizer, core, executor, device)
+        return engine
 
     # -- requests -------------------------------------------------------------------------------------------------
 

@@ -79,7 +79,9 @@ class EngineCore:
         assert request.params.max_tokens is not None, "max_tokens is resolved by now"
         self.requests[request.request_id] = request
         self._handle(
-            RequestArrived(request.request_id, len(request.prompt_token_ids), request.params.max_tokens)
+            RequestArrived(
+                request.request_id, len(request.prompt_token_ids), request.params.max_tokens, request.params.service
+            )
         )
 
     def abort(self, request_id: str) -> None:
@@ -100,6 +102,7 @@ class EngineCore:
             kv_tokens_total=self.scheduler.config.total_kv_tokens,
             num_instances=self.scheduler.config.num_instances,
             num_preemptions=scheduler.num_preemptions,
+            num_migrations=scheduler.num_migrations,
             kv_tokens_used_by_instance=scheduler.kv_tokens_used,
             num_batches=self.num_batches,
             model_seconds=self.model_seconds,
@@ -203,7 +206,7 @@ class EngineCore:
                     error = QueueFullError(message, retry_after_s=RETRY_AFTER_S) if full else RequestError(message)
                     self.requests.pop(request_id).sink(error)
         if self.event_log is not None:
-            self.event_log.write(now, event, actions)
+            self.event_log.write(now, event, actions, self.scheduler.decisions)
         if self.scheduler.idle():
             if self.event_log is not None:
                 self.event_log.flush()

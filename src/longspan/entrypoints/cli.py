@@ -11,8 +11,12 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
-from longspan.config import EngineConfig
+from longspan.config import Device, DType, EngineConfig, ExecutorName, Quantization, TransportName
+from longspan.entrypoints.bench.commands import bench
+from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions
+from longspan.entrypoints.plan.options import PlanOptions
 from longspan.entrypoints.server_config import ServerConfig
+from longspan.entrypoints.simulate.options import SimulateOptions
 from longspan.entrypoints.toml_config import read_toml_config
 from longspan.errors import ConfigError, LongspanError
 
@@ -26,6 +30,8 @@ app = App(
     version_flags=(),
     config=(Env("LONGSPAN_", show=False), read_toml_config),
 )
+
+app.command(bench)
 
 Flat = Parameter(name="*")
 
@@ -54,6 +60,8 @@ def serve(
             spread as it needs.
         engine.tp: Tensor-parallel devices inside each instance.
         engine.dtype: Of weights, activations and KV; auto is bfloat16 where the device computes it natively.
+        engine.quantization: What matrices are kept in: gguf, as a .gguf file stores them; int8, 8 bits; none, the
+            dtype. auto is gguf where that is faster, else none.
         engine.device: Where to run; auto is CUDA if there is one.
         engine.executor: One process for each device, or all instances as threads of this one.
         engine.transport: How worker processes exchange; auto is NCCL between GPUs, shared memory between CPUs.
@@ -65,7 +73,16 @@ def serve(
         engine.max_batch_tokens: Prefill tokens in one batch, for each instance that takes part.
         engine.max_requests_per_master: A decode group with more requests a master takes another instance.
         engine.lookahead: Queue the next decode step behind the running one.
+        engine.ttft_slo_factor: A request that names no TTFT should start to answer after so many times what its
+            prompt takes alone,
+        engine.ttft_slo_floor_s: but not before so many seconds.
+        engine.tpot_slo_s: Seconds for each further token, of requests that name none. Policies that chunk prompts
+            fill iterations up to it.
+        engine.chunk_size: Tokens in each batch of the policy sarathi.
+        engine.kvp_tokens_per_shard: A request's KV goes on at another instance after so many tokens, in policies that
+            chunk prompts; by default as many as let it decode in time.
         engine.event_log: Write every decision to this file; `longspan replay` checks it.
+        engine.sib: What `longspan profile` measured here, for policies that predict times.
         engine.worker_timeout_s: A worker without a sign of life for so long is given up.
         server.host: Address to listen on; 0.0.0.0 is every one.
         server.port: Port to listen on; 0 takes a free one.
@@ -114,6 +131,133 @@ def models() -> int:
 
 
 @app.command
+def profile(
+    model_or_path: str | None = None,
+    /,
+    *,
+    out: Path = Path("sib.json"),
+    check: Path | None = None,
+    budget: str = "120s",
+    plot: Path | None = None,
+    json: bool = False,
+    instances: int | None = None,
+    tp: int | None = None,
+    dtype: DType | None = None,
+    quantization: Quantization | None = None,
+    device: Device | None = None,
+    executor: ExecutorName | None = None,
+    transport: TransportName | None = None,
+    threads_per_device: int | None = None,
+    max_model_len: int | None = None,
+    kv_tokens: int | None = None,
+) -> int:
+    """Measure this machine with a model, so that policies can predict how long their plans would take.
+
+    Give the settings that you will serve with; the file is refused where they differ.
+
+    Args:
+        model_or_path: As for `longspan serve`.
+        out: The file to write, for `longspan serve --sib`.
+        check: Instead, read this file, measure points that it was not fitted to, and print predicted against
+            measured. Settings are the file's, where none are given.
+        budget: How long it may take, such as 90s or 5m. What is cheap is measured first.
+        plot: Draw predicted over measured into this picture, such as errors.png.
+        json: Print JSON instead of tables.
+        instances: As for `longspan serve`, like all that follow.
+    """
+    from longspan.entrypoints.profile import Output, check_profile, write_profile
+
+    options = {
+        "model": model_or_path, "instances": instances, "tp": tp, "dtype": dtype, "quantization": quantization,
+        "device": device, "executor": executor, "transport": transport, "threads_per_device": threads_per_device,
+        "max_model_len": max_model_len, "kv_tokens": kv_tokens,
+    }  # fmt: skip
+    settings = {name: value for name, value in options.items() if value is not None}
+    output = Output(plot, json)
+    if check is not None:
+        return check_profile(settings, check, budget, output)
+    return write_profile(settings, out, budget, output)
+
+
+@app.command
+def simulate(
+    *,
+    simulated: Annotated[SimulateOptions, Flat] = SimulateOptions(),  # noqa: B008  (frozen)
+    lengths: Annotated[LengthOptions, Flat] = LengthOptions(),  # noqa: B008
+    arrivals: Annotated[ArrivalOptions, Flat] = ArrivalOptions(),  # noqa: B008
+) -> int:
+    """Run the real scheduler on hardware that is not there: a virtual clock, and a model of how long things take.
+
+    The same arguments give the same result, to the byte.
+
+    Args:
+        simulated.hardware: a100-80g, a800-80g, h100, h200, a40; or sib:FILE, this machine as `longspan profile`
+            measured it.
+        simulated.model: llama-2-7b, lwm-1m, llama-3-8b, llama-3-70b, qwen2.5-7b, smollm2-135m; or a folder with a
+            config.json, or a .gguf file. By default lwm-1m, or what was profiled.
+        simulated.instances: Elastic instances.
+        simulated.tp: Tensor-parallel devices inside each instance.
+        simulated.policy: Who runs when, and on how many instances.
+        simulated.kv_tokens: KV slots of each instance, tokens; by default what memory holds beside the weights.
+        simulated.max_model_len: Longest prompt and output together, tokens; longer requests are refused.
+        simulated.output_limit: What each request gives as its max_tokens, its true output being hidden: the longest
+            output of the workload, its own rounded up to a power of two, or exactly its own.
+        simulated.max_waiting: Requests that may wait; more are refused.
+        simulated.max_batch_tokens: Prefill tokens in one batch, for each instance that takes part.
+        simulated.max_batch_requests: Requests in one decode batch.
+        simulated.max_requests_per_master: A decode group with more requests a master takes another instance.
+        simulated.min_tokens_per_instance: A prefill uses no more instances than give each so many tokens.
+        simulated.decode_headroom: KV slots kept for each request's coming tokens when a prefill is planned.
+        simulated.lookahead: Queue the next decode step behind the running one.
+        simulated.ttft_slo_factor: The first token is due after so many times what the prompt takes alone.
+        simulated.ttft_slo_floor_s: But not before so many seconds.
+        simulated.tpot_slo_s: Seconds for each further token, and so for an iteration of policies that chunk prompts.
+        simulated.chunk_size: Tokens in a batch of the policy sarathi.
+        simulated.kvp_tokens_per_shard: For policies with KV-cache parallelism: a request's KV goes on at another
+            instance after so many tokens.
+        simulated.slo: What counts as good, in seconds: ttft=0.5,tpot=0.05. By default a TTFT of ttft_slo_factor times
+            what the prompt takes alone, though no less than ttft_slo_floor_s, and a TPOT of tpot_slo_s.
+        simulated.long_threshold: Prompts of so many tokens are long; latencies are given by class.
+        simulated.json: Write all results, and every request, to this file.
+        simulated.event_log: Write every decision to this file; `longspan replay` checks it.
+        simulated.plot: Draw latencies, groups and KV over time into this folder.
+        lengths.trace: As for `longspan bench serve`, like all that follow.
+    """
+    from longspan.entrypoints.simulate.command import simulate
+
+    return simulate(lengths, arrivals, simulated)
+
+
+@app.command
+def plan(
+    *,
+    planned: Annotated[PlanOptions, Flat] = PlanOptions(),  # noqa: B008  (frozen)
+    lengths: Annotated[LengthOptions, Flat] = LengthOptions(),  # noqa: B008
+    arrivals: Annotated[ArrivalOptions, Flat] = ArrivalOptions(),  # noqa: B008
+) -> int:
+    """Find what bears most, or what is enough, by simulating policies and ways to cut up devices into instances.
+
+    Every simulation has the same requests, faster or slower. More of them judge overload more strictly.
+
+    Args:
+        planned.find: The highest rate that all devices bear, or the fewest devices for the rate given.
+        planned.hardware: As for `longspan simulate`.
+        planned.model: As for `longspan simulate`.
+        planned.devices: How many there are.
+        planned.tp: Degrees of tensor parallelism to try; an instance has so many devices.
+        planned.policies: Policies to try.
+        planned.attainment: The share of short and of long requests, each by themselves, to be within the SLO.
+        planned.slo: As for `longspan simulate`. Alone means: on the best way to cut up all devices.
+        planned.jobs: Simulations at the same time; by default one for each core.
+        planned.json: Write the answers to this file.
+        planned.kv_tokens: As for `longspan simulate`, like all that follow.
+    """
+    from longspan.entrypoints.plan.command import plan
+
+    return plan(lengths, arrivals, planned)
+
+
+@app.command
 def replay(file: Path, /) -> int:
     """Feed an event log to the scheduler again, and tell whether every decision comes out the same.
 
@@ -128,6 +272,21 @@ def replay(file: Path, /) -> int:
         return 0
     print(f"{file}: decisions differ\n{difference}")
     return FAILED
+
+
+@app.command
+def explain(file: Path, request: str, /) -> int:
+    """Tell the story of one request: what ran where, who ran while it waited, and why, as far as the policy says.
+
+    Args:
+        file: An event log, written with `longspan serve --event-log`.
+        request: The request's id, as in the log.
+    """
+    from longspan.metrics.explain import explain
+
+    for line in explain(file, request).lines():
+        print(line)
+    return 0
 
 
 @app.command

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from longspan.worker.messages import Command, Reply, WorkerSpec
+from longspan.worker.messages import Command, Ready, Reply, WorkerSpec
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """What the workers run on: the same for all, and the smallest of their free memories."""
+    """What the workers run on: the same for all, and the smallest of their free memories. Fields as in `Ready`."""
 
     dtype: str
     device: str
     kv_tokens_fit: int
+    processor: str
+    kernels: str
+    threads: int
+    quantization: str
+
+    @classmethod
+    def of(cls, workers: Sequence[Ready]) -> DeviceInfo:
+        first = workers[0]
+        return cls(
+            first.dtype, first.device, min(worker.kv_tokens_fit for worker in workers),
+            first.processor, first.kernels, first.threads, first.quantization,
+        )  # fmt: skip
 
 
 class Executor(Protocol):

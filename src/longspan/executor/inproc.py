@@ -70,7 +70,7 @@ class InprocExecutor:
             thread.start()
         replies = [self._startup_reply() for _ in self.specs]
         ready = [reply for reply in replies if isinstance(reply, Ready)]
-        return DeviceInfo(ready[0].dtype, ready[0].device, min(r.kv_tokens_fit for r in ready))
+        return DeviceInfo.of(ready)
 
     def allocate_kv(self, num_tokens: int) -> None:
         for inbox in self.inboxes:

@@ -84,6 +84,7 @@ class MultiprocExecutor:
         # In memory, where there is such a place: workers that exchange through memory meet here.
         memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
         self.folder = tempfile.TemporaryDirectory(prefix="longspan-", dir=memory)
+        self.reader: threading.Thread | None = None
 
     def start(self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None]) -> DeviceInfo:
         self.on_reply, self.on_failure = on_reply, on_failure
@@ -104,8 +105,7 @@ class MultiprocExecutor:
         now = time.monotonic()
         for handle in self.handles:
             handle.last_beat = now
-        first = self.started[0]
-        return DeviceInfo(first.dtype, first.device, min(r.kv_tokens_fit for r in self.started))
+        return DeviceInfo.of(self.started)
 
     def allocate_kv(self, num_tokens: int) -> None:
         for instance in range(self.specs[0].num_instances):
@@ -137,7 +137,8 @@ class MultiprocExecutor:
         for handle in self.handles:
             handle.process.join(max(0.0, deadline - time.monotonic()))
         self._kill()
-        self.reader.join(_GRACE_S)
+        if self.reader is not None:
+            self.reader.join(_GRACE_S)
         self.folder.cleanup()
 
     def _wait_for(self, condition: Callable[[], bool]) -> None:

@@ -1,8 +1,11 @@
 """The event log: everything the scheduler was told and decided, one JSON object a line.
 
     {"version": 1, "config": {...}, "cost_model": {...}}    first line: SchedulerConfig, FittedCostModel or null
-    {"now": 3.25, "event": {"type": "RequestArrived", ...}, "actions": [{"type": "RunBatch", ...}, ...]}
+    {"now": 3.25, "event": {"type": "RequestArrived", ...}, "actions": [{"type": "RunBatch", ...}, ...],
+     "why": [{"step": "batch", ...}, ...]}
     ...
+
+"why" has what the policy explained, if it did; a replay does not look at it.
 
 The scheduler is pure, so the log replays to the identical decisions: it is a bug report, a trace and a
 dashboard's source at once. Numbers are written so that they read back to the very same bits.
@@ -11,7 +14,7 @@ dashboard's source at once. Numbers are written so that they read back to the ve
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +25,7 @@ import msgspec
 from longspan.config import SchedulerConfig
 from longspan.core.actions import ACTION_TYPES, Action
 from longspan.core.cost_model import FittedCostModel
+from longspan.core.decision import Decision
 from longspan.core.events import EVENT_TYPES, Event
 from longspan.core.internal_error import InternalError
 from longspan.core.policies.base import Policy
@@ -44,6 +48,7 @@ class LogRecord:
     now: float
     event: Event
     actions: tuple[Action, ...]
+    why: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,10 @@ class EventLogWriter:
         self._write_line({"version": FORMAT_VERSION, "config": config, "cost_model": cost_model})
         self.flush()
 
-    def write(self, now: float, event: Event, actions: Iterable[Action]) -> None:
+    def write(self, now: float, event: Event, actions: Iterable[Action], why: Sequence[Decision] = ()) -> None:
         decided = [_tagged(action) for action in actions]
-        self._write_line({"now": now, "event": _tagged(event), "actions": decided})
+        content = {"now": now, "event": _tagged(event), "actions": decided}
+        self._write_line(content | {"why": why} if why else content)
         if time.monotonic() - self._flushed_at >= FLUSH_INTERVAL_S:
             self.flush()
 
@@ -122,6 +128,7 @@ class EventLog:
                 now=self._convert(line, content.get("now"), float),
                 event=self._untagged(line, content.get("event"), _EVENTS),
                 actions=tuple(self._untagged(line, action, _ACTIONS) for action in actions),
+                why=self._convert(line, content.get("why", ()), tuple[Decision, ...]),
             )
 
     def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -152,6 +152,11 @@ class _EngineCollector(Collector):
         )
         preemptions.add_metric(self._labels, stats.num_preemptions)
         yield preemptions
+        migrations = CounterMetricFamily(
+            "longspan:num_migrations", "Times that KV moved between instances.", labels=LABELS
+        )
+        migrations.add_metric(self._labels, stats.num_migrations)
+        yield migrations
         by_instance = GaugeMetricFamily(
             "longspan:instance_kv_tokens_used", "KV slots in use.", labels=(*LABELS, "instance")
         )

@@ -1,9 +1,10 @@
-"""Weights from a GGUF file, under their Hugging Face names, with only the share asked for dequantised."""
+"""Weights from a GGUF file, under their Hugging Face names: only the share asked for, dequantised or as stored."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longspan.errors import ModelError, UnsupportedModelError
+from longspan.layers.quantized_linear import QuantizedMatrix
 from longspan.models.gguf_file import GGUFFile, GGUFTensor
+from longspan.models.gguf_quants import GROUP, is_kept, take_apart
 
 _TOP = {
     "model.embed_tokens": "token_embd",
@@ -52,16 +55,36 @@ class GGUFWeights:
         self.rotary_pairs_are_adjacent = self.file.metadata.get("general.architecture") == "llama"
 
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
-        stored = self.file.tensors.get(gguf_name(name))
-        if stored is None:
-            raise ModelError(f"{self.file.path}: tensor {name} (there: {gguf_name(name)}) is missing")
+        stored = self._find(name)
         if len(stored.shape) == 1:
             values = self._dequantise(stored, slice(None), rows)[0]
         else:
             values = self._dequantise(stored, rows or slice(None), columns)
-        if self.rotary_pairs_are_adjacent and re.search(r"\.[qk]_proj\.", name):
-            values = self._halves_apart(values)
-        return torch.from_numpy(np.array(values, dtype=np.float32))
+        return torch.from_numpy(np.array(self._in_our_order(name, values), dtype=np.float32))
+
+    def read_quantized(
+        self, name: str, rows: slice | None = None, columns: slice | None = None
+    ) -> QuantizedMatrix | None:
+        """The named matrix, or a part of it, as it is stored; None where no kernel reads it so."""
+        stored = self._find(name)
+        start, stop, _ = (columns or slice(None)).indices(stored.shape[-1])
+        if not is_kept(stored.kind) or start % GROUP or stop % GROUP:
+            return None
+        block_bytes = GGML_QUANT_SIZES[stored.kind][1]
+        kept = self.file.blocks(stored)[rows or slice(None), start // GROUP * block_bytes : stop // GROUP * block_bytes]
+        parts = take_apart(kept, stored.kind)
+        quants_OI, scales_ON, minima_ON = (
+            None if part is None else torch.from_numpy(np.array(self._in_our_order(name, part)))
+            for part in (parts.quants, parts.scales, parts.minima)
+        )
+        assert quants_OI is not None and scales_ON is not None
+        return QuantizedMatrix(quants_OI, scales_ON, minima_ON)
+
+    def _find(self, name: str) -> GGUFTensor:
+        stored = self.file.tensors.get(gguf_name(name))
+        if stored is None:
+            raise ModelError(f"{self.file.path}: tensor {name} (there: {gguf_name(name)}) is missing")
+        return stored
 
     def _dequantise(self, stored: GGUFTensor, rows: slice, columns: slice | None) -> NDArray[np.float32]:
         values_per_block, block_bytes = GGML_QUANT_SIZES[stored.kind]
@@ -77,9 +100,11 @@ class GGUFWeights:
             ) from error
         return values[:, start - first * values_per_block : stop - first * values_per_block]
 
-    def _halves_apart(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _in_our_order(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
         """llama.cpp rotates neighbours (0, 1), (2, 3) ... of a head; we rotate i with i + head_dim/2, as HF
         does. Its converter reordered the rows of each head of Q and K to suit: this puts them back."""
+        if not self.rotary_pairs_are_adjacent or not re.search(r"\.[qk]_proj\.", name):
+            return values
         assert values.shape[0] % self.head_dim == 0, "only whole heads can be reordered"
         pairs = values.reshape(-1, self.head_dim // 2, 2, *values.shape[1:])
         return pairs.swapaxes(1, 2).reshape(values.shape)

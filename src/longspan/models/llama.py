@@ -18,13 +18,13 @@ from torch import Tensor
 from longspan.distributed.tensor_parallel import TensorParallelGroup
 from longspan.layers.elementwise import elementwise_for
 from longspan.layers.embedding import embed, embed_share
-from longspan.layers.linear import Linear, linear
+from longspan.layers.linear import Linear
 from longspan.layers.logits import settle_near_ties_
 from longspan.layers.norm import rms_norm
 from longspan.layers.rotary import inverse_frequencies, rotary_angles
 from longspan.models.architecture import ModelConfig
 from longspan.models.sharding import TensorParallelShard, width
-from longspan.models.weights import CheckedReader, WeightSource
+from longspan.models.weights import CheckedReader, MatrixPart, WeightFormat, WeightSource
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """attention(layer, q_THK, k_TGK, v_TGK) -> out_THK. q, k are rotated; all are strided views; T may be 0."""
@@ -44,7 +44,10 @@ class LlamaLayer:
 
 
 class LlamaModel:
-    """Immutable once loaded: threads may share one."""
+    """Immutable once loaded: threads may share one.
+
+    head_VD: the weight of lm_head, where its results are rounded so that near ties have to be settled.
+    """
 
     def __init__(
         self,
@@ -53,15 +56,16 @@ class LlamaModel:
         embedding_VD: Tensor,
         layers: list[LlamaLayer],
         norm_D: Tensor,
-        head_VD: Tensor,
+        lm_head: Linear,
+        head_VD: Tensor | None,
     ) -> None:
         self.config = config
         self.shard = shard
         self.embedding_VD = embedding_VD
         self.layers = layers
         self.norm_D = norm_D
+        self.lm_head = lm_head
         self.head_VD = head_VD
-        self.lm_head = linear(head_VD)
         sizes = config.hidden_size, config.head_dim, width(shard.intermediate)
         self.ops = elementwise_for(embedding_VD.device, embedding_VD.dtype, *sizes)
         self.frequencies_R = inverse_frequencies(config.rope, config.head_dim).to(embedding_VD.device)
@@ -74,16 +78,24 @@ class LlamaModel:
         shard: TensorParallelShard,
         dtype: torch.dtype,
         device: torch.device,
+        weight_format: WeightFormat = "none",
     ) -> LlamaModel:
-        """Reads this rank's share of the weights, and no more."""
-        read = CheckedReader(source, dtype, device)
+        """Reads this rank's share of the weights, and no more.
+
+        Embeddings are looked up in a plain table, whatever the weight format: few of its rows are read in a step.
+        """
+        read = CheckedReader(source, dtype, device, weight_format)
         hidden, vocab = config.hidden_size, width(shard.vocab)
-        embedding_VD = read("model.embed_tokens.weight", vocab, hidden, rows=shard.vocab)
-        head_VD = embedding_VD
-        if not config.tie_word_embeddings:
-            head_VD = read("lm_head.weight", vocab, hidden, rows=shard.vocab)
+        if config.tie_word_embeddings:
+            head = read.matrix(MatrixPart("model.embed_tokens.weight", vocab, hidden, rows=shard.vocab))
+            embedding_VD = read.plain(head)
+        else:
+            head = read.matrix(MatrixPart("lm_head.weight", vocab, hidden, rows=shard.vocab))
+            embedding_VD = read("model.embed_tokens.weight", vocab, hidden, rows=shard.vocab)
+        lm_head = read.linear(head)
+        head_VD = read.plain(head) if lm_head.rounds and dtype != torch.float32 else None
         layers = [_load_layer(config, read, shard, f"model.layers.{i}") for i in range(config.num_layers)]
-        return cls(config, shard, embedding_VD, layers, read("model.norm.weight", hidden), head_VD)
+        return cls(config, shard, embedding_VD, layers, read("model.norm.weight", hidden), lm_head, head_VD)
 
     @torch.inference_mode()
     def forward(
@@ -135,8 +147,8 @@ class LlamaModel:
         if not len(x_ED):
             return x_ED.new_empty((0, self.config.vocab_size), dtype=torch.float32)
         normed_ED = rms_norm(x_ED, self.norm_D.float(), self.config.rms_norm_eps)
-        logits_EV = self.lm_head(normed_ED.to(self.head_VD.dtype), torch.float32)
-        if self.head_VD.dtype != torch.float32 and self.lm_head.rounds:
+        logits_EV = self.lm_head(normed_ED.to(self.embedding_VD.dtype), torch.float32)
+        if self.head_VD is not None:
             settle_near_ties_(logits_EV, normed_ED, self.head_VD)
         return tp.all_gather_vocab(logits_EV, self.shard.vocab_sizes)
 
@@ -160,7 +172,7 @@ def _load_layer(
         (f"{attention}.{x}_proj", rows) for x, rows in (("q", query_rows), ("k", kv_rows), ("v", kv_rows))
     ]
 
-    qkv = torch.cat([read(f"{name}.weight", width(rows), hidden, rows=rows) for name, rows in qkv_parts])
+    qkv = read.matrix(*(MatrixPart(f"{name}.weight", width(rows), hidden, rows=rows) for name, rows in qkv_parts))
     qkv_bias = qk_norm_hK = None
     if config.qkv_bias:
         qkv_bias = torch.cat([read(f"{name}.bias", width(rows), rows=rows) for name, rows in qkv_parts])
@@ -171,19 +183,19 @@ def _load_layer(
                 read(f"{attention}.k_norm.weight", config.head_dim).expand(shard.num_kv_heads, -1),
             ]
         )
-    gate_up = torch.cat(
-        [read(f"{mlp}.{x}_proj.weight", width_I, hidden, rows=shard.intermediate) for x in ("gate", "up")]
+    gate_up = read.matrix(
+        *(MatrixPart(f"{mlp}.{x}_proj.weight", width_I, hidden, rows=shard.intermediate) for x in ("gate", "up"))
     )
+    attention_out = MatrixPart(f"{attention}.o_proj.weight", hidden, width(query_rows), columns=query_rows)
+    down = MatrixPart(f"{mlp}.down_proj.weight", hidden, width_I, columns=shard.intermediate)
     return LlamaLayer(
         attention_norm_D=read(f"{prefix}.input_layernorm.weight", hidden),
-        qkv=linear(qkv, qkv_bias),
+        qkv=read.linear(qkv, qkv_bias),
         qk_norm_hK=qk_norm_hK,
-        attention_out=linear(
-            read(f"{attention}.o_proj.weight", hidden, width(query_rows), columns=query_rows)
-        ),
+        attention_out=read.linear(read.matrix(attention_out)),
         mlp_norm_D=read(f"{prefix}.post_attention_layernorm.weight", hidden),
-        gate_up=linear(gate_up),
-        down=linear(read(f"{mlp}.down_proj.weight", hidden, width_I, columns=shard.intermediate)),
+        gate_up=read.linear(gate_up),
+        down=read.linear(read.matrix(down)),
     )
 
 

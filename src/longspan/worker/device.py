@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+from pathlib import Path
 
 import torch
 
-from longspan.config import Device, DType, TransportName
+from longspan.attention.native.library import best_library
+from longspan.config import Device, DType, Quantization, TransportName
 from longspan.distributed import shared_memory
 from longspan.errors import ConfigError
+from longspan.layers.quantized_linear import quantized_kernels_serve
+from longspan.models.weights import WeightFormat
 
 _KV_SHARE_CPU = 0.4  # of the free memory; the rest is the system's, activations', and other programs'
 _KV_SHARE_CUDA = 0.85
@@ -33,6 +38,27 @@ def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
 
 
+def resolve_quantization(
+    quantization: Quantization, device: torch.device, dtype: torch.dtype, *, is_gguf: bool
+) -> WeightFormat:
+    """`auto` keeps a GGUF file's weights as they are in bfloat16 on CPUs, where that is faster and no less exact."""
+    if quantization == "none":
+        return "none"
+    serves = quantized_kernels_serve(device, dtype)
+    if quantization == "auto":
+        return "gguf" if serves and is_gguf and dtype == torch.bfloat16 else "none"
+    if quantization == "gguf" and not is_gguf:
+        raise ConfigError("quantization is gguf, but the model is no .gguf file; use --quantization int8")
+    if not serves:
+        name = str(dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"quantization is {quantization}, but no kernels for it run here on {device.type} in {name}: they need an "
+            "x86-64 CPU with AVX2 or AVX-512 (bfloat16: AVX512-BF16) and a C++ compiler; use --quantization none, or "
+            "another --device or --dtype"
+        )
+    return quantization
+
+
 def resolve_transport(transport: TransportName, device: torch.device) -> TransportName:
     """`auto` is NCCL between GPUs; between processes on CPUs shared memory, or gloo where that cannot be."""
     if (transport == "nccl") != (device.type == "cuda") and transport != "auto":
@@ -53,6 +79,24 @@ def memory_for_kv(device: torch.device, workers_on_device: int) -> int:
         return int(free * _KV_SHARE_CUDA / workers_on_device)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return int(free * _KV_SHARE_CPU / workers_on_device)
+
+
+def processor_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def kernels_name(device: torch.device) -> str:
+    """The instruction set of our own kernels, or "torch" where its kernels serve."""
+    library = best_library() if device.type == "cpu" else None
+    return library.isa.label if library else "torch"
 
 
 def keep_freed_memory() -> None:

@@ -5,6 +5,9 @@ The scheduler counts tokens; the pool picks slots. Shapes: L layers, G KV heads,
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,6 +17,7 @@ from longspan.attention.native.elementwise import NativeElementwise
 from longspan.attention.native.library import best_library
 
 _MANY_ROWS = 32  # from here on our own copy is faster than torch's
+_LARGE_PAGE = 2 << 20
 
 
 class KVPool:
@@ -26,9 +30,7 @@ class KVPool:
     def __init__(
         self, layers: int, kv_heads: int, slots: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        # Zeroed: memory is really there before the first request asks for it.
-        self.k_LGNK = torch.zeros(layers, kv_heads, slots, head_dim, dtype=dtype, device=device)
-        self.v_LGNK = torch.zeros_like(self.k_LGNK)
+        self.k_LGNK, self.v_LGNK = (_zeros((layers, kv_heads, slots, head_dim), dtype, device) for _ in range(2))
         self.device = device
         library = best_library() if device.type == "cpu" else None
         self._native = NativeElementwise(library) if library else None
@@ -83,6 +85,21 @@ class KVPool:
         self.free_slots.give(holding.remove(ranges))
         if not len(holding.slots):
             del self.holdings[request_id]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeroed: memory is really there before the first request asks for it.
+
+    On a CPU in large pages where Linux has them: a decode step walks through whole contexts, and its page tables with
+    them.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < _LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape).zero_()
 
 
 class _FreeSlots:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from longspan.config import Device, DType, TransportName
+from longspan.config import Device, DType, Quantization, TransportName
 from longspan.core.actions import MigrateKV, RunBatch
 from longspan.worker.sampling_state import SampledToken, SamplingState
 
@@ -27,6 +27,7 @@ class WorkerSpec:
     device: Device
     threads: int | None
     transport: TransportName = "auto"
+    quantization: Quantization = "auto"
 
     @property
     def rank(self) -> int:
@@ -80,11 +81,19 @@ Command = AllocateKV | Run | Migrate | Free | Stop
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The model is loaded. kv_tokens_fit: how many tokens of KV the device's free memory would take."""
+    """The model is loaded. kv_tokens_fit: how many tokens of KV the device's free memory would take.
+
+    processor: what the device calls itself. kernels: which of ours it runs, or whose instead. threads: on the CPU.
+    quantization: what the weights are kept in, once `auto` is decided.
+    """
 
     dtype: str
     device: str
     kv_tokens_fit: int
+    processor: str
+    kernels: str
+    threads: int
+    quantization: str
 
 
 class KVAllocated(msgspec.Struct, frozen=True, tag=True):

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from longspan.worker.messages import Beat, Command, Failed, Reply, Stop, WorkerSpec, decode_command, encode
+from longspan.worker.pinning import pin
 
 if TYPE_CHECKING:
     from longspan.distributed.tensor_parallel import TensorParallelGroup
@@ -26,6 +27,7 @@ def main(spec: WorkerSpec, pipe: Connection, folder: str) -> None:
     """Serve commands from the pipe until `Stop`, an error, or the engine's end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's to handle; it stops us when it is done
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    spec = pin(spec)
     line = _Line(pipe)
     # torch is imported here, in the process that needs it.
     from longspan.worker.worker import Worker, failure_message

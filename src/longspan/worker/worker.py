@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import torch
 
@@ -17,9 +18,12 @@ from longspan.models.weights import open_weights
 from longspan.worker.device import (
     default_threads,
     keep_freed_memory,
+    kernels_name,
     memory_for_kv,
+    processor_name,
     resolve_device,
     resolve_dtype,
+    resolve_quantization,
 )
 from longspan.worker.kv_pool import KVPool
 from longspan.worker.messages import (
@@ -76,6 +80,8 @@ class Worker:
         self.progress = Progress()
         self.device = resolve_device(spec.device, spec.rank)
         self.dtype = resolve_dtype(spec.dtype, self.device)
+        is_gguf = Path(spec.model_path).is_file()
+        self.weight_format = resolve_quantization(spec.quantization, self.device, self.dtype, is_gguf=is_gguf)
         self.config: ModelConfig = load_model_config(spec.model_path)
         self.shard = TensorParallelShard.of(self.config, spec.tp_rank, spec.tp)
         self.model: Model = model or self._load_model()
@@ -84,7 +90,7 @@ class Worker:
     def _load_model(self) -> Model:
         source = open_weights(self.spec.model_path, self.config)
         family = model_class(self.config.architecture)
-        return family.load(self.config, source, self.shard, self.dtype, self.device)
+        return family.load(self.config, source, self.shard, self.dtype, self.device, self.weight_format)
 
     def ready(self) -> Ready:
         """What the worker found out about its device."""
@@ -95,6 +101,10 @@ class Worker:
             dtype=str(self.dtype).removeprefix("torch."),
             device=str(self.device),
             kv_tokens_fit=memory_for_kv(self.device, sharing) // per_token,
+            processor=processor_name(self.device),
+            kernels=kernels_name(self.device),
+            threads=torch.get_num_threads(),
+            quantization=self.weight_format,
         )
 
     @torch.inference_mode()

@@ -59,6 +59,16 @@ class NativeCpuBackend:
     def plan_paged(self, segments: Sequence[PagedSegment]) -> PagedPlan:
         return _NativePlan(self, segments)
 
+    def merge_rows_(self, result: Partial, rows: slice | torch.Tensor, part: Partial) -> None:
+        tensors = (*result, *part)
+        if any(x.dtype != torch.float32 or not x.is_contiguous() for x in tensors):
+            self.twin.merge_rows_(result, rows, part)
+            return
+        index, first = (None, rows.start) if isinstance(rows, slice) else (rows.data_ptr(), 0)
+        self.library.merge_rows(
+            *(x.data_ptr() for x in tensors), index, first, *part.out_THK.shape, torch.get_num_threads()
+        )
+
     def _attend(
         self,
         result: Partial,
@@ -97,12 +107,15 @@ class _NativePlan:
             )
         )
         self.num_rows = sum(s.stop - s.start for s in segments)
+        self.pool_slots: int | None = None  # of the pool against which the slots were checked
         self.twin: PagedPlan | None = None
 
     def attend(self, q_THK: torch.Tensor, k_GNK: torch.Tensor, v_GNK: torch.Tensor, scale: float) -> Partial:
         if not _covers(q_THK, k_GNK, v_GNK):
             self.twin = self.twin or self.backend.twin.plan_paged(self.segments)
             return self.twin.attend(q_THK, k_GNK, v_GNK, scale)
+        if k_GNK.shape[1] != self.pool_slots:  # in the first layer of a batch
+            self._check_slots(k_GNK.shape[1])
         result = _uninitialised(q_THK)
         if self.num_rows < len(q_THK):  # rows outside every segment
             result.out_THK.zero_()
@@ -110,6 +123,12 @@ class _NativePlan:
         if self.num_rows:
             self.backend._attend(result, q_THK, k_GNK, v_GNK, self.structs, causal=False, scale=scale)
         return result
+
+    def _check_slots(self, pool_slots: int) -> None:
+        """The kernels follow slots unchecked. Raises IndexError, as the twin does, where one is outside the pool."""
+        if not self.backend.library.slots_within(ctypes.addressof(self.structs), len(self.structs), pool_slots):
+            raise IndexError(f"a slot of the context is outside the pool's {pool_slots}")
+        self.pool_slots = pool_slots
 
 
 def _covers(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:

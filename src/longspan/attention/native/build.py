@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
 _COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread")
+_COMMON = ("-std=c++17", "-pthread")
+_LIBRARY = ("-O3", "-shared", "-fPIC", "-fvisibility=hidden")
 _TIMEOUT_S = 300
 
 
@@ -26,11 +27,13 @@ class BuildError(Exception):
     """The kernels cannot be had here; the message says why. Never leaves this package: the twin serves."""
 
 
-def built_library(isa: Isa, extra_flags: tuple[str, ...] = ()) -> Path:
-    """The compiled kernels, from the cache or fresh. Of several processes one compiles. Raises BuildError."""
-    compiler = _compiler()
-    flags = (*_FLAGS, *isa.flags, f"-DLONGSPAN_ISA={isa.number}", *extra_flags)
-    library = cache_dir() / "native" / f"{isa.label}-{_key(compiler, flags)}.so"
+def built_library(isa: Isa, source: Path = SOURCES / "library.cpp", extra_flags: tuple[str, ...] = ()) -> Path:
+    """The compiled kernels, or another source beside them; from the cache or fresh. Raises BuildError.
+
+    Of several processes one compiles.
+    """
+    flags = (*_LIBRARY, *isa.flags, f"-DLONGSPAN_ISA={isa.number}", *extra_flags)
+    library = cache_dir() / "native" / f"{isa.label}-{_key(source, flags)}.so"
     if library.is_file():
         return library
     from filelock import FileLock
@@ -39,10 +42,24 @@ def built_library(isa: Isa, extra_flags: tuple[str, ...] = ()) -> Path:
         library.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(library.with_suffix(".lock")):
             if not library.is_file():
-                _compile(compiler, flags, library, isa)
+                logger.info("building %s for %s (once, some seconds)", source.name, isa.label)
+                begin = time.monotonic()
+                compile_source(source, library, flags)
+                logger.info("built it in %.0f s: %s", time.monotonic() - begin, library)
     except OSError as error:
         raise BuildError(f"{library.parent} cannot be written ({error}); LONGSPAN_CACHE names another") from error
     return library
+
+
+def compile_source(source: Path, to: Path, flags: tuple[str, ...]) -> None:
+    """Renamed only when whole, so that nobody ever loads half a library. Raises BuildError."""
+    compiler = _compiler()
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=to.parent) as folder:
+        built = Path(folder) / to.name
+        done = _run([compiler, *_COMMON, *flags, f"-I{SOURCES}", str(source), "-o", str(built)])
+        if done.returncode:
+            raise BuildError(f"{compiler} failed: {' '.join(done.stderr.split())[:300]}")
+        built.replace(to)
 
 
 def _compiler() -> str:
@@ -53,26 +70,13 @@ def _compiler() -> str:
     raise BuildError("no C++ compiler (c++, g++ or clang++) was found")
 
 
-def _key(compiler: str, flags: tuple[str, ...]) -> str:
+def _key(source: Path, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    digest.update(_run([compiler, "--version"]).stdout.encode())
-    digest.update(repr(flags).encode())
-    for source in sorted(SOURCES.iterdir()):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    digest.update(_run([_compiler(), "--version"]).stdout.encode())
+    digest.update(repr((_COMMON, flags)).encode())
+    for file in (source, *sorted(SOURCES.iterdir())):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _compile(compiler: str, flags: tuple[str, ...], library: Path, isa: Isa) -> None:
-    """Renamed only when whole, so that nobody ever loads half a library."""
-    logger.info("building the CPU kernels for %s with %s (once, some seconds)", isa.label, compiler)
-    begin = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=library.parent) as folder:
-        built = Path(folder) / library.name
-        done = _run([compiler, *flags, str(SOURCES / "library.cpp"), "-o", str(built)])
-        if done.returncode:
-            raise BuildError(f"{compiler} failed: {' '.join(done.stderr.split())[:300]}")
-        built.replace(library)
-    logger.info("built them in %.0f s: %s", time.monotonic() - begin, library)
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

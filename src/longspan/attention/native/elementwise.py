@@ -77,8 +77,11 @@ class NativeElementwise:
         return out_TI
 
     def write_slots(self, pool_GNK: Tensor, slots_T: Tensor, x_TGK: Tensor) -> None:
-        """pool[:, slots[t]] = x[t]. Slots: int64, contiguous."""
-        self.library.write_slots(
+        """pool[:, slots[t]] = x[t]. Slots: int64, contiguous. Raises IndexError where one is outside the pool."""
+        failed = self.library.write_slots(
             x_TGK.data_ptr(), x_TGK.stride(0), x_TGK.stride(1), slots_T.data_ptr(),
-            pool_GNK.data_ptr(), pool_GNK.stride(0), pool_GNK.stride(1), *x_TGK.shape, x_TGK.dtype == torch.bfloat16,
+            pool_GNK.data_ptr(), pool_GNK.stride(0), pool_GNK.stride(1), pool_GNK.shape[1], *x_TGK.shape,
+            x_TGK.dtype == torch.bfloat16,
         )  # fmt: skip
+        if failed:
+            raise IndexError(f"a slot to write to is outside the pool's {pool_GNK.shape[1]}")

@@ -14,7 +14,7 @@ _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 class Isa(Enum):
     """By rising speed. number: LONGSPAN_ISA in csrc/library.cpp; flags: what a compiler needs."""
 
-    AVX2 = ("avx2", 1, ("-mavx2", "-mfma"))
+    AVX2 = ("avx2", 1, ("-mavx2", "-mfma", "-mf16c"))
     AVX512 = ("avx512", 2, _AVX512)
     AVX512_BF16 = ("avx512_bf16", 3, (*_AVX512, "-mavx512bf16"))
 

@@ -25,6 +25,12 @@ class SegmentStruct(ctypes.Structure):
     _fields_ = (("start", _int64), ("stop", _int64), ("keys", _int64), ("slots", _pointer))
 
 
+class MessageStruct(ctypes.Structure):
+    """`Message` in csrc/mail.h."""
+
+    _fields_ = (("rank", _int64), ("outgoing", _int64), ("data", _pointer), ("bytes", _int64), ("number", _int64))
+
+
 class Library:
     """Functions of the C interface; each gives up the GIL while it runs. See csrc/library.cpp for what they take."""
 
@@ -51,12 +57,32 @@ class Library:
         self.linear.argtypes = [
             _pointer, _int64, _pointer, _pointer, _pointer, _int, _int64, _int64, _int64, _int, _int
         ]  # fmt: skip
+        self.quantized_lanes = library.longspan_quantized_lanes
+        self.quantized_lanes.argtypes = [_int64, _int64, _int, _int]
+        self.quantized_lanes.restype = _int64
+        self.pack_quantized = library.longspan_pack_quantized
+        self.pack_quantized.argtypes = [*[_pointer] * 4, _int64, _int64, _int, _int]
+        self.quantized_linear = library.longspan_quantized_linear
+        self.quantized_linear.argtypes = [_pointer, _int64, *[_pointer] * 3, _int, *[_int64] * 3, *[_int] * 3]
         self.write_slots = library.longspan_write_slots
-        self.write_slots.argtypes = [_pointer, _int64, _int64, _pointer, _pointer, *[_int64] * 5, _int]
+        self.write_slots.argtypes = [_pointer, _int64, _int64, _pointer, _pointer, *[_int64] * 6, _int]
+        self.slots_within = library.longspan_slots_within
+        self.slots_within.argtypes = [_pointer, _int64, _int64]
+        self.merge_rows = library.longspan_merge_rows
+        self.merge_rows.argtypes = [*[_pointer] * 5, *[_int64] * 4, _int]
+        self.mail_new = library.longspan_mail_new
+        self.mail_new.restype = _pointer
+        self.mail_connect = library.longspan_mail_connect
+        self.mail_connect.argtypes = [_pointer, _int64, *[_pointer] * 3, _int64, _int]
+        self.mail_post = library.longspan_mail_post
+        self.mail_post.argtypes = [_pointer, _pointer, _int64]
+        self.mail_wait = library.longspan_mail_wait
+        self.mail_wait.argtypes = [_pointer, _pointer, _int64]
         self.use_openmp = library.longspan_use_openmp
         self.use_openmp.argtypes = [_pointer]
-        for function in (self.rms_norm, self.rotate, self.silu_and_mul, self.write_slots, self.use_openmp,
-                         self.pack_linear, self.linear):  # fmt: skip
+        for function in (self.rms_norm, self.rotate, self.silu_and_mul, self.use_openmp,
+                         self.merge_rows, self.mail_connect, self.mail_post, self.mail_wait,
+                         self.pack_linear, self.linear, self.pack_quantized, self.quantized_linear):  # fmt: skip
             function.restype = None
         self.use_openmp(openmp_parallel())
 

@@ -11,7 +11,20 @@ if TYPE_CHECKING:
     from longspan.core.policies.base import Policy
 
 POLICIES: dict[str, str] = {
+    "edf": "longspan.core.policies.medha.baselines:Edf",
     "elastic_fcfs": "longspan.core.policies.elastic_fcfs:ElasticFcfs",
+    "fcfs": "longspan.core.policies.medha.baselines:Fcfs",
+    "least_slack": "longspan.core.policies.medha.baselines:LeastSlack",
+    "loongserve": "longspan.core.policies.loongserve.policy:LoongServe",
+    "loongserve_no_scale_up": "longspan.core.policies.loongserve.ablations:LoongServeNoScaleUp",
+    "loongserve_reactive": "longspan.core.policies.loongserve.ablations:LoongServeReactive",
+    "loongserve_single_master": "longspan.core.policies.loongserve.ablations:LoongServeSingleMaster",
+    "medha": "longspan.core.policies.medha.policy:Medha",
+    "replicated": "longspan.core.policies.one_instance:Replicated",
+    "sarathi": "longspan.core.policies.medha.baselines:Sarathi",
+    "srpt": "longspan.core.policies.medha.baselines:Srpt",
+    "static_sp": "longspan.core.policies.static_sp:StaticSP",
+    "static_tp": "longspan.core.policies.one_instance:StaticTP",
 }
 """name -> module:class"""
 

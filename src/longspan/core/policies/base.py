@@ -15,5 +15,7 @@ class Policy(Protocol):
     """
 
     name: str
+    needs_cost_model: bool
+    """Whether it reads `state.cost_model`: without a measured one, the engine then makes one at its start."""
 
     def schedule(self, state: SchedulerState, now: float) -> None: ...

@@ -22,6 +22,7 @@ class FixedPolicy:
     """
 
     name = "fixed"
+    needs_cost_model = False
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Requests as clients send them: OpenAI's fields, vLLM's sampling extras, and what is refused by name.
+"""Requests as clients send them: OpenAI's fields, vLLM's sampling extras, service levels, and what is refused by name.
 
 A field that would change the answer and is not served is refused; any other unknown field is let through.
 """
@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from longspan.errors import RequestError
 from longspan.sampling_params import MAX_LOGPROBS, SamplingParams
+from longspan.service_level import ServiceLevel
 
 MAX_CHOICES = 128
 INT32_MAX = 2**31 - 1
@@ -65,6 +66,7 @@ UNSUPPORTED_MESSAGE: Harmless = {
     "refusal": (None,),
     "tool_calls": (None, []),
 }
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TokenLimit = Annotated[int, Field(ge=1, le=INT32_MAX)]
 StopStrings = Annotated[
     list[str], Field(max_length=128), BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)
@@ -96,6 +98,9 @@ class SamplingFields(BaseModel):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
+    ttft_slo_ms: Milliseconds | None = None
+    tpot_slo_ms: Milliseconds | None = None
+    priority: Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -120,6 +125,14 @@ class SamplingFields(BaseModel):
                 param="min_tokens",
             )
 
+    def service_level(self) -> ServiceLevel:
+        """What the request asks of the server's timeliness; the server's defaults where it says nothing."""
+        return ServiceLevel(
+            ttft_s=None if self.ttft_slo_ms is None else self.ttft_slo_ms / 1000,
+            tpot_s=None if self.tpot_slo_ms is None else self.tpot_slo_ms / 1000,
+            priority=self.priority or 0,
+        )
+
     def sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """Raises RequestError for a value out of its range."""
         given: dict[str, Any] = {
@@ -136,6 +149,7 @@ class SamplingFields(BaseModel):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             max_tokens=max_tokens,
             logprobs=logprobs,
+            service=self.service_level(),
         )
 
 

@@ -1,61 +1,93 @@
 // Few query rows against keys and values where they lie: a decode step reads each of them once, and packs nothing.
 #pragma once
 
-#include "kv_rows.h"
+#include <type_traits>
+
+#include "block_rows.h"
 #include "product.h"
 
 namespace longspan {
 
-constexpr int kInPlaceRows = 4;  // query rows up to which this beats packing
-constexpr int64_t kAtOnce = 64;  // rows of V that stay in the L1 cache between passes
+constexpr int kInPlaceRows = 16;  // query rows up to which this beats packing
+constexpr int kQuad = 4;          // keys whose scores are summed side by side
 
-// sum[i] += query x row[i], for kVectors vectors from vector j on. Row by row, as they lie in memory: the processor
-// then sees a stream, and fetches ahead by itself.
-template <class L, int kVectors, class T>
-void multiply_rows(typename L::Floats* sum, const uint32_t* query, const T* const* row, int64_t j) {
-    typename L::Operand part[kVectors];
+// scores of kRows query rows and kWidth keys from `key` on, summed over lanes only when four keys are through: the
+// query is loaded once for the four, and each key once for all rows.
+template <class L, int kRows, class T>
+void score_keys(const uint32_t* queries, int64_t depth, const BlockRows<T>& keys, int64_t key, const Ahead<T>& ahead,
+                int64_t lines, float* scores) {
+    constexpr int kQuads = L::kWidth / kQuad;
+    typename L::Floats parts[kRows][kQuads];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) part[v] = L::load_operand(query + (j + v) * L::kWidth);
+    for (int quad = 0; quad < kQuads; ++quad) {
+        const T* const* row = keys.row + key + quad * kQuad;
+        ahead.template ask<kQuad>(key + quad * kQuad, 0, lines);
+        typename L::Floats sum[kRows][kQuad];
 #pragma GCC unroll 16
-    for (int i = 0; i < L::kWidth; ++i) {
+        for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) sum[i] = L::multiply_add(sum[i], part[v], L::row_lanes(row[i], j + v));
+            for (int i = 0; i < kQuad; ++i) sum[r][i] = L::zero();
+        }
+        for (int64_t j = 0; j < depth / L::kWidth; ++j) {
+            typename L::Operand query[kRows];
+#pragma GCC unroll 16
+            for (int r = 0; r < kRows; ++r) query[r] = L::load_operand(queries + r * depth + j * L::kWidth);
+#pragma GCC unroll 16
+            for (int i = 0; i < kQuad; ++i) {
+                const typename L::Operand lanes = L::row_lanes(row[i], j);
+#pragma GCC unroll 16
+                for (int r = 0; r < kRows; ++r) sum[r][i] = L::multiply_add(sum[r][i], query[r], lanes);
+            }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) parts[r][quad] = L::quad_sums(sum[r]);
     }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) L::store(scores + r * kBlockKeys + key, L::part_sums(parts[r]));
 }
 
-template <class L, class T>
-typename L::Floats score_rows(const uint32_t* query, const T* const* row, int64_t vectors) {
-    typename L::Floats sum[L::kWidth];
-#pragma GCC unroll 16
-    for (int i = 0; i < L::kWidth; ++i) sum[i] = L::zero();
-    int64_t j = 0;
-    for (; j + 4 <= vectors; j += 4) multiply_rows<L, 4>(sum, query, row, j);
-    if (j + 2 <= vectors) {
-        multiply_rows<L, 2>(sum, query, row, j);
-        j += 2;
+// Calls body(std::integral_constant<int, count>, begin) for passes over `rows` rows, kMost at most in each and as even
+// as can be.
+template <int kMost, class Body>
+void in_passes(int64_t rows, const Body& body) {
+    const int64_t passes = (rows + kMost - 1) / kMost;
+    for (int64_t pass = 0; pass < passes; ++pass) {
+        const int64_t begin = rows * pass / passes, count = rows * (pass + 1) / passes - begin;
+        if (count == 1) body(std::integral_constant<int, 1>{}, begin);
+        if (count == 2) body(std::integral_constant<int, 2>{}, begin);
+        if constexpr (kMost >= 3) {
+            if (count == 3) body(std::integral_constant<int, 3>{}, begin);
+        }
+        if constexpr (kMost >= 4) {
+            if (count == 4) body(std::integral_constant<int, 4>{}, begin);
+        }
+        static_assert(2 <= kMost && kMost <= 4);
     }
-    if (j < vectors) multiply_rows<L, 1>(sum, query, row, j);
-    return L::sums(sum);
 }
 
 // scores [num_rows, kBlockKeys] = queries (lanes) x rows of K.
 template <class L, class T>
-void score_in_place(const uint32_t* queries, int64_t num_rows, const KVRows<T>& keys, int64_t head_dim, float* scores) {
-    const int64_t depth = head_dim / L::kPair, vectors = depth / L::kWidth;
+void score_in_place(const uint32_t* queries, int64_t num_rows, const BlockRows<T>& keys, const Ahead<T>& ahead,
+                    int64_t head_dim, float* scores) {
+    const int64_t depth = head_dim / L::kPair;
     for (int64_t key = 0; key < keys.count; key += L::kWidth) {
-        const T* row[L::kWidth];
-#pragma GCC unroll 16
-        for (int i = 0; i < L::kWidth; ++i) row[i] = keys[key + i];
-        for (int64_t r = 0; r < num_rows; ++r) {
-            L::store(scores + r * kBlockKeys + key, score_rows<L>(queries + r * depth, row, vectors));
-        }
+        in_passes<L::kQuadRows>(num_rows, [&](auto rows, int64_t begin) {
+            const int64_t lines = begin ? 0 : lines_of_a_row<T>(head_dim);  // asked for in the first pass
+            score_keys<L, rows.value>(queries + begin * depth, depth, keys, key, ahead, lines,
+                                      scores + begin * kBlockKeys);
+        });
     }
 }
 
+// Some lines of each row ahead, with which columns it has nothing to do.
+struct Lines {
+    int64_t first, last;
+};
+
 // Columns of kSteps * 2 vectors, beginning with step `first`.
-template <class L, class T, int kRows, int kSteps>
-void add_columns_in_place(const uint32_t* weights, const KVRows<T>& values, int64_t first, int64_t head_dim,
-                          const float* factor, float* out) {
+template <class L, int kRows, int kSteps, class T>
+void add_columns(const uint32_t* weights, const BlockRows<T>& values, const Ahead<T>& ahead, Lines lines,
+                 int64_t first, int64_t head_dim, const float* factor, float* out) {
     constexpr int kVectors = 2 * kSteps;
     float* columns = out + first * 2 * L::kWidth;
     typename L::Floats sum[kRows][kVectors];
@@ -67,7 +99,8 @@ void add_columns_in_place(const uint32_t* weights, const KVRows<T>& values, int6
         }
     }
     for (int64_t key = 0; key < values.count; key += L::kPair, ++weights) {
-        const T *a = values[key], *b = values[key + L::kPair - 1];
+        const T *a = values.row[key], *b = values.row[key + L::kPair - 1];
+        ahead.template ask<L::kPair>(key, lines.first, lines.last);
         typename L::Operand lanes[kVectors];
 #pragma GCC unroll 16
         for (int s = 0; s < kSteps; ++s) L::column_lanes(a, b, first + s, lanes[2 * s], lanes[2 * s + 1]);
@@ -85,50 +118,26 @@ void add_columns_in_place(const uint32_t* weights, const KVRows<T>& values, int6
     }
 }
 
-// As many rows at once as registers hold their results, then the rest.
-template <class L, class T, int kSteps>
-void add_steps_in_place(const uint32_t* weights, int64_t num_rows, const KVRows<T>& values, int64_t first,
-                        int64_t head_dim, const float* factor, float* out) {
-    constexpr int64_t kMost = std::min(kInPlaceRows, kTileRows * L::kTileVectors / (2 * kSteps));
-    const int64_t passes = (num_rows + kMost - 1) / kMost;
-    for (int64_t pass = 0; pass < passes; ++pass) {
-        const int64_t begin = num_rows * pass / passes, count = num_rows * (pass + 1) / passes - begin;
-        const uint32_t* w = weights + begin * (kBlockKeys / L::kPair);
-        const float* f = factor + begin;
-        float* o = out + begin * head_dim;
-        if (count == 1) add_columns_in_place<L, T, 1, kSteps>(w, values, first, head_dim, f, o);
-        if (count == 2) add_columns_in_place<L, T, 2, kSteps>(w, values, first, head_dim, f, o);
-        if constexpr (kMost >= 3) {
-            if (count == 3) add_columns_in_place<L, T, 3, kSteps>(w, values, first, head_dim, f, o);
-        }
-        if constexpr (kMost >= 4) {
-            if (count == 4) add_columns_in_place<L, T, 4, kSteps>(w, values, first, head_dim, f, o);
-        }
-    }
-}
-
-// out [rows, head_dim] = factor * out + weights x rows of V. Whole rows where the registers allow it, for the same
-// reason as above; some keys at a time, so that a second pass finds them in the L1 cache.
+// out [num_rows, head_dim] = factor * out + weights x rows of V. As many rows at once as can be, since each pass over
+// rows pairs up the values anew; then as many columns as registers are left for.
 template <class L, class T>
-void add_in_place(const uint32_t* weights, int64_t num_rows, const KVRows<T>& values, int64_t head_dim,
-                  const float* factor, float* out) {
-    constexpr float kOnes[kInPlaceRows] = {1.0f, 1.0f, 1.0f, 1.0f};
-    const int64_t steps = head_dim / (2 * L::kWidth);
-    for (int64_t key = 0; key < values.count; key += kAtOnce) {
-        const KVRows<T> some = values.from(key, std::min(kAtOnce, values.count - key));
-        const uint32_t* w = weights + key / L::kPair;
-        const float* f = key ? kOnes : factor;
-        for (int64_t first = 0; first < steps;) {
-            const int64_t now = std::min<int64_t>(L::kTileVectors, steps - first);
-            if (now == 1) add_steps_in_place<L, T, 1>(w, num_rows, some, first, head_dim, f, out);
-            if (now == 2) add_steps_in_place<L, T, 2>(w, num_rows, some, first, head_dim, f, out);
-            if constexpr (L::kTileVectors == 4) {
-                if (now == 3) add_steps_in_place<L, T, 3>(w, num_rows, some, first, head_dim, f, out);
-                if (now == 4) add_steps_in_place<L, T, 4>(w, num_rows, some, first, head_dim, f, out);
-            }
-            first += now;
+void add_in_place(const uint32_t* weights, int64_t num_rows, const BlockRows<T>& values, const Ahead<T>& ahead,
+                  int64_t head_dim, const float* factor, float* out) {
+    const int64_t steps = head_dim / (2 * L::kWidth), lines = lines_of_a_row<T>(head_dim);
+    in_passes<4>(num_rows, [&](auto rows, int64_t begin) {
+        constexpr int kRows = rows.value;
+        constexpr int kSteps = std::min(4, kTileRows * L::kTileVectors / (2 * kRows));
+        const auto add = [&](auto now, int64_t first) {
+            const Lines some = begin ? Lines{0, 0} : Lines{lines * first / steps, lines * (first + now.value) / steps};
+            add_columns<L, kRows, now.value>(weights + begin * (kBlockKeys / L::kPair), values, ahead, some, first,
+                                             head_dim, factor + begin, out + begin * head_dim);
+        };
+        if constexpr (kSteps == 1) {
+            for (int64_t first = 0; first < steps; ++first) add(std::integral_constant<int, 1>{}, first);
+        } else {
+            in_passes<kSteps>(steps, add);
         }
-    }
+    });
 }
 
 }  // namespace longspan

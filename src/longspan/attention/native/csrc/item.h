@@ -64,16 +64,11 @@ public:
         const T* v = static_cast<const T*>(job_.v) + tile.kv_head * job_.v_head;
         const KVRows<T> all_keys{k, job_.k_key, segment.slots, segment.keys};
         const KVRows<T> all_values{v, job_.v_key, segment.slots, segment.keys};
-        const bool in_place = num_rows_ <= kInPlaceRows;
-        const int64_t step = in_place ? kBlockKeys : block_keys(dim_);
+        if (num_rows_ <= kInPlaceRows) return run_in_place(item, all_keys, all_values);
+        const int64_t step = block_keys(dim_);
         for (int64_t key = item.key_begin; key < item.key_end; key += step) {
             const int64_t count = std::min(step, item.key_end - key);
-            const auto keys = all_keys.from(key, count), values = all_values.from(key, count);
-            if (in_place) {
-                in_place_block(key, keys, values);
-            } else {
-                packed_block(key, keys, values);
-            }
+            packed_block(key, all_keys.from(key, count), all_values.from(key, count));
         }
     }
 
@@ -81,20 +76,21 @@ public:
 
 private:
     static constexpr int64_t kPanel = L::kTileVectors * L::kWidth;
+    static constexpr int64_t kMostRows = std::max(kTileRows, kInPlaceRows);  // whose scores are there at once
 
     void reserve() {
         const int64_t panels = block_keys(dim_) * depth_;
         static thread_local Scratch scratch;
         Arena arena(scratch.reserve(Arena::padded<uint32_t>(num_rows_ * depth_) + 2 * Arena::padded<uint32_t>(panels) +
                                     Arena::padded<float>(num_rows_ * dim_) + Arena::padded<SoftmaxRow>(num_rows_) +
-                                    2 * Arena::padded<float>(kTileRows * kBlockKeys)));
+                                    2 * Arena::padded<float>(kMostRows * kBlockKeys)));
         queries_ = arena.take<uint32_t>(num_rows_ * depth_);
         keys_ = arena.take<uint32_t>(panels);
         values_ = arena.take<uint32_t>(panels);
         rows_.out = arena.take<float>(num_rows_ * dim_);
         rows_.softmax = arena.take<SoftmaxRow>(num_rows_);
-        scores_ = arena.take<float>(kTileRows * kBlockKeys);
-        weights_ = arena.take<uint32_t>(kTileRows * kBlockKeys);
+        scores_ = arena.take<float>(kMostRows * kBlockKeys);
+        weights_ = arena.take<uint32_t>(kMostRows * kBlockKeys);
     }
 
     void pack_queries() {
@@ -124,11 +120,26 @@ private:
         }
     }
 
-    void in_place_block(int64_t key, const KVRows<T>& keys, const KVRows<T>& values) {
-        float factor[kInPlaceRows];
-        score_in_place<L>(queries_, num_rows_, keys, dim_, scores_);
-        soften_rows(0, num_rows_, key, keys.count, whole_vectors(keys.count) * L::kWidth, factor);
-        add_in_place<L>(weights_, num_rows_, values, dim_, factor, rows_.out);
+    // Of two blocks one is worked on, and the other one on its way. In the order of their use: keys, values, next keys,
+    // next values; each asks for those two places after it, and once more for those that come next.
+    void run_in_place(const Item& item, const KVRows<T>& all_keys, const KVRows<T>& all_values) {
+        BlockRows<T> keys[2], values[2];
+        const auto find = [&](int which, int64_t key) {
+            keys[which].find(all_keys, key, item.key_end);
+            values[which].find(all_values, key, item.key_end);
+        };
+        find(0, item.key_begin);
+        int now = 0;
+        for (int64_t key = item.key_begin; key < item.key_end; key += kInPlaceKeys, now = 1 - now) {
+            const int next = 1 - now;
+            find(next, key + kInPlaceKeys);
+            float factor[kInPlaceRows];
+            score_in_place<L>(queries_, num_rows_, keys[now], Ahead<T>{keys[next], values[now]}, dim_, scores_);
+            const int64_t count = keys[now].count;
+            soften_rows(0, num_rows_, key, count, whole_vectors(count) * L::kWidth, factor);
+            add_in_place<L>(weights_, num_rows_, values[now], Ahead<T>{values[next], keys[next]}, dim_, factor,
+                            rows_.out);
+        }
     }
 
     void packed_block(int64_t key, const KVRows<T>& keys, const KVRows<T>& values) {

@@ -10,6 +10,7 @@ namespace longspan {
 struct Avx2 {
     static constexpr int kWidth = 8;
     static constexpr int kTileVectors = 2;  // 6 rows x 2 vectors: 12 of the 16 registers accumulate
+    static constexpr int kQuadRows = 2;     // 2 rows x 4 keys, likewise
     static constexpr int kPair = 1;
     static constexpr int kExpDegree = 5;
     using Floats = __m256;
@@ -66,10 +67,11 @@ struct Avx2 {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
     }
 
-    static Floats sums(Floats* x) {
-        const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
-        const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
-        return add(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    static Floats quad_sums(const Floats* x) {
+        return _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+    }
+    static Floats part_sums(const Floats* x) {
+        return add(_mm256_permute2f128_ps(x[0], x[1], 0x20), _mm256_permute2f128_ps(x[0], x[1], 0x31));
     }
 
     static Operand load_operand(const uint32_t* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
@@ -109,6 +111,29 @@ struct Avx2 {
         }
 #pragma GCC unroll 16
         for (int i = 0; i < 8; ++i) x[i] = y[i];
+    }
+
+    // See Quants in quantized_linear.h: the numbers of input kInput of a step, for both vectors of the panel.
+    template <int kBits, int kInput>
+    static void unpack(const uint32_t* words, Floats* numbers) {
+        const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+#pragma GCC unroll 16
+        for (int v = 0; v < 2; ++v) {
+            constexpr int kSpare = 32 - kBits;
+            const int above = kSpare - kBits * (2 * kInput + v);
+            const __m256i top = _mm256_slli_epi32(x, above);
+            const __m256i quant = kBits == 4 ? _mm256_srli_epi32(top, kSpare) : _mm256_srai_epi32(top, kSpare);
+            numbers[v] = _mm256_cvtepi32_ps(quant);
+        }
+    }
+    template <int kBits, int kRows>
+    static constexpr int kOperands = 16 / kBits;
+    template <int kBits, int kCount, int kPart>
+    static void unpack_operands(const uint32_t* words, Operand* operands) {
+        unpack<kBits, kPart>(words, operands);
+    }
+    static Floats load_halves(const uint16_t* p) {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }
 
 private:

@@ -11,6 +11,7 @@ namespace longspan {
 struct Avx512Floats {
     static constexpr int kWidth = 16;      // fp32 lanes in a vector
     static constexpr int kTileVectors = 4;  // a tile is 6 rows x 4 vectors: 24 of the 32 registers accumulate
+    static constexpr int kQuadRows = 4;     // 4 rows x 4 keys, likewise
     using Floats = __m512;
 
     static Floats zero() { return _mm512_setzero_ps(); }
@@ -48,25 +49,40 @@ struct Avx512Floats {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
     }
 
-    // Lane i of the result is the sum of x[i]: a tree of 45 operations instead of 16 reductions.
-    static Floats sums(Floats* x) {
+    // See Quants in quantized_linear.h: the numbers of input kInput of a step, for all four vectors of the panel.
+    template <int kBits, int kInput>
+    static void unpack(const uint32_t* words, Floats* numbers) {
+        if constexpr (kBits == 4) {
+            const __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            const __m512i x = _mm512_srli_epi32(_mm512_loadu_si512(words), 16 * kInput);
+            numbers[0] = _mm512_permutexvar_ps(x, table);  // an index is four bits; those above do not count
+            numbers[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(x, 4), table);
+            numbers[2] = _mm512_permutexvar_ps(_mm512_srli_epi32(x, 8), table);
+            numbers[3] = _mm512_permutexvar_ps(_mm512_srli_epi32(x, 12), table);
+        } else {
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; i += 2) {
-            x[i / 2] = add(_mm512_unpacklo_ps(x[i], x[i + 1]), _mm512_unpackhi_ps(x[i], x[i + 1]));
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < 8; i += 2) {
-            const __m512d a = _mm512_castps_pd(x[i]), b = _mm512_castps_pd(x[i + 1]);
-            x[i / 2] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-        }
-#pragma GCC unroll 16
-        for (int count = 4; count > 1; count /= 2) {
-#pragma GCC unroll 16
-            for (int i = 0; i < count; i += 2) {
-                x[i / 2] = add(_mm512_shuffle_f32x4(x[i], x[i + 1], 0x88), _mm512_shuffle_f32x4(x[i], x[i + 1], 0xdd));
+            for (int word = 0; word < 2; ++word) {
+                const __m512i x = _mm512_slli_epi32(_mm512_loadu_si512(words + 16 * word), 16 - 16 * kInput);
+                numbers[2 * word] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(x, 8), 24));
+                numbers[2 * word + 1] = _mm512_cvtepi32_ps(_mm512_srai_epi32(x, 24));
             }
         }
-        return x[0];
+    }
+    static Floats load_halves(const uint16_t* p) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
+
+    // Lane 4 p + i of the result is the sum of part p (128 bits) of x[i], for four x.
+    static Floats quad_sums(const Floats* x) {
+        const Floats a = add(_mm512_mask_blend_ps(0xcccc, x[0], x[2]), _mm512_shuffle_ps(x[0], x[2], 0x4e));
+        const Floats b = add(_mm512_mask_blend_ps(0xcccc, x[1], x[3]), _mm512_shuffle_ps(x[1], x[3], 0x4e));
+        return add(_mm512_mask_moveldup_ps(a, 0xaaaa, b), _mm512_mask_movehdup_ps(b, 0x5555, a));
+    }
+    // Lane 4 i + j of the result is the sum of the lanes j of all parts of x[i].
+    static Floats part_sums(const Floats* x) {
+        const Floats a = add(_mm512_mask_blend_ps(0xff00, x[0], x[1]), _mm512_shuffle_f32x4(x[0], x[1], 0x4e));
+        const Floats b = add(_mm512_mask_blend_ps(0xff00, x[2], x[3]), _mm512_shuffle_f32x4(x[2], x[3], 0x4e));
+        return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
     }
 
     // x[i] lane j becomes x[j] lane i.
@@ -125,6 +141,13 @@ struct Avx512 : Avx512Floats {
     }
     // Weights of keys [16 j, 16 j + 16).
     static void store_weights(uint32_t* p, int64_t j, Floats x) { _mm512_storeu_ps(p + 16 * j, x); }
+
+    template <int kBits, int kRows>
+    static constexpr int kOperands = 2;
+    template <int kBits, int kCount, int kPart>
+    static void unpack_operands(const uint32_t* words, Operand* operands) {
+        unpack<kBits, kPart>(words, operands);
+    }
 
     static void transpose(Operand* x) {
         __m512i y[16];

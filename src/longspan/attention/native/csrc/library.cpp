@@ -2,6 +2,10 @@
 #include "attend.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "mail.h"
+#include "merge.h"
+#include "quantized_linear.h"
+#include "slots.h"
 
 #if LONGSPAN_ISA == 1
 #include "lanes_avx2.h"
@@ -54,6 +58,14 @@ LONGSPAN_EXPORT int longspan_attend(const void* q, const void* k, const void* v,
         return 1;
     }
     return 0;
+}
+
+// Whether all slots of the segments are in a pool of so many.
+LONGSPAN_EXPORT int longspan_slots_within(const Segment* segments, int64_t num_segments, int64_t pool_slots) {
+    for (int64_t i = 0; i < num_segments; ++i) {
+        if (!slots_within(segments[i].slots, segments[i].keys, pool_slots)) return 0;
+    }
+    return 1;
 }
 
 // See Norm in elementwise.h.
@@ -124,14 +136,74 @@ LONGSPAN_EXPORT void longspan_linear(const void* x, int64_t x_row, const void* p
     is_bf16 ? run(Pairs{}, BFloat16{}) : run(Floats{}, 0.0f);
 }
 
-LONGSPAN_EXPORT void longspan_write_slots(const void* x, int64_t x_row, int64_t x_head, const int64_t* slots,
-                                          void* pool, int64_t pool_head, int64_t pool_slot, int64_t tokens,
-                                          int64_t heads, int64_t dim, int is_bf16) {
+// Lanes of four bytes that a packed quantised weight takes; bits: 4 or 8.
+LONGSPAN_EXPORT int64_t longspan_quantized_lanes(int64_t outputs, int64_t inputs, int bits, int is_bf16) {
+    const auto count = [&](auto lanes) {
+        using L = decltype(lanes);
+        return bits == 4 ? quantized_lanes<L, 4>(outputs, inputs) : quantized_lanes<L, 8>(outputs, inputs);
+    };
+    return is_bf16 ? count(Pairs{}) : count(Floats{});
+}
+
+// See pack_quantized in quantized_linear.h; minima: null for 8 bits.
+LONGSPAN_EXPORT void longspan_pack_quantized(const uint8_t* quants, const uint16_t* scales, const uint16_t* minima,
+                                             uint32_t* packed, int64_t outputs, int64_t inputs, int bits, int is_bf16) {
+    const auto run = [&](auto lanes) {
+        using L = decltype(lanes);
+        bits == 4 ? pack_quantized<L, 4>(quants, scales, minima, packed, outputs, inputs)
+                  : pack_quantized<L, 8>(quants, scales, minima, packed, outputs, inputs);
+    };
+    is_bf16 ? run(Pairs{}) : run(Floats{});
+}
+
+// As longspan_linear, with what longspan_pack_quantized packed.
+LONGSPAN_EXPORT void longspan_quantized_linear(const void* x, int64_t x_row, const void* packed, const void* bias,
+                                               void* y, int y_is_fp32, int64_t rows, int64_t outputs, int64_t inputs,
+                                               int bits, int is_bf16, int threads) {
+    const auto run = [&](auto lanes, auto element) {
+        using L = decltype(lanes);
+        using T = decltype(element);
+        const Linear<T> job{static_cast<const uint32_t*>(x), x_row / L::kPair, static_cast<const uint32_t*>(packed),
+                            static_cast<const T*>(bias), y, y_is_fp32 != 0, rows, outputs, inputs};
+        bits == 4 ? quantized_linear<L, T, 4>(job, threads) : quantized_linear<L, T, 8>(job, threads);
+    };
+    is_bf16 ? run(Pairs{}, BFloat16{}) : run(Floats{}, 0.0f);
+}
+
+// Not 0: a slot is outside the pool, and nothing was written.
+LONGSPAN_EXPORT int longspan_write_slots(const void* x, int64_t x_row, int64_t x_head, const int64_t* slots,
+                                         void* pool, int64_t pool_head, int64_t pool_slot, int64_t pool_slots,
+                                         int64_t tokens, int64_t heads, int64_t dim, int is_bf16) {
+    if (!slots_within(slots, tokens, pool_slots)) return 1;
     const auto run = [&](auto element) {
         using T = decltype(element);
         write_slots<T>(static_cast<const T*>(x), x_row, x_head, slots, static_cast<T*>(pool), pool_head, pool_slot,
                        tokens, heads, dim);
     };
     is_bf16 ? run(BFloat16{}) : run(0.0f);
+    return 0;
+}
+
+// See Merge in merge.h.
+LONGSPAN_EXPORT void longspan_merge_rows(float* out, float* lse, const float* part_out, const float* part_lse,
+                                         const int64_t* rows, int64_t first, int64_t count, int64_t heads, int64_t dim,
+                                         int threads) {
+    merge_rows(Merge{out, lse, part_out, part_lse, rows, first, count, heads, dim}, threads);
+}
+
+// See mail.h. A rank's mail lives as long as its process.
+LONGSPAN_EXPORT void* longspan_mail_new() { return new Mail; }
+
+LONGSPAN_EXPORT void longspan_mail_connect(void* mail, int64_t rank, uint64_t* written, uint64_t* read, uint8_t* buffer,
+                                           int64_t capacity, int outgoing) {
+    static_cast<Mail*>(mail)->connect(rank, written, read, buffer, capacity, outgoing != 0);
+}
+
+LONGSPAN_EXPORT void longspan_mail_post(void* mail, Message* messages, int64_t count) {
+    static_cast<Mail*>(mail)->post(messages, count);
+}
+
+LONGSPAN_EXPORT void longspan_mail_wait(void* mail, const Message* messages, int64_t count) {
+    static_cast<Mail*>(mail)->wait(messages, count);
 }
 }

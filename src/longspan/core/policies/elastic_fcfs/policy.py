@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from longspan.core.policies.elastic_fcfs.decode import start_decodes
 from longspan.core.policies.elastic_fcfs.prefill import start_prefills
+from longspan.core.policies.parts.patience import somebody_is_overdue
 from longspan.core.state import SchedulerState
-
-PATIENCE = 4
-"""Prefill batches per instance that a ready request lets pass, before decodes go first for once."""
 
 
 class ElasticFcfs:
@@ -29,21 +27,12 @@ class ElasticFcfs:
     """
 
     name = "elastic_fcfs"
+    needs_cost_model = False
 
     def schedule(self, state: SchedulerState, now: float) -> None:
-        if _somebody_is_overdue(state):
+        if somebody_is_overdue(state):
             start_decodes(state)
             return
         head_waits_for_instances = start_prefills(state)
         if not head_waits_for_instances:
             start_decodes(state)
-
-
-def _somebody_is_overdue(state: SchedulerState) -> bool:
-    """A request that could have decoded on an idle instance has watched too many prefills pass."""
-    patience = PATIENCE * len(state.cluster)
-    return any(
-        state.num_prefills - next(iter(instance.ready.values())).prefills_seen > patience
-        for instance in state.cluster.idle()
-        if instance.ready
-    )

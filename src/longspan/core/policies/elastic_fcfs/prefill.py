@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from longspan.core.cluster import Instance
-from longspan.core.policies.elastic_fcfs.sharing import share_evenly
+from longspan.core.policies.parts.prefill_batch import keep_compactly, run_prefill
 from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 
@@ -24,7 +24,9 @@ def start_prefills(state: SchedulerState) -> bool:
         if not idle or not _fit(state, [state.waiting.first], idle):
             return False
         requests = _gather(state, idle)
-        _run(state, requests, _choose_group(state, requests, idle))
+        group = _choose_group(state, requests, idle)
+        plan = _plan_retention(state, requests, group)
+        run_prefill(state, requests, [instance.id for instance in group], plan)
     return False
 
 
@@ -80,18 +82,6 @@ def _choose_group(state: SchedulerState, requests: Sequence[Request], idle: Sequ
     return sorted(emptiest[:size], key=lambda instance: instance.id)
 
 
-def _run(state: SchedulerState, requests: Sequence[Request], group: Sequence[Instance]) -> None:
-    ring = tuple(instance.id for instance in group)
-    retention = _plan_retention(state, requests, group)
-    segments = []
-    for place, request in enumerate(requests):
-        # Each request's stripes start elsewhere, so that remainders and last tokens do not all fall on one
-        # instance.
-        shift = place % len(ring)
-        segments.append(state.prefill_segment(request, ring[shift:] + ring[:shift], retention[request.id]))
-    state.run_batch(ring, segments)
-
-
 def _plan_retention(
     state: SchedulerState, requests: Sequence[Request], group: Sequence[Instance]
 ) -> dict[str, list[tuple[int, int]]]:
@@ -104,23 +94,5 @@ def _plan_retention(
     rooms = {instance.id: max(0, instance.room) for instance in group}
     plan: dict[str, list[tuple[int, int]]] = {}
     for request in sorted(requests, key=lambda request: (-request.num_tokens, request.arrival_index)):
-        plan[request.id] = _place(request.num_tokens, state.headroom(request), rooms)
+        plan[request.id] = keep_compactly(request.num_tokens, state.headroom(request), rooms)
     return plan
-
-
-def _place(tokens: int, headroom: int, rooms: dict[int, int]) -> list[tuple[int, int]]:
-    """Take `tokens + headroom` from `rooms`; returns who keeps how many of the tokens."""
-    emptiest = sorted(rooms, key=lambda number: (-rooms[number], number))
-    fewest = 1
-    while fewest < len(rooms) and sum(rooms[number] for number in emptiest[:fewest]) < tokens + headroom:
-        fewest += 1
-    kept = []
-    shares = share_evenly(tokens + headroom, [rooms[number] for number in emptiest[:fewest]])
-    for number, share in zip(emptiest, shares, strict=False):
-        # The headroom is at the end of the last shares: there the last token is, and the next one will be.
-        rooms[number] -= share
-        share = min(share, tokens)
-        tokens -= share
-        if share:
-            kept.append((number, share))
-    return kept

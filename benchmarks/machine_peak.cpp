@@ -1,0 +1,90 @@
+// What one machine can do at most: multiply-adds out of registers, and a plain read of memory.
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#if LONGSPAN_ISA == 1
+#include "lanes_avx2.h"
+using Floats = longspan::Avx2;
+using Pairs = longspan::Avx2;
+#elif LONGSPAN_ISA == 2
+#include "lanes_avx512.h"
+using Floats = longspan::Avx512;
+using Pairs = longspan::Avx512;
+#elif LONGSPAN_ISA == 3
+#include "lanes_avx512_bf16.h"
+using Floats = longspan::Avx512;
+using Pairs = longspan::Avx512Bf16;
+#endif
+
+namespace {
+
+constexpr int kChains = 12;  // of dependent operations: more than the latency of one
+constexpr int kStreams = 8;
+
+template <class Body>
+void on_threads(int threads, const Body& body) {
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; ++i) others.emplace_back(body, i);
+    body(0);
+    for (auto& other : others) other.join();
+}
+
+void multiply(int64_t rounds) {
+    const uint32_t one[16] = {};
+    Pairs::Operand a = Pairs::load_operand(one);
+    typename Pairs::Floats sum[kChains];
+#pragma GCC unroll 16
+    for (int i = 0; i < kChains; ++i) sum[i] = Pairs::zero();
+    for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kChains; ++i) {
+            sum[i] = Pairs::multiply_add(sum[i], a, a);
+            asm volatile("" : "+x"(sum[i]));  // so that no operation is left out
+        }
+    }
+}
+
+template <int kAhead>
+float sum_of(const float* x, int64_t count) {
+    typename Floats::Floats sum[kStreams];
+#pragma GCC unroll 16
+    for (int i = 0; i < kStreams; ++i) sum[i] = Floats::zero();
+    for (int64_t at = 0; at + kStreams * Floats::kWidth <= count; at += kStreams * Floats::kWidth) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kStreams; ++i) {
+            const float* p = x + at + i * Floats::kWidth;
+            if (kAhead) __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
+            sum[i] = Floats::add(sum[i], Floats::load(p));
+        }
+    }
+    float total = 0.0f;
+#pragma GCC unroll 16
+    for (int i = 0; i < kStreams; ++i) total += Floats::sum(sum[i]);
+    return total;
+}
+
+}  // namespace
+
+#define LONGSPAN_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+// Floating-point operations of one round on one thread.
+LONGSPAN_EXPORT int64_t longspan_peak_flops() { return int64_t{2} * kChains * Pairs::kPair * Pairs::kWidth; }
+
+LONGSPAN_EXPORT void longspan_peak_multiply(int64_t rounds, int threads) {
+    on_threads(threads, [=](int) { multiply(rounds); });
+}
+
+// Every thread sums its part of the numbers; prefetched: with requests half a kilobyte ahead.
+LONGSPAN_EXPORT float longspan_peak_read(const float* x, int64_t count, int prefetched, int threads) {
+    std::vector<float> sums(static_cast<size_t>(threads));
+    on_threads(threads, [&](int i) {
+        const int64_t begin = count * i / threads, end = count * (i + 1) / threads;
+        const auto sum = prefetched ? sum_of<512> : sum_of<0>;
+        sums[static_cast<size_t>(i)] = sum(x + begin, end - begin);
+    });
+    return sums[0];
+}
+}

@@ -1,0 +1,22 @@
+"""Why a policy decided as it did: for `longspan explain`, never for the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One choice of one step of a policy, with the numbers that it was made by.
+
+    step: the step's name, such as "dispatch" or "scale up". request_ids: whom it is about.
+    instances: what it chose. predicted: name -> seconds, tokens or a gain; names carry their unit, as in "prefill_s".
+
+    It goes into the event log beside the actions, and is no part of them: a replay compares actions alone.
+    """
+
+    step: str
+    request_ids: tuple[str, ...]
+    instances: tuple[int, ...] = ()
+    predicted: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,216 @@
+"""LoongServe: the four steps, at every event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from longspan.core.decision import Decision
+from longspan.core.policies.loongserve.allocation import Allocation, allocate
+from longspan.core.policies.loongserve.batching import BatchPlan, Objective, Prompts, plan_batches
+from longspan.core.policies.loongserve.decoding import DecodeScaling, start_decodes
+from longspan.core.policies.loongserve.dispatching import MAX_BATCHING, Dispatch, dispatch
+from longspan.core.policies.loongserve.migrations import empty
+from longspan.core.policies.loongserve.predictions import OutputLengths, longest_prefix, peak_kv
+from longspan.core.policies.loongserve.prefill_times import PrefillTimes
+from longspan.core.policies.loongserve.scaling import Kept, compute_bound_requests, keep_on_fewest
+from longspan.core.policies.loongserve.survey import Prompt, Survey, survey
+from longspan.core.policies.parts.patience import somebody_is_overdue
+from longspan.core.policies.parts.prefill_batch import run_prefill
+from longspan.core.state import SchedulerState
+
+Retention = Callable[[Sequence[Prompt], Mapping[int, int]], Kept]
+"""Prompts of a batch, room of its instances -> who keeps what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """Dispatched prompts wait for instances: for decode iterations to end, or for KV to move away.
+
+    before: decode batches from this number on are not waited for. So a gathering ends: those before it do, and
+    nothing is added to an instance that is being emptied.
+    """
+
+    before: int
+    allocation: Allocation
+
+
+class LoongServe:
+    """The paper's algorithm, event-driven: the steps run whenever anything happens, not once per macro-iteration.
+
+    Nobody starves:
+
+    - The queue is strictly first come first served. Its head is dispatched once there is memory for it on idle
+      instances, at the latest when all who hold KV have ended.
+    - Prefills go first, but a paused request that watched too many pass stops them until it had its turn.
+    - A gathering waits only for what was issued before it.
+    - A preempted request is computed again when its turn comes, and then gains at least one token.
+    """
+
+    name = "loongserve"
+    needs_cost_model = True
+
+    def __init__(
+        self,
+        *,
+        objective: Objective = "latency",
+        retention: Retention = keep_on_fewest,
+        scale_up: bool = True,
+        max_masters: int | None = None,
+    ) -> None:
+        """objective: what batching minimises. The others are for ablations, see ablations.py."""
+        self._objective = objective
+        self._retention = retention
+        self._scale_up = scale_up
+        self._max_masters = max_masters
+        self._gathering: Gathering | None = None
+        self._known: tuple[PrefillTimes, DecodeScaling] | None = None
+
+    def schedule(self, state: SchedulerState, now: float) -> None:
+        self._step(state)
+        if state.waiting and len(state.cluster.idle()) == len(state.cluster):
+            self._step(state)  # the only one that decoded was preempted: its turn has come again
+
+    def _step(self, state: SchedulerState) -> None:
+        times, scaling = self._predictions(state)
+        if somebody_is_overdue(state):
+            self._gathering = None
+            held: Collection[int] = ()
+        else:
+            held = self._start_prefills(state, times)
+        self._settle(state, held)
+        start_decodes(state, scaling, held)
+
+    def _settle(self, state: SchedulerState, held: Collection[int]) -> None:
+        """What happens between prefill and decode: nothing, for scale-down was proactive."""
+
+    def _start_prefills(self, state: SchedulerState, times: PrefillTimes) -> Collection[int]:
+        """Steps 1 to 4 until nobody more can be dispatched. Returns instances that shall not decode now."""
+        while state.waiting:
+            queue = _fitting_queue(state)
+            if not queue:
+                break
+            lengths = OutputLengths.seen(state)
+            before = state.num_batches if self._gathering is None else self._gathering.before
+            found = survey(state, lengths, before)
+            chosen = self._dispatch(state, queue, found, times)
+            if chosen.prompts and (fitting := _growing_queue(state, chosen.prompts, lengths)) != chosen.prompts:
+                chosen = self._dispatch(state, fitting, found, times)
+            allocation = self._allocate(state, chosen, found, times) if chosen.prompts else None
+            if allocation is None:
+                break
+            empty(state, [n for n in allocation.emptied if n not in chosen.rooms], allocation.targets)
+            needed = {*chosen.rooms, *allocation.emptied, *allocation.targets}
+            if any(not state.cluster[number].is_idle for number in needed):
+                self._gather(state, chosen, found, Gathering(before, allocation), needed)
+                return needed
+            self._gathering = None
+            if chosen.lacking:
+                break  # what was to be emptied could not be
+            self._start(state, chosen, times)
+        self._gathering = None
+        return ()
+
+    def _dispatch(
+        self, state: SchedulerState, queue: Sequence[Prompt], found: Survey, times: PrefillTimes
+    ) -> Dispatch:
+        """Step 1."""
+        return dispatch(queue, found, times, state.config.max_batch_tokens, state.config.kv_tokens)
+
+    def _allocate(
+        self, state: SchedulerState, chosen: Dispatch, found: Survey, times: PrefillTimes
+    ) -> Allocation | None:
+        """Step 2; emptying instances, once begun, goes on as it was decided."""
+        if self._gathering is not None and self._gathering.allocation.emptied:
+            return self._gathering.allocation
+        others = [batch for batch in found.batches if batch not in chosen.paused]
+        lacking = len(chosen.lacking)
+        return allocate(
+            chosen.prompts, len(chosen.rooms), lacking, others, times, state.cost_model.migration
+        )
+
+    def _gather(
+        self, state: SchedulerState, chosen: Dispatch, found: Survey, gathering: Gathering, needed: Collection[int]
+    ) -> None:
+        if self._gathering is None or self._gathering.allocation.emptied != gathering.allocation.emptied:
+            instances = tuple(sorted(needed))
+            state.explain(Decision("gather", tuple(prompt.id for prompt in chosen.prompts), instances))
+            for batch in found.batches:
+                if not batch.rooms.keys().isdisjoint(needed):
+                    state.explain(Decision("hold", tuple(request.id for request in batch.requests), instances))
+            for decision in gathering.allocation.decisions:
+                state.explain(decision)
+        self._gathering = gathering
+
+    def _start(self, state: SchedulerState, chosen: Dispatch, times: PrefillTimes) -> None:
+        """Steps 3 and 4 for those dispatched, in the order of arrival as far as limits allow."""
+        for decision in chosen.decisions:
+            state.explain(decision)
+        instances = sorted(chosen.rooms, key=lambda number: (-chosen.rooms[number], number))
+        prompts, plan = self._batch(state, chosen, [chosen.rooms[number] for number in instances], times)
+        for batch in plan.batches:
+            members = prompts[batch.first : batch.last]
+            group = sorted(instances[batch.begin : batch.end])
+            kept = self._retention(members, {number: chosen.rooms[number] for number in group})
+            requests = sorted((state.request(prompt.id) for prompt in members), key=lambda r: r.arrival_index)
+            ids = tuple(request.id for request in requests)
+            state.explain(Decision("batch", ids, tuple(group), {"prefill_s": batch.seconds}))
+            keepers = tuple(sorted({number for pieces in kept.values() for number, _ in pieces}))
+            if len(keepers) < len(group):
+                state.explain(Decision("scale down", ids, keepers, {"slots": sum(prompt.need for prompt in members)}))
+            run_prefill(state, requests, group, kept)
+
+    def _batch(
+        self, state: SchedulerState, chosen: Dispatch, rooms: Sequence[int], times: PrefillTimes
+    ) -> tuple[list[Prompt], BatchPlan]:
+        """Step 3. Limits may forbid what dispatching let through: then the last to arrive waits for the next round."""
+        for count in range(len(chosen.prompts), 0, -1):
+            prompts = sorted(chosen.prompts[:count], key=lambda prompt: -prompt.tokens)
+            columns = Prompts(
+                [prompt.tokens for prompt in prompts],
+                [prompt.need for prompt in prompts],
+                [times.work(prompt.tokens) for prompt in prompts],
+            )
+            # So few tokens for each instance only where memory asks for it.
+            for least in (state.config.min_tokens_per_instance, 0):
+                most = state.config.max_batch_tokens
+                plan = plan_batches(columns, rooms, times.fixed, most, least, self._objective)
+                if plan is not None:
+                    return prompts, plan
+        raise AssertionError("dispatching let a prompt through that has no room")
+
+    def _predictions(self, state: SchedulerState) -> tuple[PrefillTimes, DecodeScaling]:
+        if self._known is None:
+            per_master = compute_bound_requests(state.cost_model, state.config.max_requests_per_master)
+            scaling = DecodeScaling(state.cost_model, per_master, self._scale_up, self._max_masters)
+            self._known = PrefillTimes(state.cost_model, len(state.cluster)), scaling
+        return self._known
+
+
+def _fitting_queue(state: SchedulerState) -> Sequence[Prompt]:
+    """The first waiting requests that instances which are idle, or decode and soon will be, have room for now."""
+    room = sum(max(0, instance.room) for instance in [*state.cluster.idle(), *state.cluster.decoding()])
+    queue: list[Prompt] = []
+    for request in islice(state.waiting, MAX_BATCHING):
+        prompt = Prompt(request.id, request.num_tokens, request.num_tokens + state.headroom(request))
+        room -= prompt.need
+        if room < 0:
+            break
+        queue.append(prompt)
+    return queue
+
+
+def _growing_queue(
+    state: SchedulerState, queue: tuple[Prompt, ...], lengths: OutputLengths
+) -> tuple[Prompt, ...]:
+    """The first prompts for which the pool has room even when all have grown, so that nobody need be evicted.
+
+    As far as output lengths can be predicted; a request that is alone always has room.
+    """
+    running = lengths.growth(state.with_kv())
+    new = lengths.growth(state.request(prompt.id) for prompt in queue)
+    total = state.config.total_kv_tokens
+    if sum(map(sum, running)) + sum(map(sum, new)) <= total:
+        return queue
+    return queue[: longest_prefix(queue, lambda count: peak_kv(running + new[:count]) <= total)]

@@ -1,0 +1,81 @@
+"""KV-cache parallelism: on which instances a request's KV grows, and which of them must run together.
+
+A request's KV goes on at another instance after so many tokens. A chunk never straddles two of them: it is computed and
+kept where the open shard is, and asks the holders of the earlier ones. All shards are planned, and their slots
+reserved, before the first chunk runs; so of any two growing requests neither can take what the other will need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from longspan.core.actions import KVRange
+from longspan.core.policies.parts.decode_groups import connect
+from longspan.core.request import Request, RequestStatus
+from longspan.core.state import SchedulerState
+
+
+def plan_shards(
+    tokens: int, headroom: int, rooms: Mapping[int, int], order: Sequence[int], shard_tokens: int
+) -> tuple[KVRange, ...] | None:
+    """Where the tokens go, in order, so that the last shard has the headroom behind it; None if there is no room.
+
+    rooms: slots of each instance. order: instances as they are to be used. Shards are no longer than `shard_tokens`
+    unless there is no other way.
+    """
+    left = tokens + headroom
+    shares: dict[int, int] = {}
+    for most in (shard_tokens, left):
+        for number in order:
+            share = min(left, rooms[number] - shares.get(number, 0), max(0, most - shares.get(number, 0)))
+            if share > 0:
+                shares[number] = shares.get(number, 0) + share
+                left -= share
+    if left:
+        return None
+    planned = []
+    position = 0
+    for number, share in shares.items():
+        end = min(position + share, tokens)
+        if end > position:
+            planned.append(KVRange(number, position, end))
+        position = end
+    return tuple(planned)
+
+
+def span(state: SchedulerState, request: Request) -> tuple[int, ...]:
+    """Who takes part in a request's next segment: those that hold its KV, and who will keep the next token."""
+    holders = state.placement.holders(request.id)
+    if request.reserved and request.reserved[0].instance not in holders:
+        return (*holders, request.reserved[0].instance)
+    return holders
+
+
+def free_to_start(
+    state: SchedulerState, next_prefills: Sequence[Request], pairs: Sequence[tuple[int, int]] = ()
+) -> set[int]:
+    """Idle instances that need not wait for a busy one.
+
+    next_prefills: those that should go on next where they are. pairs: instances between which KV shall move.
+
+    Requests with KV on several instances bind these together. An instance bound to a busy one starts nothing until
+    that is back; so it waits for what runs now and no longer, and the request runs at once when all are idle. Only
+    decodes and the next prefills bind. Others with KV on several instances run if these happen to be idle together, and
+    their turn to bind comes.
+    """
+    idle = {instance.id for instance in state.cluster.idle()}
+    decodes = {
+        request.id: request
+        for number in idle
+        for request in state.cluster[number].ready.values()
+        if request.status is RequestStatus.DECODING
+    }
+    bonds = [*pairs, *(span(state, request) for request in (*decodes.values(), *next_prefills))]
+    growing = [request for request in decodes.values() if not request.reserved]
+    if growing and not any(state.cluster[number].unreserved for number in idle):
+        roomiest = max(state.cluster.instances, key=lambda instance: (instance.unreserved, -instance.id))
+        if roomiest.unreserved:
+            bonds += [(*span(state, request), roomiest.id) for request in growing]
+    leader = connect(len(state.cluster), bonds)
+    waiting = {leader[instance.id] for instance in state.cluster.instances if not instance.is_idle}
+    return {number for number in idle if leader[number] not in waiting}

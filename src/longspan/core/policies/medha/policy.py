@@ -1,0 +1,180 @@
+"""Chunked prefill in mixed batches, with preemption at every chunk: Medha's policy, and the frame of its baselines.
+
+At each event, for all instances that can take a batch (today: that are idle): rank who prefills, add every decode, fill
+up with chunks in order of rank, and issue. What is left out simply keeps its KV where it is: preemption costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from longspan.core.decision import Decision
+from longspan.core.policies.medha.chunking import Candidate, Packer
+from longspan.core.policies.medha.clearing import Clearings
+from longspan.core.policies.medha.decode import add_decodes, ready_decodes
+from longspan.core.policies.medha.iteration import Iteration, Part
+from longspan.core.policies.medha.kvp import free_to_start
+from longspan.core.policies.medha.predictor import Predictor
+from longspan.core.policies.medha.pressure import Concessions, Relief, junior_victim
+from longspan.core.policies.medha.priority import Standing, lars
+from longspan.core.request import Request, RequestStatus
+from longspan.core.state import SchedulerState
+
+
+class ChunkedPrefill:
+    """A frame: subclasses name their rule, and what they leave out.
+
+    shares_space: whether a long prompt with slack leaves a part of its iterations to short ones.
+    makes_room: whether half-done prefills give way to a waiting request for memory.
+
+    Nobody is stuck, and with `lars` nobody starves:
+
+    - Every decode whose instances can start is in the next batch; if slots are short, the oldest are, and when there is
+      none at all the most junior request gives up its KV (`pressure`).
+    - On each instance the request that is highest in rank gets at least the smallest chunk, whatever the decodes take.
+    - All of a prompt's slots are reserved with its first chunk, so a prefill that has begun always has room to go on.
+    - A waiting request that lacks memory keeps those below it in rank from being admitted; so room comes together.
+    - Under `lars` a newcomer's rank is never below -1 (slack is at least minus the work), and everybody's own falls
+      below that in time. So each request is outranked for a bounded time, also by an endless stream of others of its
+      priority.
+
+    A request that arrives while everything is busy waits for one batch: as long as the target, or a smallest chunk.
+    """
+
+    name = "chunked_prefill"
+    needs_cost_model = True
+    shares_space: ClassVar[bool] = False
+    makes_room: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._known: Predictor | None = None
+        self._concessions = Concessions()
+        self._clearings = Clearings()
+
+    def schedule(self, state: SchedulerState, now: float) -> None:
+        if _somebody_could_start(state):
+            state.hold_back()
+        while state.cluster.idle():
+            clearings = self._clearings.advance(state)
+            pairs = [(clearing.source, clearing.target) for clearing in clearings.values()]
+            ranked = self._ranked(state, now)
+            instances = free_to_start(state, _next_prefills(ranked), pairs)
+            iteration = Iteration(self._predictor(state), sorted(instances))
+            decodes = ready_decodes(state, iteration)
+            victim = junior_victim(state, decodes)
+            if victim is not None:
+                state.explain(Decision("preempt for decodes", (victim.id,), state.placement.holders(victim.id)))
+                state.preempt(victim.id)
+                continue
+            add_decodes(state, iteration, decodes)
+            max_share = state.config.max_space_share if self.shares_space else 0.0
+            packer = Packer(state, iteration, max_share, clearings)
+            packer.pack(ranked)
+            if self.makes_room and self._relieve(state, packer, now):
+                continue
+            self._issue(state, packer)
+            return
+
+    def predictor(self, state: SchedulerState) -> Predictor:
+        """A new one, for this deployment."""
+        return Predictor(state.cost_model, state.config)
+
+    def _predictor(self, state: SchedulerState) -> Predictor:
+        if self._known is None:
+            self._known = self.predictor(state)
+        return self._known
+
+    # rank
+
+    def rule(self, standing: Standing) -> float:
+        """The lowest goes first, among requests of one priority; higher priorities go before lower ones anyway."""
+        return lars(standing)
+
+    def _ranked(self, state: SchedulerState, now: float) -> list[Candidate]:
+        """Who waits, and whose prefill can go on, first things first. Worked out anew: ranks change with time."""
+        ready = {
+            request.id: request
+            for instance in state.cluster.idle()
+            for request in instance.ready.values()
+            if request.status is RequestStatus.PREFILLING
+        }
+        predictor = self._predictor(state)
+        candidates = []
+        for request in (*ready.values(), *state.waiting):
+            standing = predictor.standing(request, now)
+            candidates.append(Candidate(request, standing, self._key(request, standing)))
+        return sorted(candidates, key=lambda candidate: candidate.key)
+
+    def _key(self, request: Request, standing: Standing) -> tuple[float, ...]:
+        return (-request.service.priority, self.rule(standing), request.arrival_index)
+
+    # memory
+
+    def _relieve(self, state: SchedulerState, packer: Packer, now: float) -> bool:
+        """Have somebody give way to who lacks memory; returns whether anything changed."""
+        predictor = packer.predictor
+        relief = Relief(state, self._concessions, lambda request: predictor.standing(request, now), self._key)
+        if packer.scattered is not None:
+            beneficiary = packer.scattered.request
+            clearing = relief.clear_for(packer.scattered, predictor.model.migration)
+            if clearing is not None:
+                self._concessions.note(state.request(clearing.victim_id), beneficiary, state)
+                self._clearings.begin(beneficiary, clearing)
+                moved = (clearing.source, clearing.target)
+                state.explain(Decision("move for", (clearing.victim_id, beneficiary.id), moved))
+                return True
+        if packer.blocked is not None:
+            beneficiary = packer.blocked.request
+            victim = relief.preempt_for(packer.blocked)
+            if victim is not None:
+                self._concessions.note(victim, beneficiary, state)
+                state.explain(
+                    Decision("preempt for", (victim.id, beneficiary.id), state.placement.holders(victim.id))
+                )
+                state.preempt(victim.id)
+                return True
+        return False
+
+    # acts
+
+    def _issue(self, state: SchedulerState, packer: Packer) -> None:
+        for admission in packer.admissions:
+            state.reserve(admission.request.id, admission.planned)
+        for part in packer.iteration.parts():
+            segments = [state.decode_segment(request, master) for request, master in part.decodes]
+            segments += [
+                state.prefill_segment(chunk.request, (chunk.instance,), {chunk.instance: chunk.length})
+                for chunk in part.chunks
+            ]
+            state.run_batch(part.instances, segments)
+            state.explain(_why(part, packer.iteration))
+
+
+class Medha(ChunkedPrefill):
+    """LARS, space sharing and KV-cache parallelism."""
+
+    name = "medha"
+    shares_space = True
+
+
+def _somebody_could_start(state: SchedulerState) -> bool:
+    """A waiting request that there is room for wants its instances back."""
+    room = sum(max(0, instance.room) for instance in state.cluster.instances)
+    return any(request.num_tokens + state.headroom(request) <= room for request in state.waiting)
+
+
+def _next_prefills(ranked: list[Candidate]) -> list[Request]:
+    """Of each instance the highest in rank that goes on there, if it is above all that wait."""
+    first: dict[int, Request] = {}
+    for candidate in ranked:
+        if candidate.request.status is RequestStatus.WAITING:
+            break
+        first.setdefault(candidate.request.reserved[0].instance, candidate.request)
+    return list(first.values())
+
+
+def _why(part: Part, iteration: Iteration) -> Decision:
+    predicted = {"batch_s": iteration.seconds(part.instances), "target_s": iteration.target(part.instances)}
+    for chunk in part.chunks:
+        predicted[f"tokens of {chunk.request.id}"] = chunk.length
+    return Decision("iterate", tuple(chunk.request.id for chunk in part.chunks), part.instances, predicted)

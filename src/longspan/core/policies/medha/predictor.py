@@ -1,0 +1,187 @@
+"""What a policy that chunks prompts predicts: how long iterations may take, and how much of a prefill is left."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable
+from functools import cached_property
+
+from longspan.config import SchedulerConfig
+from longspan.core.cost_model import Chunk, CostModel
+from longspan.core.load import context_seconds, exchange_seconds
+from longspan.core.policies.medha.priority import Standing
+from longspan.core.request import Request
+
+_MANY = 1 << 20  # context tokens, to tell what one costs
+
+
+class Predictor:
+    """One deployment's figures.
+
+    floor: tokens of the smallest chunk worth its while, see `chunk_floor`.
+    shard_tokens: tokens of a request's KV on one instance before the next goes on, see `tokens_per_shard`.
+
+    Times of whole prefills come from a table: the cumulative time of adaptive chunks, alone, each as large as the
+    default target allows (the paper's algorithm 3). It remembers chunks' ends, so it is exact there; and it is no
+    longer than a shard, for in later shards chunks are all alike.
+    """
+
+    def __init__(self, model: CostModel, config: SchedulerConfig) -> None:
+        self.model = model
+        self.config = config
+        self.floor = chunk_floor(model)
+        self.least_target = model.prefill((), 1) / config.max_fixed_share
+        default = self.target(())
+        self.shard_tokens = tokens_per_shard(model, config, default)
+        self._exchange = exchange_seconds(model, min(2, config.num_instances))
+        self._default = default
+        self._last_length = config.max_batch_tokens
+        self._ends = [0]
+        self._seconds = [0.0]
+
+    def target(self, decoding: Iterable[Request]) -> float:
+        """Seconds that an iteration may take: the tightest TPOT of those that decode in it, else the default.
+
+        Not less than leaves fixed costs their greatest share: weights are read in every iteration, and one that hardly
+        does more would only stretch every prefill.
+        """
+        tpots = [self.tpot(request) for request in decoding]
+        return max(min(tpots, default=self.config.tpot_slo_s), self.least_target)
+
+    def tpot(self, request: Request) -> float:
+        return self.config.tpot_slo_s if request.service.tpot_s is None else request.service.tpot_s
+
+    def prefill(self, tokens: int) -> float:
+        """Seconds of a prompt's first tokens, alone, chunk by chunk."""
+        if tokens <= self.shard_tokens:
+            return self._first_shard(tokens)
+        shards, rest = divmod(tokens - self.shard_tokens, self.shard_tokens)
+        later = shards * self._later_shard(self.shard_tokens) + self._later_shard(rest)
+        return self._first_shard(self.shard_tokens) + later
+
+    def standing(self, request: Request, now: float) -> Standing:
+        total = self.prefill(request.num_tokens)
+        remaining = total - self.prefill(request.num_stored) if request.num_stored else total
+        return Standing(now, request.arrived, self.deadline(request), remaining, total)
+
+    def deadline(self, request: Request) -> float:
+        """Seconds from arrival to the first token: what the request asks, else in proportion to its work."""
+        if request.service.ttft_s is not None:
+            return request.service.ttft_s
+        alone = self.prefill(request.num_prompt_tokens)
+        return max(self.config.ttft_slo_factor * alone, self.config.ttft_slo_floor_s)
+
+    def is_attention_bound(self, context: int) -> bool:
+        """Whether a chunk behind so much context, on one instance, spends most of its own time on that context.
+
+        Such a chunk leaves dense layers little to do, which chunks of short prompts can fill. It replaces the published
+        code's constant of 262144 tokens.
+        """
+        whole = self.model.prefill((Chunk(self.floor, context),), 1) - self.model.prefill((), 1)
+        return 2 * context_seconds(self.model, self.floor, context) > whole
+
+    def _first_shard(self, tokens: int) -> float:
+        while self._ends[-1] < tokens:
+            context = self._ends[-1]
+            length = self._chunk_length(context, self.shard_tokens - context)
+            self._ends.append(context + length)
+            self._seconds.append(self._seconds[-1] + self._chunk(length, context))
+        place = bisect_right(self._ends, tokens) - 1
+        end, seconds = self._ends[place], self._seconds[place]
+        return seconds if tokens == end else seconds + self._chunk(tokens - end, end)
+
+    def _later_shard(self, tokens: int) -> float:
+        """Chunks there are all alike: the context is shared out, and its busiest holder has a full shard."""
+        if not tokens:
+            return 0.0
+        chunks, rest = divmod(tokens, self._later_length)
+        seconds = chunks * self._chunk(self._later_length, self.shard_tokens)
+        return seconds + (self._chunk(rest, self.shard_tokens) if rest else 0.0)
+
+    @cached_property
+    def _later_length(self) -> int:
+        return self._chunk_length(self.shard_tokens, self.shard_tokens)
+
+    def _chunk(self, length: int, context: int) -> float:
+        """Seconds of a chunk alone."""
+        exchange = self._exchange if context >= self.shard_tokens else 0.0
+        return self.model.prefill((Chunk(length, context),), 1) + exchange
+
+    def _chunk_length(self, context: int, left: int) -> int:
+        """As large as the target allows, searched for from the size before: it changes little from chunk to chunk."""
+        most = min(self.config.max_batch_tokens, left)
+        low, high = 0, most + 1  # low fits, high does not
+        length, step = min(self._last_length, most), 1
+        while high - low > 1:
+            if self._chunk(length, context) <= self._default:
+                low, length = length, length + step
+            else:
+                high, length = length, length - step
+            step *= 2
+            if not low < length < high:
+                length = (low + high) // 2
+        self._last_length = max(1, low)
+        return min(most, max(low, self.floor))
+
+
+def chunk_floor(model: CostModel) -> int:
+    """The smallest chunk whose attention is not held up by reading the KV that it attends to; one token at least.
+
+    A chunk of c tokens does 4 c d h_q operations for each context token, and reads 4 d h_kv bytes for it (half
+    precision): its intensity c h_q / h_kv is that of the machine at c = balance h_kv / h_q, whatever the context
+    (equation 1). Here both sides come from the cost model: reading a context token is what it adds to a decode
+    iteration, computing with it what it adds to a chunk of one token. A smaller chunk takes no less time.
+
+    Dense layers need no floor of their own: their weights are read once for an iteration, which is filled up to
+    its target whatever the chunks' sizes.
+    """
+    reading = model.decode(1, _MANY, 1, 1) - model.decode(1, 0, 1, 1)
+    computing = context_seconds(model, 1, _MANY)
+    return max(1, math.ceil(reading / computing)) if computing > 0.0 else 1
+
+
+def tokens_per_shard(model: CostModel, config: SchedulerConfig, target: float) -> int:
+    """The longest context that one instance can read in an iteration which keeps the target.
+
+    So a chunk of the floor's size, which attends for as long as it reads, and a decode keep it too. Between a pool
+    shared out over all instances, the finest that makes sense, and a whole pool. A number in the configuration goes
+    before.
+    """
+    if config.num_instances == 1:
+        return config.kv_tokens
+    if config.kvp_tokens_per_shard is not None:
+        return config.kvp_tokens_per_shard
+    reading = (model.decode(1, _MANY, 1, 1) - model.decode(1, 0, 1, 1)) / _MANY
+    finest = max(1, config.kv_tokens // config.num_instances)
+    if reading <= 0.0:
+        return config.kv_tokens
+    floor = chunk_floor(model)
+    left = target - model.prefill((Chunk(floor),), 1)
+    return min(config.kv_tokens, max(finest, int(left / reading)))
+
+
+class TokenCount:
+    """A cost model that counts tokens instead of seconds: what policies with fixed chunks go by."""
+
+    def prefill(self, chunks: Iterable[Chunk], num_instances: int) -> float:
+        return float(sum(length for length, _ in chunks))
+
+    def decode(self, num_requests: int, context_tokens: int, num_instances: int, num_masters: int) -> float:
+        return float(num_requests)
+
+    def mixed(self, chunks: Iterable[Chunk], num_requests: int, context_tokens: int, num_instances: int) -> float:
+        return self.prefill(chunks, num_instances) + num_requests
+
+    def migration(self, num_tokens: int) -> float:
+        return float(num_tokens)
+
+
+class TokenBudget(Predictor):
+    """Sarathi-Serve's: an iteration takes so many tokens, whatever they cost."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        super().__init__(TokenCount(), config)
+
+    def target(self, decoding: Iterable[Request]) -> float:
+        return float(self.config.chunk_size)

@@ -1,0 +1,120 @@
+"""Memory pressure: who gives way to whom when slots are short.
+
+Nobody goes round in circles:
+
+- For a waiting request, only half-done prefills below it in rank give way, and only if they would still be below it
+  with all their work undone. Of any two requests, one gives way to the other at most once, and never the other way
+  round afterwards; so n requests make at most n (n - 1) / 2 such moves.
+- For a decode that finds no slot, only requests junior to it give way: of lower priority, or of the same and later
+  arrived. The most senior request that holds KV never does, so it comes to its end, then the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from longspan.core.policies.medha.chunking import Candidate
+from longspan.core.policies.medha.clearing import Clearing, shard_slots
+from longspan.core.policies.medha.priority import Standing
+from longspan.core.request import Request, RequestStatus
+from longspan.core.state import SchedulerState
+
+
+class Concessions:
+    """Who has given way to whom, for waiting requests."""
+
+    def __init__(self) -> None:
+        self._beneficiaries: dict[str, set[str]] = {}
+
+    def allow(self, victim: Request, beneficiary: Request) -> bool:
+        return beneficiary.id not in self._beneficiaries.get(
+            victim.id, ()
+        ) and victim.id not in self._beneficiaries.get(beneficiary.id, ())
+
+    def note(self, victim: Request, beneficiary: Request, state: SchedulerState) -> None:
+        alive = {request.id for request in (*state.with_kv(), *state.waiting)}
+        self._beneficiaries = {
+            mine: theirs & alive for mine, theirs in self._beneficiaries.items() if mine in alive and theirs & alive
+        }
+        self._beneficiaries.setdefault(victim.id, set()).add(beneficiary.id)
+
+
+def junior_victim(state: SchedulerState, decodes: Sequence[Request]) -> Request | None:
+    """Whom to preempt for decodes that find no slot on any instance: the most junior of all."""
+    growing = [request for request in decodes if not request.reserved]
+    if not growing or any(instance.unreserved for instance in state.cluster.instances):
+        return None
+    senior = min(map(_seniority, growing))
+    ready = [request for request in state.with_kv() if request.is_ready]
+    victim = max(ready, key=_seniority)
+    return victim if _seniority(victim) > senior else None
+
+
+def _seniority(request: Request) -> tuple[int, int]:
+    return (-request.service.priority, request.arrival_index)
+
+
+class Relief:
+    """Finds who gives way to a waiting request. `rank`: a candidate's key, from a request and its standing."""
+
+    def __init__(
+        self,
+        state: SchedulerState,
+        concessions: Concessions,
+        stand: Callable[[Request], Standing],
+        rank: Callable[[Request, Standing], tuple[float, ...]],
+    ) -> None:
+        self.state = state
+        self.concessions = concessions
+        self.stand = stand
+        self.rank = rank
+
+    def preempt_for(self, blocked: Candidate) -> Request | None:
+        """A half-done prefill whose slots, perhaps with others', make room; if one does, that with least work lost."""
+        beneficiary = blocked.request
+        rooms = sum(instance.room for instance in self.state.cluster.instances)
+        deficit = beneficiary.num_tokens + self.state.headroom(beneficiary) - rooms
+        victims = self._victims(blocked)
+        if deficit <= 0 or sum(map(_slots, victims)) < deficit:
+            return None
+        enough = [request for request in victims if _slots(request) >= deficit]
+        if enough:
+            return min(enough, key=lambda request: (request.num_stored, -request.arrival_index))
+        return victims[-1]
+
+    def clear_for(self, scattered: Candidate, migration_s: Callable[[int], float]) -> Clearing | None:
+        """A shard of a half-done prefill that can move, so that one instance has room for all of the waiting request.
+
+        None if there is none, or if moving takes longer than the request has. migration_s: seconds for so many tokens.
+        """
+        need = scattered.request.num_tokens + self.state.headroom(scattered.request)
+        rooms = {instance.id: instance.room for instance in self.state.cluster.instances}
+        for victim in reversed(self._victims(scattered)):
+            held = dict(self.state.placement.context(victim.id))
+            for source in sorted({*held, *(planned.instance for planned in victim.reserved)}):
+                slots = shard_slots(self.state, victim, source)
+                target = max(rooms, key=lambda number: (number != source, rooms[number], -number))
+                fits = rooms[source] + slots >= need and rooms[target] >= slots and target != source
+                if fits and migration_s(held.get(source, 0)) <= max(0.0, scattered.standing.slack_s):
+                    return Clearing(source, target, victim.id)
+        return None
+
+    def _victims(self, beneficiary: Candidate) -> list[Request]:
+        """Ready prefills below the beneficiary in rank, as if none of their work was done; the lowest last."""
+        ranked = []
+        for request in self.state.with_kv():
+            if (
+                request.is_ready
+                and request.status is RequestStatus.PREFILLING
+                and self.concessions.allow(request, beneficiary.request)
+            ):
+                standing = self.stand(request)
+                undone = self.rank(request, replace(standing, remaining_s=standing.total_s))
+                if undone > beneficiary.key and self.rank(request, standing) > beneficiary.key:
+                    ranked.append((undone, request))
+        return [request for _, request in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def _slots(request: Request) -> int:
+    return request.num_stored + request.num_reserved + request.promised

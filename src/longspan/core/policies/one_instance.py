@@ -1,0 +1,101 @@
+"""Baselines without sequence parallelism: each request lives wholly on one instance.
+
+`static_tp`: tensor parallelism alone, such as TP8. An instance is a tensor-parallel group, so the baseline of the
+papers is one instance of all devices (`--instances 1 --tp 8`). With several instances there is one queue before all
+of them, and its head goes to the emptiest that is idle.
+
+`replicated`: data parallelism behind a blind router. The i-th request belongs to instance i mod n, come what may, and
+each instance serves its own in order.
+
+A request that no instance can hold alone is refused: that is what these baselines cannot do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from longspan.core.cluster import Instance
+from longspan.core.policies.parts.decode_groups import (
+    choose_requests,
+    choose_victim_inside,
+    form_groups,
+    run_decode,
+)
+from longspan.core.policies.parts.patience import somebody_is_overdue
+from longspan.core.policies.parts.prefill_batch import run_prefill
+from longspan.core.request import Request
+from longspan.core.state import SchedulerState
+
+
+class OneInstanceEach:
+    """Prefills first, but an overdue decode before them; when an instance is full, its latest request is preempted."""
+
+    needs_cost_model = False
+
+    def schedule(self, state: SchedulerState, now: float) -> None:
+        _refuse_the_too_long(state)
+        if not somebody_is_overdue(state):
+            for instance in sorted(state.cluster.idle(), key=lambda instance: (-instance.room, instance.id)):
+                prompts = _gather(state, instance, self.queue(state, instance))
+                if prompts:
+                    kept = {request.id: [(instance.id, request.num_tokens)] for request in prompts}
+                    run_prefill(state, prompts, [instance.id], kept)
+        _decode(state)
+
+    def queue(self, state: SchedulerState, instance: Instance) -> Iterator[Request]:
+        """The waiting requests that may run on the instance, in order."""
+        raise NotImplementedError
+
+
+class StaticTP(OneInstanceEach):
+    name = "static_tp"
+
+    def queue(self, state: SchedulerState, instance: Instance) -> Iterator[Request]:
+        return iter(state.waiting)
+
+
+class Replicated(OneInstanceEach):
+    name = "replicated"
+
+    def queue(self, state: SchedulerState, instance: Instance) -> Iterator[Request]:
+        instances = len(state.cluster)
+        return (request for request in state.waiting if request.arrival_index % instances == instance.id)
+
+
+def _refuse_the_too_long(state: SchedulerState) -> None:
+    """Called at every event, so only who has just arrived can be too long."""
+    if not state.waiting:
+        return
+    request, most = state.waiting.last, state.config.kv_tokens
+    if request.max_kv_tokens > most:
+        message = (
+            f"The prompt has {request.num_prompt_tokens} tokens and max_tokens is {request.max_tokens}, but "
+            f"the policy {state.config.policy!r} keeps a request on one instance, which holds {most}."
+        )
+        state.refuse(request.id, message)
+
+
+def _gather(state: SchedulerState, instance: Instance, queue: Iterator[Request]) -> list[Request]:
+    """The queue's head and those behind it that fit into the instance and one batch."""
+    gathered: list[Request] = []
+    room, tokens = instance.room, 0
+    for request in queue:
+        room -= request.num_tokens + state.headroom(request)
+        tokens += request.num_tokens
+        if room < 0 or (gathered and tokens > state.config.max_batch_tokens):
+            break
+        gathered.append(request)
+    return gathered
+
+
+def _decode(state: SchedulerState) -> None:
+    """Each instance for itself."""
+    while True:
+        groups, _ = form_groups(state)
+        victim = choose_victim_inside(groups)
+        if victim is None:
+            break
+        state.preempt(victim.id)
+    for group in groups:
+        requests = choose_requests(group)
+        run_decode(state, requests, [group.instances[0].id] * len(requests))

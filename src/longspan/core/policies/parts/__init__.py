@@ -1,0 +1,1 @@
+"""What several policies are put together from."""

@@ -1,0 +1,112 @@
+"""Options of `longspan bench`, as frozen data. Light to import: the command line's help needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from longspan.errors import ConfigError
+
+Workload = Literal["poisson", "gamma", "interval", "mixed", "medha_mix", "loongserve_zipf"]
+Fit = Literal["clip", "scale"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthOptions:
+    """How long prompts and outputs are. input_len, output_len: "512", or "128:384" for uniform lengths."""
+
+    trace: Annotated[tuple[Path, ...], Parameter(negative="")] = ()
+    input_len: str = "512"
+    output_len: str = "64"
+    max_total_tokens: int | None = None
+    fit: Fit = "clip"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        parse_range("input_len", self.input_len)
+        parse_range("output_len", self.output_len)
+        if self.max_total_tokens is not None and self.max_total_tokens < 2:
+            raise ConfigError(f"max_total_tokens is {self.max_total_tokens}, but must be at least 2")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}, but must be at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrivalOptions:
+    """When requests leave, and how many."""
+
+    workload: Workload | None = None
+    rate: float | None = None
+    cv2: float = 4.0
+    long_share: float = 0.05
+    zipf_exponent: float = 1.2
+    duration: float | None = None
+    num_requests: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("rate", self.rate), ("cv2", self.cv2), ("duration", self.duration)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name} is {value}, but must be above 0")
+        if not 0 <= self.long_share <= 1:
+            raise ConfigError(f"long_share is {self.long_share}, but must lie in [0, 1]")
+        if self.num_requests is not None and self.num_requests < 1:
+            raise ConfigError(f"num_requests is {self.num_requests}, but must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """Which server is measured, with what text, and where the results go."""
+
+    url: str = "http://127.0.0.1:8000"
+    model: str | None = None
+    api_key: str | None = None
+    max_concurrency: int = 0
+    token_ids: str = "1000:30000"
+    prompt_text_file: Path | None = None
+    slo: str | None = None
+    long_threshold: int = 4096
+    json: Path | None = None
+    plot: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_concurrency < 0:
+            raise ConfigError(f"max_concurrency is {self.max_concurrency}, but must be at least 0")
+        parse_range("token_ids", self.token_ids)
+        parse_slo(self.slo)
+        check_writable(self.json, self.plot)
+
+
+def parse_range(name: str, text: str) -> tuple[int, int]:
+    """"512" is (512, 512), "128:384" is (128, 384)."""
+    low, _, high = text.partition(":")
+    try:
+        parsed = int(low), int(high or low)
+    except ValueError:
+        parsed = (0, 0)
+    if not 1 <= parsed[0] <= parsed[1]:
+        raise ConfigError(f"{name} is {text!r}, but must be a number such as 512, or a range such as 128:384")
+    return parsed
+
+
+def parse_slo(text: str | None) -> dict[str, float]:
+    """"ttft=0.5,tpot=0.05", in seconds; either may be left out."""
+    promises: dict[str, float] = {}
+    for part in (text or "").split(",") if text else ():
+        name, _, value = part.strip().partition("=")
+        try:
+            promises[name] = float(value)
+        except ValueError:
+            name = ""
+        if name not in ("ttft", "tpot") or not promises[name] > 0:
+            raise ConfigError(f"slo is {text!r}, but must be of the form ttft=0.5,tpot=0.05 (seconds)")
+    return promises
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Before anything is measured, so that no result is lost at the end."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(f"{path} cannot be written: there is no folder {path.absolute().parent}")

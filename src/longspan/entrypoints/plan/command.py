@@ -1,0 +1,189 @@
+"""`longspan plan`: which policy, on how many instances of how many devices, bears most, or is enough."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+import msgspec
+from rich.table import Table
+
+from longspan.core.policies import create_policy
+from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions
+from longspan.entrypoints.bench.requests import make_requests
+from longspan.entrypoints.bench.tables import console
+from longspan.entrypoints.plan.options import PlanOptions
+from longspan.entrypoints.simulate.command import make_slo, scheduler_config
+from longspan.entrypoints.simulate.fleet import make_fleet
+from longspan.errors import ConfigError
+from longspan.profiler.simulated import fit_simulated
+from longspan.simulator.capacity import Goal, faster, fewest, highest
+from longspan.simulator.cost import IterationCost
+from longspan.simulator.load import offered_load
+from longspan.workload.traces import TraceRequest
+
+FAILED = 1
+_FIRST_LOAD = 0.5  # of capacity: where the search for a rate begins
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One policy on one way to cut up the devices. rate: requests a second, 0 if none is slow enough.
+
+    devices: that are in use; 0 if all of them are not enough. attainment, load: at that rate, on these devices.
+    """
+
+    policy: str
+    tp: int
+    devices: int
+    rate: float
+    attainment: float | None = None
+    load: float | None = None
+
+
+def plan(lengths: LengthOptions, arrivals: ArrivalOptions, options: PlanOptions) -> int:
+    """Searches, prints a table, writes the file; the exit code: 1 if nothing is good enough.
+
+    Raises ConfigError, ModelError, TraceError.
+    """
+    for name in options.policy_names:
+        create_policy(name)
+    requests = make_requests(lengths, arrivals)
+    degrees = _possible(options)
+    tasks = [(policy, tp) for policy in options.policy_names for tp in degrees]
+    answers = _solve_all(tasks, degrees, requests, options)
+    best_first = sorted(answers, key=lambda a: (a.devices == 0, a.rate == 0, a.devices, -a.rate, a.policy, a.tp))
+    _print(best_first, requests, options)
+    if options.json is not None:
+        settings = {**msgspec.to_builtins(lengths, enc_hook=str), **msgspec.to_builtins(arrivals, enc_hook=str)}
+        settings |= msgspec.to_builtins(options, enc_hook=str)
+        settings.pop("json")
+        settings.pop("jobs")  # neither of them changes an answer
+        content = {"longspan": version("longspan"), "settings": settings, "answers": [asdict(a) for a in best_first]}
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+    return 0 if best_first[0].devices and best_first[0].rate else FAILED
+
+
+def _possible(options: PlanOptions) -> list[int]:
+    """Degrees of tensor parallelism with which the model fits. Raises ConfigError: none."""
+    possible, reason = [], ""
+    for tp in options.tps:
+        try:
+            _cost(options, tp, options.devices)
+            possible.append(tp)
+        except ConfigError as error:
+            reason = str(error)
+    if not possible:
+        raise ConfigError(reason)
+    return possible
+
+
+def _cost(options: PlanOptions, tp: int, devices: int) -> IterationCost:
+    return IterationCost(make_fleet(options.hardware, options.model, devices // tp, tp))
+
+
+def _solve_all(
+    tasks: Sequence[tuple[str, int]], degrees: list[int], requests: list[TraceRequest], options: PlanOptions
+) -> list[Answer]:
+    """On all cores. Answers come in the order of their tasks, however long each takes."""
+    answers: dict[tuple[str, int], Answer] = {}
+    jobs = min(len(tasks), options.jobs or len(os.sched_getaffinity(0)))
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(_solve, *task, degrees, requests, options): task for task in tasks}
+        for number, future in enumerate(as_completed(running), start=1):
+            answers[running[future]] = answer = future.result()
+            print(
+                f"{number} of {len(tasks)}: {answer.policy}, tp {answer.tp}: {answer.rate:.3g} requests/s on "
+                f"{answer.devices} devices",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+    return [answers[task] for task in tasks]
+
+
+def _solve(
+    policy: str, tp: int, degrees: list[int], requests: list[TraceRequest], options: PlanOptions
+) -> Answer:
+    search = _Search(policy, tp, degrees, requests, options)
+    return search.highest_rate() if options.find == "rate" else search.fewest_devices()
+
+
+class _Search:
+    """One policy and degree. What a prompt takes alone is the same for all: on the best way to cut up all devices."""
+
+    def __init__(
+        self, policy: str, tp: int, degrees: list[int], requests: list[TraceRequest], options: PlanOptions
+    ) -> None:
+        self.policy = policy
+        self.tp = tp
+        self.requests = requests
+        self.options = options
+        costs = [_cost(options, degree, options.devices) for degree in degrees]
+        config = scheduler_config(options, costs[0].fleet)
+        self.goal = Goal(
+            slo=make_slo(options.slo, config, costs), attainment=options.attainment,
+            long_threshold=options.long_threshold,
+        )  # fmt: skip
+        span_s = (requests[-1].arrived_at_s or 0.0) - (requests[0].arrived_at_s or 0.0)
+        if not span_s:
+            raise ConfigError("all requests arrive at once: a plan needs at least two, at different times")
+        self.rate = (len(requests) - 1) / span_s
+
+    def highest_rate(self) -> Answer:
+        devices = self.options.devices // self.tp * self.tp
+        guess = self.rate * _FIRST_LOAD / self._load(self.rate, devices)
+        rate = highest(lambda rate: self._holds(rate, devices), guess)
+        return self._answer(rate, devices)
+
+    def fewest_devices(self) -> Answer:
+        instances = fewest(lambda number: self._holds(self.rate, number * self.tp), self.options.devices // self.tp)
+        return self._answer(self.rate, (instances or 0) * self.tp)
+
+    def _answer(self, rate: float, devices: int) -> Answer:
+        if not rate or not devices:
+            return Answer(self.policy, self.tp, devices, rate)
+        return Answer(
+            self.policy, self.tp, devices, rate, self._attained(rate, devices), self._load(rate, devices)
+        )
+
+    def _holds(self, rate: float, devices: int) -> bool:
+        return self._attained(rate, devices) >= self.goal.attainment
+
+    def _attained(self, rate: float, devices: int) -> float:
+        cost = _cost(self.options, self.tp, devices)
+        config = scheduler_config(
+            self.options, cost.fleet, policy=self.policy, max_waiting=len(self.requests)
+        )
+        model = fit_simulated(cost, config, cost.fleet.model.max_model_len)
+        return self.goal.attained(self._at(rate), config, cost, model, self.options.output_limit)
+
+    def _load(self, rate: float, devices: int) -> float:
+        cost = _cost(self.options, self.tp, devices)
+        return offered_load(self._at(rate), cost, scheduler_config(self.options, cost.fleet)) or 1.0
+
+    def _at(self, rate: float) -> list[TraceRequest]:
+        return faster(self.requests, rate / self.rate)
+
+
+def _print(answers: Sequence[Answer], requests: Sequence[TraceRequest], options: PlanOptions) -> None:
+    out = console()
+    fleet = _cost(options, answers[0].tp, options.devices).fleet
+    asked = "highest rate" if options.find == "rate" else "fewest devices"
+    out.print(
+        f"{fleet.model.name}, {options.devices} x {fleet.machine.name}: {asked} at which {options.attainment:.0%} of "
+        f"short and of long requests are within the SLO; {len(requests)} requests each",
+        markup=False,
+    )
+    table = Table("policy", "instances x tp", box=None, pad_edge=False)
+    for title in ("devices", "requests/s", "load", "attained"):
+        table.add_column(title, justify="right")
+    for a in answers:
+        good = bool(a.devices and a.rate)
+        cells = (str(a.devices), f"{a.rate:.3f}", f"{a.load:.2f}", f"{a.attainment:.1%}") if good else ("none",)
+        table.add_row(a.policy, f"{(a.devices or options.devices) // a.tp} x {a.tp}", *cells)
+    out.print(table)
+

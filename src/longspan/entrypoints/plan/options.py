@@ -1,0 +1,65 @@
+"""Options of `longspan plan`, as frozen data. Light to import: the command line's help needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from longspan.entrypoints.bench.options import check_writable, parse_slo
+from longspan.errors import ConfigError
+from longspan.simulator.limits import OutputLimit
+
+Question = Literal["rate", "devices"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """Explained by `longspan plan --help`. Fields that `SchedulerConfig` has too go there."""
+
+    find: Question = "rate"
+    hardware: str = "a800-80g"
+    model: str | None = None
+    devices: int = 8
+    tp: str = "1,2,4,8"
+    policies: str = "elastic_fcfs,loongserve,medha"
+    kv_tokens: int | None = None
+    output_limit: OutputLimit = "longest"
+    max_batch_tokens: int = 8192
+    max_requests_per_master: int = 64
+    slo: str | None = None
+    attainment: float = 0.9
+    ttft_slo_factor: float = 1.5
+    ttft_slo_floor_s: float = 0.5
+    tpot_slo_s: float = 0.05
+    long_threshold: int = 4096
+    jobs: int | None = None
+    json: Path | None = None
+
+    def __post_init__(self) -> None:
+        parse_slo(self.slo)
+        check_writable(self.json)
+        if not 0 < self.attainment <= 1:
+            raise ConfigError(f"attainment is {self.attainment}, but must lie above 0, and not above 1")
+        for name, value in (("devices", self.devices), ("jobs", self.jobs)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, but must be at least 1")
+        if not self.policy_names:
+            raise ConfigError("no policies are given; name some, such as loongserve,medha")
+        if not self.tps:
+            raise ConfigError(f"tp is {self.tp}, but there are {self.devices} devices")
+
+    @property
+    def policy_names(self) -> list[str]:
+        return [name.strip() for name in self.policies.split(",") if name.strip()]
+
+    @property
+    def tps(self) -> list[int]:
+        """Those that leave room for an instance."""
+        try:
+            degrees = [int(text) for text in self.tp.split(",") if text.strip()]
+        except ValueError:
+            degrees = [0]
+        if any(degree < 1 for degree in degrees):
+            raise ConfigError(f"tp is {self.tp!r}, but must be numbers, such as 1,2,4")
+        return [degree for degree in degrees if degree <= self.devices]

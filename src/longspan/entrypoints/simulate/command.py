@@ -1,0 +1,119 @@
+"""`longspan simulate`: from options to a report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from longspan.config import SchedulerConfig
+from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions, parse_slo
+from longspan.entrypoints.bench.requests import make_requests
+from longspan.entrypoints.simulate import plot
+from longspan.entrypoints.simulate.fleet import kv_tokens_of, make_fleet
+from longspan.entrypoints.simulate.options import SimulateOptions
+from longspan.entrypoints.simulate.progress import progress
+from longspan.entrypoints.simulate.report import SimulationReport
+from longspan.metrics.event_log import EventLogWriter
+from longspan.metrics.request_metrics import SLO
+from longspan.profiler.check import check_predictions
+from longspan.profiler.fit import fit_cost_model
+from longspan.profiler.simulated import measure_simulated
+from longspan.simulator.cost import IterationCost
+from longspan.simulator.fleet import Fleet
+from longspan.simulator.load import offered_load
+from longspan.simulator.simulator import Simulator
+from longspan.simulator.slo import LengthAwareSLO
+from longspan.workload.traces import TraceRequest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+FAILED = 1
+
+
+def simulate(lengths: LengthOptions, arrivals: ArrivalOptions, options: SimulateOptions) -> int:
+    """Runs it, prints what came out, writes the files; the exit code: 1 if nothing finished.
+
+    Raises:
+        LongspanError: an option, the trace or the set-up does not allow to begin.
+    """
+    if options.plot is not None:
+        plot.check_available()
+    requests = make_requests(lengths, arrivals)
+    began = time.perf_counter()
+    report = run(requests, options, settings=_settings(lengths, arrivals, options))
+    seconds = time.perf_counter() - began
+    report.print()
+    print(
+        f"simulated in {seconds:.1f} s, {report.simulation.num_events / seconds:,.0f} events/s", file=sys.stderr
+    )
+    if options.json is not None:
+        report.write_json(options.json)
+    if options.plot is not None:
+        plot.write(report, options.plot)
+    return 0 if report.metrics.classes["all"].num_finished else FAILED
+
+
+def run(
+    requests: list[TraceRequest], options: SimulateOptions, settings: dict[str, Any] | None = None
+) -> SimulationReport:
+    """Raises ConfigError, ModelError."""
+    fleet = make_fleet(options.hardware, options.model, options.instances, options.tp)
+    config = scheduler_config(options, fleet)
+    max_model_len = options.max_model_len or fleet.model.max_model_len
+    cost = IterationCost(fleet)
+    measurements = measure_simulated(cost, config, max_model_len)
+    cost_model = fit_cost_model(measurements, config.num_instances)
+    log = nullcontext() if options.event_log is None else EventLogWriter(options.event_log, config, cost_model)
+    with log as event_log, progress(len(requests)) as report:
+        simulator = Simulator(
+            config,
+            cost,
+            cost_model=cost_model,
+            max_model_len=max_model_len,
+            limit=options.output_limit,
+            event_log=event_log,
+            on_progress=report,
+        )
+        simulation = simulator.run(requests)
+    return SimulationReport(
+        fleet=fleet,
+        config=config,
+        settings=settings or {},
+        cost_model=cost_model,
+        prediction_error=check_predictions(cost_model, measurements).summary(),
+        offered_load=offered_load(requests, cost, config),
+        slo=make_slo(options.slo, config, [cost]),
+        long_threshold=options.long_threshold,
+        simulation=simulation,
+    )
+
+
+def scheduler_config(options: DataclassInstance, fleet: Fleet, **changes: Any) -> SchedulerConfig:
+    """The settings that `options` and `SchedulerConfig` have in common, and what the fleet says."""
+    shared = {field.name for field in fields(SchedulerConfig)} & {field.name for field in fields(options)}
+    given = {name: getattr(options, name) for name in shared}
+    given["kv_tokens"] = kv_tokens_of(fleet, given.get("kv_tokens"))
+    return SchedulerConfig(**{**given, "num_instances": fleet.instances, **changes})
+
+
+def make_slo(text: str | None, config: SchedulerConfig, costs: Sequence[IterationCost]) -> SLO:
+    """What was asked for, or else what policies with deadlines go by."""
+    promises = parse_slo(text)
+    if promises:
+        return SLO(ttft_s=promises.get("ttft"), tpot_s=promises.get("tpot"))
+    return LengthAwareSLO.of(config, costs)
+
+
+def _settings(*options: LengthOptions | ArrivalOptions | SimulateOptions) -> dict[str, Any]:
+    """As given, less where the results go: that changes none of them."""
+    settings: dict[str, Any] = {}
+    for group in options:
+        settings |= msgspec.to_builtins(group, enc_hook=str)
+    return {name: value for name, value in settings.items() if name not in ("json", "event_log", "plot")}

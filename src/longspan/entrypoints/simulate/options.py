@@ -1,0 +1,47 @@
+"""Options of `longspan simulate`, as frozen data. Light to import: the command line's help needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from longspan.entrypoints.bench.options import check_writable, parse_slo
+from longspan.simulator.limits import OutputLimit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulateOptions:
+    """What is simulated, and where the results go. Explained by `longspan simulate --help`.
+
+    Fields that `SchedulerConfig` has too go there.
+    """
+
+    hardware: str = "a800-80g"
+    model: str | None = None
+    instances: int = 4
+    tp: int = 1
+    policy: str = "elastic_fcfs"
+    kv_tokens: int | None = None
+    max_model_len: int | None = None
+    output_limit: OutputLimit = "longest"
+    max_waiting: int = 1_000_000
+    max_batch_tokens: int = 8192
+    max_batch_requests: int = 256
+    max_requests_per_master: int = 64
+    min_tokens_per_instance: int = 64
+    decode_headroom: int = 128
+    lookahead: bool = True
+    ttft_slo_factor: float = 1.5
+    ttft_slo_floor_s: float = 0.5
+    tpot_slo_s: float = 0.05
+    chunk_size: int = 512
+    kvp_tokens_per_shard: int | None = None
+    slo: str | None = None
+    long_threshold: int = 4096
+    json: Path | None = None
+    event_log: Path | None = None
+    plot: Path | None = None
+
+    def __post_init__(self) -> None:
+        parse_slo(self.slo)
+        check_writable(self.json, self.event_log, self.plot)

@@ -1,0 +1,196 @@
+"""What a simulation showed: printed, and as JSON with every request.
+
+Nothing of it depends on when or how fast it ran: the same arguments give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.table import Table
+
+from longspan.config import SchedulerConfig
+from longspan.core.cost_model import FittedCostModel
+from longspan.entrypoints.bench.tables import console, distribution_table
+from longspan.errors import ConfigError
+from longspan.metrics.request_metrics import SLO, ClassMetrics, Distribution, RequestMetrics, measure
+from longspan.profiler.check import ErrorSummary
+from longspan.simulator.fleet import Fleet
+from longspan.simulator.simulator import SimulatedRequest, Simulation
+
+DECIMALS = 6  # of times in JSON: microseconds
+
+
+@dataclass(frozen=True)
+class SimulationReport:
+    """prediction_error: of the policy's cost model, at the points that it was fitted to.
+    offered_load: over capacity.
+    """
+
+    fleet: Fleet
+    config: SchedulerConfig
+    settings: dict[str, Any]
+    cost_model: FittedCostModel
+    prediction_error: ErrorSummary
+    offered_load: float | None
+    slo: SLO
+    long_threshold: int
+    simulation: Simulation
+
+    @cached_property
+    def metrics(self) -> RequestMetrics:
+        return measure(self.simulation.records(), slo=self.slo, long_threshold=self.long_threshold)
+
+    def queueing(self, name: str) -> Distribution | None:
+        """Seconds from arrival to the first batch."""
+        members = self._members(name)
+        return Distribution.of(r.began_s - r.record.arrived_s for r in members if r.began_s is not None)
+
+    def service(self, name: str) -> Distribution | None:
+        """Seconds from the first batch to the end; a preempted request's time in the queue included."""
+        members = self._members(name)
+        return Distribution.of(r.record.ended_s - r.began_s for r in members if r.began_s is not None)
+
+    def busy_shares(self) -> list[float]:
+        """Of each instance's time, from the first event to the last."""
+        return [seconds / (self.metrics.span_s or 1.0) for seconds in self.simulation.usage.busy_s]
+
+    def kv_shares(self) -> list[tuple[float, float]]:
+        """Of each instance's KV slots: taken on average, and at most, as the samples show."""
+        usage = self.simulation.usage
+        most = [max(used) for used in zip(*usage.samples, strict=True)] or [0] * self.config.num_instances
+        slots = self.config.kv_tokens
+        return [(mean / slots, peak / slots) for mean, peak in zip(usage.mean_kv(), most, strict=True)]
+
+    def print(self) -> None:
+        out = console()
+        fleet, everyone = self.fleet, self.metrics.classes["all"]
+        out.print(
+            f"{fleet.model.name} on {fleet.instances} x {fleet.tp} {fleet.machine.name}, {self.config.kv_tokens:,} KV "
+            f"slots each; policy {self.config.policy}",
+            markup=False,
+        )
+        refused = f", {everyone.num_refused} refused" if everyone.num_refused else ""
+        out.print(
+            f"{everyone.num_finished} of {everyone.num_requests} requests finished in {self.metrics.span_s:,.1f} s"
+            f"{refused}; {self.metrics.requests_per_s:.3f} requests/s, {self.metrics.prompt_tokens_per_s:,.0f} prompt "
+            f"tokens/s, {self.metrics.output_tokens_per_s:,.1f} output tokens/s"
+        )
+        if self.offered_load is not None:
+            out.print(f"offered load: {self.offered_load:.2f} of capacity")
+        for name, group in self.metrics.classes.items():
+            if name != "all" or len(self.metrics.classes) != 2:  # two: one class only, which is the same
+                out.print()
+                self._print_class(name, group)
+        out.print()
+        out.print(self._instance_table())
+        out.print()
+        out.print(self._work_table())
+        error = self.prediction_error
+        out.print(f"\nthe policy's predictions: {error.mean:.1%} off on average, {error.largest:.1%} at most")
+        for figures, origin in fleet.machine.origins().items():
+            out.print(f"{figures}: {origin}", markup=False)
+
+    def write_json(self, path: Path) -> None:
+        """Everything but the requests indented; one line for each request."""
+        head = {
+            "simulation": {"longspan": version("longspan"), **self.settings},
+            "fleet": {
+                "machine": asdict(self.fleet.machine),
+                "model": asdict(self.fleet.model),
+                "instances": self.fleet.instances,
+                "tp": self.fleet.tp,
+            },
+            "scheduler": self.config,
+            "cost_model": self.cost_model,
+            "prediction_error": asdict(self.prediction_error),
+            "offered_load": self.offered_load,
+            "num_events": self.simulation.num_events,
+            "num_batches": self.simulation.num_batches,
+            "metrics": _rounded(asdict(self.metrics)),
+            "queueing_s": {name: self.queueing(name) for name in self.metrics.classes},
+            "service_s": {name: self.service(name) for name in self.metrics.classes},
+            "instances": [
+                {"busy_share": busy, "kv_mean_share": mean, "kv_peak_share": peak}
+                for busy, (mean, peak) in zip(self.busy_shares(), self.kv_shares(), strict=True)
+            ],
+            "work": [
+                {"kind": kind, "dop": dop, "seconds": seconds}
+                for (kind, dop), seconds in sorted(self.simulation.usage.group_s.items())
+            ],
+        }
+        text = msgspec.json.format(msgspec.json.encode(head), indent=1).rstrip(b"\n}")
+        lines = b",\n".join(msgspec.json.encode(_rounded(_row(request))) for request in self.simulation.requests)
+        try:
+            path.write_bytes(text + b',\n "requests": [\n' + lines + b"\n ]\n}\n")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+    def _members(self, name: str) -> Iterable[SimulatedRequest]:
+        for request in self.simulation.requests:
+            is_long = request.record.num_prompt_tokens >= self.long_threshold
+            if name in ("all", "long" if is_long else "short"):
+                yield request
+
+    def _print_class(self, name: str, group: ClassMetrics) -> None:
+        out = console()
+        if not group.num_finished:
+            out.print(f"{name}: none of {group.num_requests} requests finished")
+            return
+        rows = [
+            ("TTFT", group.ttft_s), ("TPOT", group.tpot_s), ("ITL", group.itl_s), ("e2e", group.e2e_s),
+            ("queueing", self.queueing(name)), ("service", self.service(name)),
+        ]  # fmt: skip
+        out.print(distribution_table(f"{name}: {group.num_requests} requests, ms", rows))
+        normalised = (("per token", group.per_token_s), ("input", group.input_s), ("output", group.output_s))
+        known = ", ".join(f"{label} {1000 * seconds:.2f}" for label, seconds in normalised if seconds is not None)
+        out.print(f"normalised, ms/token: {known}")
+        if group.slo_attainment is not None:
+            out.print(f"within the SLO: {group.slo_attainment:.1%}, goodput {group.goodput:.3f} requests/s")
+
+    def _instance_table(self) -> Table:
+        table = Table("instance", "busy", "KV slots taken, mean", "at most", box=None, pad_edge=False)
+        for number, (busy, (mean, peak)) in enumerate(zip(self.busy_shares(), self.kv_shares(), strict=True)):
+            table.add_row(str(number), f"{busy:.1%}", f"{mean:.1%}", f"{peak:.1%}")
+        return table
+
+    def _work_table(self) -> Table:
+        """Instance-seconds, so that the column adds up to the busy time of all."""
+        work = {key: key[1] * seconds for key, seconds in self.simulation.usage.group_s.items()}
+        total = sum(work.values()) or 1.0
+        table = Table("work", "DoP", "share of busy time", box=None, pad_edge=False)
+        for (kind, dop), seconds in sorted(work.items()):
+            table.add_row(kind, str(dop), f"{seconds / total:.1%}")
+        return table
+
+
+def _row(request: SimulatedRequest) -> dict[str, Any]:
+    record = request.record
+    return {
+        "arrived_s": record.arrived_s,
+        "began_s": request.began_s,
+        "ended_s": record.ended_s,
+        "num_prompt_tokens": record.num_prompt_tokens,
+        "num_output_tokens": record.num_output_tokens,
+        "ttft_s": record.ttft_s,
+        "tpot_s": record.tpot_s,
+        "num_preemptions": request.num_preemptions,
+        "outcome": record.outcome,
+    }
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case float():
+            return round(value, DECIMALS)
+        case dict():
+            return {name: _rounded(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_rounded(item) for item in value]
+    return value

@@ -1,0 +1,61 @@
+"""Predicted beside measured."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from longspan.core.batch_shape import BatchShape
+from longspan.core.cost_model import CostModel
+from longspan.sib import Measurements
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """kind: "prefill", "decode", "mixed" or "migration". work: the batch, or the tokens that moved. Seconds."""
+
+    kind: str
+    work: BatchShape | int
+    measured: float
+    predicted: float
+
+    @property
+    def relative_error(self) -> float:
+        """Below zero where it took longer than predicted."""
+        return self.predicted / self.measured - 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSummary:
+    """Of relative errors without their sign."""
+
+    count: int
+    mean: float
+    largest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    comparisons: tuple[Comparison, ...]
+
+    def kinds(self) -> list[str]:
+        return list(dict.fromkeys(comparison.kind for comparison in self.comparisons))
+
+    def summary(self, kind: str | None = None) -> ErrorSummary:
+        """Of one kind, or of all."""
+        errors = [abs(c.relative_error) for c in self.comparisons if kind in (None, c.kind)]
+        return ErrorSummary(len(errors), statistics.mean(errors), max(errors))
+
+
+def check_predictions(model: CostModel, measurements: Measurements) -> Check:
+    """Sorted by kind, instances, and time."""
+    batches = [
+        Comparison(point.shape.kind, point.shape, point.seconds, point.shape.predict(model))
+        for point in measurements.iterations
+    ]
+    migrations = [
+        Comparison("migration", point.num_tokens, point.seconds, model.migration(point.num_tokens))
+        for point in measurements.migrations
+    ]
+    batches.sort(key=lambda c: (c.kind != "prefill", c.kind, c.work.num_instances, c.measured))  # type: ignore[union-attr]
+    return Check((*batches, *sorted(migrations, key=lambda c: c.measured)))

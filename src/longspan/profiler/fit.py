@@ -1,0 +1,122 @@
+"""Coefficients from measurements: least squares of the *relative* error, none of them below zero.
+
+A plain least squares would be blind for short batches, whose errors are small beside long ones', and is free to
+give a negative fixed cost or cost per token (LoongServe's own fits have some): a policy then finds that more work
+takes less time. With two to four columns every set of them that is not zero can simply be tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from longspan.core.cost_model import DecodeCoefficients, FittedCostModel, PrefillCoefficients
+from longspan.errors import ConfigError
+from longspan.sib import MeasuredIteration, MeasuredMigration, Measurements
+
+
+def fit_cost_model(measurements: Measurements, num_instances: int) -> FittedCostModel:
+    """The model that is closest, for all numbers of instances up to this one.
+
+    Raises ConfigError: for some number of instances or masters there is no measurement. A whole round of `fit_groups`
+        has them all, if only there is room for a batch with a request for each master.
+    """
+    iterations = measurements.iterations
+    numbers = range(1, num_instances + 1)
+    migration_fixed, migration_per_token = _fit_migration(measurements.migrations)
+    return FittedCostModel(
+        prefill_coefficients=tuple(_fit_prefill(iterations, number) for number in numbers),
+        decode_coefficients=tuple(
+            _fit_decode(iterations, number, masters) for number in numbers for masters in sorted({1, number})
+        ),
+        migration_fixed=migration_fixed,
+        migration_per_token=migration_per_token,
+    )
+
+
+class Fit(NamedTuple):
+    """error: the sum of the squared relative errors."""
+
+    coefficients: tuple[float, ...]
+    error: float
+
+
+def nonnegative_least_squares(rows: Sequence[Sequence[float]], targets: Sequence[float]) -> Fit:
+    """The x >= 0 that minimises sum(((row . x - target) / target)^2); targets above zero.
+
+    Exact: the best x is the plain least-squares solution over those columns where it is not zero.
+    """
+    y = np.asarray(targets, dtype=float)
+    a = np.asarray(rows, dtype=float) / y[:, None]
+    scale = np.maximum(np.abs(a).max(axis=0), np.finfo(float).tiny)  # lengths and their squares are far apart
+    a = a / scale
+    columns = a.shape[1]
+    best, best_error = np.zeros(columns), float(len(y))
+    for count in range(1, columns + 1):
+        for chosen in map(list, combinations(range(columns), count)):
+            x = np.linalg.lstsq(a[:, chosen], np.ones(len(y)), rcond=None)[0]
+            error = float(((a[:, chosen] @ x - 1.0) ** 2).sum())
+            if x.min() >= 0.0 and error < best_error:
+                best, best_error = np.zeros(columns), error
+                best[chosen] = x
+    return Fit(tuple(float(x) for x in best / scale), best_error)
+
+
+def _fit_prefill(iterations: Iterable[MeasuredIteration], num_instances: int) -> PrefillCoefficients:
+    points = _points(iterations, "prefill", num_instances)
+    if not points:
+        raise ConfigError(f"no prefill on {num_instances} instances was measured: the KV pool is too small")
+    rows = [
+        (
+            1.0,
+            sum(length for length, _ in point.shape.chunks),
+            sum(length * (length + 2 * context) for length, context in point.shape.chunks),
+        )
+        for point in points
+    ]
+    fixed, per_token, per_pair = nonnegative_least_squares(rows, [point.seconds for point in points]).coefficients
+    return PrefillCoefficients(
+        num_instances=num_instances, fixed=fixed, per_token=per_token, per_pair=per_pair
+    )
+
+
+def _fit_decode(
+    iterations: Iterable[MeasuredIteration], num_instances: int, num_masters: int
+) -> DecodeCoefficients:
+    points = [p for p in _points(iterations, "decode", num_instances) if p.shape.num_masters == num_masters]
+    if not points:
+        raise ConfigError(
+            f"no decode on {num_instances} instances with {num_masters} masters was measured: the KV pool is too small"
+        )
+    seconds = [point.seconds for point in points]
+    batches = sorted({point.shape.num_requests for point in points})
+
+    def fit(free: int) -> Fit:
+        computed = [max(0.0, point.shape.num_requests - free) for point in points]
+        contexts = [point.shape.context_tokens for point in points]
+        return nonnegative_least_squares([(1.0, *row) for row in zip(computed, contexts, strict=True)], seconds)
+
+    # At least two batch sizes must lie beyond the bend, or its place means nothing.
+    fits = {free: fit(free) for free in range(batches[-2] if len(batches) > 2 else 1)}
+    free = min(fits, key=lambda free: fits[free].error)
+    fixed, per_request, per_context_token = fits[free].coefficients
+    return DecodeCoefficients(
+        num_instances=num_instances, num_masters=num_masters, fixed=fixed, per_request=per_request,
+        per_context_token=per_context_token, free_requests=float(free),
+    )  # fmt: skip
+
+
+def _fit_migration(migrations: Sequence[MeasuredMigration]) -> tuple[float, float]:
+    """(0, 0) where there is nobody to migrate to."""
+    if not migrations:
+        return 0.0, 0.0
+    rows = [(1.0, migration.num_tokens) for migration in migrations]
+    fixed, per_token = nonnegative_least_squares(rows, [migration.seconds for migration in migrations]).coefficients
+    return fixed, per_token
+
+
+def _points(iterations: Iterable[MeasuredIteration], kind: str, num_instances: int) -> list[MeasuredIteration]:
+    return [i for i in iterations if i.shape.kind == kind and i.shape.num_instances == num_instances]

@@ -1,0 +1,38 @@
+"""The cost model that `longspan profile` would make on a simulated fleet: the same points, the same fit.
+
+So what a policy predicts with in a simulation errs as it does in reality: by its form.
+"""
+
+from __future__ import annotations
+
+from longspan.config import SchedulerConfig
+from longspan.core.batch_shape import BatchShape
+from longspan.core.cost_model import FittedCostModel
+from longspan.profiler.fit import fit_cost_model
+from longspan.profiler.grid import fit_groups
+from longspan.sib import MeasuredIteration, MeasuredMigration, Measurements
+from longspan.simulator.cost import IterationCost
+from longspan.simulator.spread import evenly_spread
+
+
+def fit_simulated(cost: IterationCost, config: SchedulerConfig, max_model_len: int) -> FittedCostModel:
+    return fit_cost_model(measure_simulated(cost, config, max_model_len), config.num_instances)
+
+
+def measure_simulated(cost: IterationCost, config: SchedulerConfig, max_model_len: int) -> Measurements:
+    works = {
+        work
+        for group in fit_groups(config, max_model_len)
+        for episode in group
+        for work, _ in episode.work()
+    }
+    return Measurements(
+        iterations=tuple(
+            MeasuredIteration(shape=work, seconds=cost.batch(evenly_spread(work)).total, samples=1)
+            for work in sorted((w for w in works if isinstance(w, BatchShape)), key=repr)
+        ),
+        migrations=tuple(
+            MeasuredMigration(num_tokens=work, seconds=cost.migration(work, (0, 1)), samples=1)
+            for work in sorted(w for w in works if isinstance(w, int))
+        ),
+    )

@@ -1,0 +1,33 @@
+"""What a request asks of the server's timeliness."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from longspan.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLevel:
+    """None stands for the server's default.
+
+    ttft_s: seconds from arrival to the first token.
+    tpot_s: seconds for each further token.
+    priority: requests with a higher one go first, whatever the others' deadlines; 0 is ordinary.
+
+    Raises:
+        RequestError: a time is not above 0.
+    """
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        for name, seconds in (("ttft_s", self.ttft_s), ("tpot_s", self.tpot_s)):
+            if seconds is not None and not 0.0 < seconds < math.inf:
+                raise RequestError(f"{name} is {seconds}, but must be a number of seconds above 0", param=name)
+
+
+DEFAULT_SERVICE = ServiceLevel()

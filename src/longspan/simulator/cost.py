@@ -1,0 +1,230 @@
+"""How long the simulated devices take, from first principles.
+
+Every operator takes the longer of its arithmetic and its memory traffic (a roofline); attention is summed request by
+request, never over a batch's averages. Instances of a group meet twice in a layer, once queries are known and once
+attention is done, so each of these halves takes as long as its slowest instance.
+
+    layer  =  dense(rows)                       projections and feed-forward layers, all-reduces, what lies between
+            + attention                         own and passing KV while queries travel, then the peers' queries
+    device =  layers * layer + head(emitting)
+    host   =  prepared while the iteration before still runs
+
+Cut into stages, each would have its part of the layers; no term but the head belongs to a single one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from typing import NamedTuple
+
+from longspan.core.actions import MigrateKV, RunBatch, Segment
+from longspan.simulator.fleet import Fleet
+
+ACTIVATION_BYTES = 2.0
+PARTIAL_BYTES = 4.0
+"""Of a number in a partial result: outputs and their log-sum-exps travel in fp32."""
+NORM_PASSES = 8.0
+"""How often a token's hidden state is read or written between matrix products, in one layer: two norms, two residual
+additions (assumed: each reads its input and what it adds, and writes both)."""
+
+
+class Seconds(NamedTuple):
+    """host: before the device can begin. device: from then on, on every instance of the group."""
+
+    host: float
+    device: float
+
+    @property
+    def total(self) -> float:
+        return self.host + self.device
+
+
+@dataclass(slots=True)
+class _Load:
+    """One instance's part in one layer of a batch.
+
+    rows: tokens that it computes. emitting: those of them after which a token is sampled.
+    own_s: seconds of attention for its own rows, over KV that is here or passes by in full.
+    serving_s: of attention for the rows of others. asked, answered: rows that leave to ask, that come to be answered.
+    """
+
+    rows: float = 0.0
+    emitting: int = 0
+    own_s: float = 0.0
+    serving_s: float = 0.0
+    asked: float = 0.0
+    answered: float = 0.0
+
+
+class IterationCost:
+    """Durations of one fleet's actions. Pure: the same action always takes the same time."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        shape, sheet, efficiency = fleet.model.shape, fleet.machine.sheet, fleet.machine.efficiency
+        self._shape = shape
+        self._overheads = fleet.machine.overheads
+        self._flops = sheet.flops * efficiency.matmul * fleet.tp
+        self._bandwidth = sheet.memory_bandwidth * efficiency.memory * fleet.tp
+        self._link = sheet.link_bandwidth * efficiency.link
+        self._network = sheet.network_bandwidth * efficiency.link
+        query_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        self._matrices = (
+            (shape.hidden_size, query_size + 2 * kv_size),
+            (query_size, shape.hidden_size),
+            (shape.hidden_size, 2 * shape.intermediate_size),
+            (shape.intermediate_size, shape.hidden_size),
+        )
+        passed = NORM_PASSES * shape.hidden_size * fleet.tp  # on every device
+        passed += 2 * (query_size + kv_size) + 3 * shape.intermediate_size  # rotary embedding, gated activation
+        self._elementwise_s = passed * ACTIVATION_BYTES / self._bandwidth
+        self._pair_s = shape.flops_per_pair / shape.num_layers / (sheet.flops * efficiency.attention * fleet.tp)
+        self._kv_bytes = shape.kv_bytes_per_token / shape.num_layers
+        self._kv_read_s = self._kv_bytes / self._bandwidth
+        self._context_s = max(self._pair_s, self._kv_read_s)  # of one token's query and one token's KV
+        self._query_bytes = query_size * ACTIVATION_BYTES / fleet.tp
+        self._reply_bytes = (query_size + shape.num_heads) * PARTIAL_BYTES / fleet.tp
+        self._dense_s = lru_cache(maxsize=4096)(self._dense)  # decode batches have few different sizes
+
+    def duration(self, action: RunBatch | MigrateKV) -> Seconds:
+        if isinstance(action, MigrateKV):
+            return Seconds(0.0, self.migration(action.num_tokens, (action.source, action.target)))
+        return self.batch(action)
+
+    def batch(self, batch: RunBatch) -> Seconds:
+        if len(batch.group) == 1:
+            load = _Load()
+            for segment in batch.segments:
+                self._add_alone(load, segment)
+            loads, attention_s = [load], load.own_s
+        else:
+            loads, attention_s = self._across(batch)
+        dense_s = self._dense_s(max(load.rows for load in loads))
+        head_s = self._head(max(load.emitting for load in loads))
+        layer_s = dense_s + attention_s + self._overheads.layer_s
+        host_s = (
+            self._overheads.iteration_s
+            + self._overheads.prompts_s * any(segment.length > 1 for segment in batch.segments)
+            + self._overheads.request_s * len(batch.segments)
+            + self._overheads.instance_s * (len(batch.group) - 1)
+        )
+        slowed = 1.0 + self._overheads.contention * (len(batch.group) - 1)
+        return Seconds(host_s, slowed * (self._shape.num_layers * layer_s + head_s))
+
+    def decode_alike(self, num_requests: int, context: int, num_instances: int) -> float:
+        """Seconds of a decode of requests that are all alike, if nothing had to travel and the host were never late."""
+        share = num_requests / num_instances
+        attention_s = share * context * self._context_s
+        layer_s = self._dense_s(max(1.0, share)) + attention_s + self._overheads.layer_s
+        return self._shape.num_layers * layer_s + self._head(ceil(share))
+
+    def migration(self, num_tokens: int, instances: Sequence[int]) -> float:
+        """Each device sends its own heads' part."""
+        latency_s, bandwidth = self._link_between(instances)
+        sent = num_tokens * self._shape.kv_bytes_per_token / self.fleet.tp
+        return self._overheads.migration_s + latency_s + sent / bandwidth
+
+    # dense layers
+
+    def _dense(self, rows: float) -> float:
+        """One layer without its attention."""
+        products_s = sum(self._matmul(rows, inputs, outputs) for inputs, outputs in self._matrices)
+        return products_s + rows * self._elementwise_s + 2 * self._allreduce(rows)
+
+    def _head(self, rows: int) -> float:
+        return self._matmul(rows, self._shape.hidden_size, self._shape.vocab_size) if rows else 0.0
+
+    def _matmul(self, rows: float, inputs: int, outputs: int) -> float:
+        weights = inputs * outputs
+        moved = weights * self._shape.weight_bytes + rows * (inputs + outputs) * ACTIVATION_BYTES
+        return max(2.0 * rows * weights / self._flops, moved / self._bandwidth)
+
+    def _allreduce(self, rows: float) -> float:
+        """A ring: every device sends all but its own share, twice."""
+        tp = self.fleet.tp
+        if tp == 1:
+            return 0.0
+        sent = 2.0 * (tp - 1) / tp * rows * self._shape.hidden_size * ACTIVATION_BYTES
+        return self._overheads.allreduce_s * (tp.bit_length() - 1) + sent / self._link
+
+    # attention
+
+    def _add_alone(self, load: _Load, segment: Segment) -> None:
+        """A segment of a group of one: everything is here."""
+        load.emitting += segment.emits
+        if segment.length == 1:
+            load.rows += 1
+            load.own_s += (segment.start + 1) * self._context_s
+        else:
+            load.rows += segment.length
+            load.own_s += self._new_tokens(segment.length) + self._over(segment.length, segment.start)
+
+    def _across(self, batch: RunBatch) -> tuple[list[_Load], float]:
+        """Each instance's load, and the seconds of attention in one layer."""
+        loads = {instance: _Load() for instance in batch.group}
+        ring: tuple[int, ...] = ()
+        ring_tokens, ring_s = 0, 0.0
+        for segment in batch.segments:
+            size = len(segment.compute)
+            if size > 1:
+                ring = segment.compute
+                ring_tokens += segment.length
+                ring_s += self._new_tokens(segment.length) / size
+            self._add_across(loads, segment, size)
+        if ring:
+            passing_s = self._ring(ring, ring_tokens, ring_s)
+            for instance in ring:
+                loads[instance].own_s += passing_s
+        asked = max(max(load.asked, load.answered) for load in loads.values())
+        if not asked:
+            return list(loads.values()), max(load.own_s for load in loads.values())
+        latency_s, bandwidth = self._link_between(batch.group)
+        query_s = latency_s + asked * self._query_bytes / bandwidth
+        reply_s = latency_s + asked * self._reply_bytes / bandwidth
+        slowest_s = max(max(load.own_s, query_s) + load.serving_s for load in loads.values())
+        return list(loads.values()), slowest_s + reply_s
+
+    def _add_across(self, loads: dict[int, _Load], segment: Segment, size: int) -> None:
+        """All of a segment but what passes in a ring."""
+        loads[segment.emitter].emitting += segment.emits
+        length, rows = segment.length, segment.length / size
+        for instance in segment.compute:
+            loads[instance].rows += rows
+        if size == 1:
+            loads[segment.compute[0]].own_s += self._context_s if length == 1 else self._new_tokens(length)
+        for holder, tokens in segment.context:
+            attend_s = self._over(rows, tokens)
+            holding = loads[holder]
+            for instance in segment.compute:
+                if instance == holder:
+                    holding.own_s += attend_s
+                else:
+                    holding.serving_s += attend_s
+                    holding.answered += rows
+                    loads[instance].asked += rows
+
+    def _new_tokens(self, length: int) -> float:
+        """Attention of new tokens to themselves: each to all before it."""
+        return max(0.5 * length * (length + 1) * self._pair_s, length * self._kv_read_s)
+
+    def _over(self, rows: float, tokens: int) -> float:
+        """Attention of so many rows of one request over so many tokens of its context."""
+        return tokens * max(rows * self._pair_s, self._kv_read_s)
+
+    def _ring(self, ring: tuple[int, ...], tokens: int, attention_s: float) -> float:
+        """attention_s: of one instance, over all blocks. The first block is its own; the others arrive one by one."""
+        latency_s, bandwidth = self._link_between(ring)
+        hop_s = latency_s + tokens / len(ring) * self._kv_bytes / self.fleet.tp / bandwidth
+        block_s = self._overheads.round_s + attention_s / len(ring)
+        hops = len(ring) - 1
+        return block_s + hops * (max(block_s, hop_s) if self._overheads.overlaps_ring else block_s + hop_s)
+
+    def _link_between(self, instances: Sequence[int]) -> tuple[float, float]:
+        """Latency, and bytes a second that each device sends; of the slowest hop."""
+        first = self.fleet.node(instances[0])
+        if all(self.fleet.node(instance) == first for instance in instances):
+            return self._overheads.exchange_s, self._link
+        return self._overheads.exchange_s + self._overheads.network_s, self._network

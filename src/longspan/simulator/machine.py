@@ -1,0 +1,92 @@
+"""What the simulated devices can do: figures of a data sheet, how much of them is reached, and what comes on top.
+
+Every group of figures says where it is from. "Fitted" ones are reproduced, with the error of each published timing,
+by `benchmarks/fit_machines.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSheet:
+    """One device and its links; rates per second.
+
+    flops: dense 16-bit matrix products. memory_bytes: None where memory is no limit. memory_bandwidth: bytes.
+    link_bandwidth: bytes in one direction, from a device to another of the same node.
+    network_bandwidth: bytes in one direction, from a device to one of another node.
+    """
+
+    flops: float
+    memory_bytes: float | None
+    memory_bandwidth: float
+    devices_per_node: int
+    link_bandwidth: float
+    network_bandwidth: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """Shares of the data sheet's figures that are reached.
+
+    matmul: of flops in dense layers. attention: of flops in attention of prompts. memory: of memory_bandwidth.
+    link: of both link_bandwidth and network_bandwidth.
+    """
+
+    matmul: float
+    attention: float
+    memory: float
+    link: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overheads:
+    """What no roofline knows of, in seconds.
+
+    iteration_s: of an iteration, on the host, which prepares it while the one before still runs.
+    prompts_s: the same if there are prompts in it, which no prepared launch (a CUDA graph) covers.
+    request_s: the same for each request in it. instance_s: the same for each instance beyond the first.
+    layer_s: of a layer, for launching its kernels. allreduce_s: of one all-reduce, whatever its size, for each
+        doubling of its devices. exchange_s: of one exchange between instances, whatever its size.
+    round_s: of a round of the ring beside its exchange, for launching its kernels.
+    network_s: what an exchange takes longer between nodes. migration_s: of a migration, whatever its size.
+    contention: by what share each further instance of a group slows all of them down, where they share memory or cores.
+    overlaps_ring: whether blocks of KV travel while the block before them is used.
+    """
+
+    iteration_s: float
+    prompts_s: float
+    request_s: float
+    instance_s: float
+    layer_s: float
+    allreduce_s: float
+    exchange_s: float
+    round_s: float
+    network_s: float
+    migration_s: float
+    contention: float = 0.0
+    overlaps_ring: bool = True
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """One kind of device, as many as are needed."""
+
+    name: str
+    sheet: DataSheet
+    efficiency: Efficiency
+    overheads: Overheads
+
+    def origins(self) -> dict[str, str]:
+        """Where each group of figures is from."""
+        return {
+            "data sheet": self.sheet.origin,
+            "efficiency": self.efficiency.origin,
+            "overheads": self.overheads.origin,
+        }

@@ -1,0 +1,191 @@
+"""The dynamic program of LoongServe's batching step: exact, against every possible plan."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longspan.core.policies.loongserve.batching import BatchPlan, Objective, Prompts, plan_batches
+from longspan.core.policies.loongserve.prefill_times import PrefillTimes
+
+from .cost_models import scaling_model
+
+
+@dataclass
+class Problem:
+    """Prompts by length, longest first, and instances by room, most first, with times of either shape or none."""
+
+    lengths: list[int]
+    needs: list[int]
+    rooms: list[int]
+    fixed: list[float]
+    work: list[list[float]]
+    max_batch_tokens: int = 10**9
+    min_tokens_per_instance: int = 0
+    objective: Objective = "latency"
+
+    def plan(self) -> BatchPlan | None:
+        return plan_batches(
+            Prompts(self.lengths, self.needs, self.work),
+            self.rooms,
+            self.fixed,
+            self.max_batch_tokens,
+            self.min_tokens_per_instance,
+            self.objective,
+        )
+
+    def cost(self, j: int, i: int, l: int, k: int) -> float:  # noqa: E741
+        """Of the batch of prompts [j, i) on instances [l, k), said once more and plainly."""
+        n, tokens = k - l, sum(self.lengths[j:i])
+        if sum(self.needs[j:i]) > sum(self.rooms[l:k]):
+            return math.inf
+        if i - j > 1 and tokens > self.max_batch_tokens * n:
+            return math.inf
+        if n > 1 and tokens < self.min_tokens_per_instance * n:
+            return math.inf
+        seconds = self.fixed[n - 1] + sum(row[n - 1] for row in self.work[j:i])
+        return seconds * sum(1.0 if self.objective == "latency" else 1.0 / length for length in self.lengths[j:i])
+
+    def brute_force(self) -> float:
+        """The least cost of any way to cut prompts and instances into batches; instances may be left over anywhere."""
+        R, E = len(self.lengths), len(self.rooms)
+
+        def costs(j: int, first_free: int) -> Iterator[float]:
+            if j == R:
+                yield 0.0
+            for i in range(j + 1, R + 1):
+                for l in range(first_free, E):  # noqa: E741
+                    for k in range(l + 1, E + 1):
+                        here = self.cost(j, i, l, k)
+                        if here < math.inf:
+                            yield here + min(costs(i, k), default=math.inf)
+
+        return min(costs(0, 0), default=math.inf)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Times scale as instances do, or are drawn freely: the program must be exact for whatever was measured."""
+    count, instances = draw(st.integers(1, 8)), draw(st.integers(1, 5))
+    lengths = sorted(draw(st.lists(st.integers(1, 200), min_size=count, max_size=count)), reverse=True)
+    seconds = st.floats(0, 10, allow_nan=False)
+    if draw(st.booleans()):
+        fixed = draw(st.lists(seconds, min_size=instances, max_size=instances))
+        rates = draw(st.lists(seconds, min_size=instances, max_size=instances))
+        work = [[rate * length for rate in rates] for length in lengths]
+    else:
+        some = st.sampled_from([0.0, 0.1, 1.0])
+        model = scaling_model(instances, fixed=draw(some), fixed_step=draw(some), per_token=0.01, per_pair=1e-4)
+        times = PrefillTimes(model, instances)
+        fixed, work = times.fixed, [times.work(length) for length in lengths]
+    return Problem(
+        lengths=lengths,
+        needs=[length + draw(st.integers(0, 5)) for length in lengths],
+        rooms=sorted(draw(st.lists(st.integers(0, 600), min_size=instances, max_size=instances)), reverse=True),
+        fixed=fixed,
+        work=work,
+        max_batch_tokens=draw(st.sampled_from([20, 150, 10**9])),
+        min_tokens_per_instance=draw(st.sampled_from([0, 10, 100])),
+        objective=draw(st.sampled_from(["latency", "normalised"])),
+    )
+
+
+@settings(max_examples=4000)
+@given(problems())
+def test_exact_whatever_the_limits(problem: Problem) -> None:
+    plan, least = problem.plan(), problem.brute_force()
+    if plan is None:
+        assert least == math.inf
+        return
+    assert plan.cost == pytest.approx(least, rel=1e-9)
+    # The plan is what it says: every prompt once, instances once, and the costs add up.
+    assert [batch.first for batch in plan.batches] == [0, *(batch.last for batch in plan.batches[:-1])]
+    assert plan.batches[-1].last == len(problem.lengths)
+    ends = [0, *(batch.end for batch in plan.batches)]
+    assert all(end <= batch.begin < batch.end for end, batch in zip(ends, plan.batches, strict=False))
+    costs = [problem.cost(batch.first, batch.last, batch.begin, batch.end) for batch in plan.batches]
+    assert sum(costs) == pytest.approx(plan.cost)
+
+
+@given(problems())
+def test_it_compares_no_more_cells_than_it_says(problem: Problem) -> None:
+    plan = problem.plan()
+    R, E = len(problem.lengths), len(problem.rooms)
+    assert plan is None or plan.cells <= R * R * E * (E + 1) // 2
+
+
+def lwm(lengths: Sequence[int], instances: int, room: int = 210_000, objective: Objective = "latency") -> Problem:
+    times = PrefillTimes(scaling_model(instances), instances)
+    work = [times.work(length) for length in lengths]
+    return Problem(list(lengths), list(lengths), [room] * instances, times.fixed, work, objective=objective)
+
+
+@pytest.mark.parametrize("objective", ["latency", "normalised"])
+def test_a_short_prompt_gets_an_instance_beside_a_long_one(objective: Objective) -> None:
+    """The released code puts both into one batch on four instances."""
+    plan = lwm([150_000, 500], 4, objective=objective).plan()
+    assert plan is not None
+    assert [(batch.last - batch.first, batch.num_instances) for batch in plan.batches] == [(1, 3), (1, 1)]
+    long, short = plan.batches
+    assert long.seconds > 100 * short.seconds
+
+
+def test_the_normalised_objective_starves_the_long() -> None:
+    """Which is why it is not the default."""
+    lengths = [100_000, 1000, 1000, 1000, 1000, 1000, 1000]
+    latency, normalised = lwm(lengths, 8).plan(), lwm(lengths, 8, objective="normalised").plan()
+    assert latency is not None and normalised is not None
+    assert latency.batches[0].num_instances > normalised.batches[0].num_instances
+
+
+def test_short_prompts_share_what_a_batch_costs_anyway() -> None:
+    plan = lwm([200, 200, 200, 200, 200], 1).plan()
+    assert plan is not None and len(plan.batches) == 1
+    plan = lwm([200, 200, 200, 200, 200], 2).plan()
+    assert plan is not None and [batch.num_instances for batch in plan.batches] == [1, 1]
+
+
+def test_instances_that_speed_nothing_up_stay_free() -> None:
+    times = PrefillTimes(scaling_model(8, fixed_step=0.03), 8)
+    plan = Problem([1000], [1000], [5000] * 8, times.fixed, [times.work(1000)]).plan()
+    assert plan is not None and plan.batches[0].num_instances == 1
+
+
+def pruned_by_equation_6(problem: Problem) -> float:
+    """With the paper's lower bounds: split_req[i][k-1] <= split_req[i][k], split_ins[i-1][k] <= split_ins[i][k].
+
+    Its upper bounds prune still more.
+    """
+    R, E = len(problem.lengths), len(problem.rooms)
+    f = [[math.inf] * (E + 1) for _ in range(R + 1)]
+    f[0][0] = 0.0
+    split_req = [[0] * (E + 1) for _ in range(R + 1)]
+    split_ins = [[0] * (E + 1) for _ in range(R + 1)]
+    for k in range(1, E + 1):
+        for i in range(1, R + 1):
+            for j in range(split_req[i][k - 1], i):
+                for l in range(split_ins[i - 1][k], k):  # noqa: E741
+                    cost = f[j][l] + problem.cost(j, i, l, k)
+                    if cost < f[i][k]:
+                        f[i][k], split_req[i][k], split_ins[i][k] = cost, j, l
+    return min(f[R][1:])
+
+
+def test_the_papers_pruning_misses_the_optimum() -> None:
+    """Why `plan_batches` looks at every cell: with D <= V, or with the fixed cost of a batch, equation 6 fails."""
+    draw = random.Random(0)
+    missed = {"roomy": 0, "tight": 0}
+    for _ in range(300):
+        lengths = sorted((int(10 ** draw.uniform(1, 5.2)) for _ in range(draw.randint(2, 8))), reverse=True)
+        for name, room in (("roomy", 10**9), ("tight", max(lengths[0], sum(lengths) // 3))):
+            problem = lwm(lengths, 4, room)
+            plan = problem.plan()
+            assert plan is not None
+            missed[name] += pruned_by_equation_6(problem) > plan.cost * (1 + 1e-9)
+    assert missed["roomy"] > 0 and missed["tight"] > 0, missed

@@ -1,0 +1,191 @@
+"""The story of one request, from a log that the pure scheduler wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from longspan.config import SchedulerConfig
+from longspan.core.actions import Action
+from longspan.core.events import Event
+from longspan.entrypoints import cli
+from longspan.errors import ReplayError
+from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
+from longspan.metrics.explain import Chapter, Story, explain
+from tests.core.cost_models import scaling_model
+from tests.core.driver import Driver
+
+MODEL = scaling_model(
+    2, fixed=0.02, fixed_step=0.001, per_token=1e-3, per_pair=0.0, decode_fixed=5e-4, decode_step=0.0,
+    per_request=1e-4, migration_per_token=1e-6,
+)  # fmt: skip
+
+Tell = Callable[[Driver, str], Story]
+
+
+class Ticking(Driver):
+    """Every event takes its time, so that no chapter is empty."""
+
+    def handle(self, event: Event) -> list[Action]:
+        self.now += 0.01
+        return super().handle(event)
+
+
+def driver(**changes: object) -> Driver:
+    settings = {
+        "num_instances": 2, "kv_tokens": 1000, "min_tokens_per_instance": 1000, "decode_headroom": 10,
+        "lookahead": False, "policy": "loongserve",
+    }  # fmt: skip
+    return Ticking(SchedulerConfig(**(settings | changes)), cost_model=MODEL)  # type: ignore[arg-type]
+
+
+def write(d: Driver, path: Path) -> Path:
+    with EventLogWriter(path, d.config, MODEL) as log:
+        for (now, event, actions), why in zip(d.log, d.why, strict=True):
+            log.write(now, event, actions, why)
+    return path
+
+
+@pytest.fixture
+def tell(tmp_path: Path) -> Tell:
+    return lambda d, request_id: explain(write(d, tmp_path / "log.jsonl"), request_id)
+
+
+def an_instance_is_emptied() -> Driver:
+    """`a` decodes on 0 and `b` on 1, when `long` needs 0: `a` moves in with `b`."""
+    d = driver()
+    d.arrive(100, 800, "a")
+    d.arrive(300, 600, "b")
+    for first in list(d.model.started):
+        d.complete(first)
+    d.arrive(600, 5, "long")
+    for _ in range(3):
+        d.complete()
+    d.finish(in_order=False)
+    return d
+
+
+def kinds(story: Story) -> list[str]:
+    return [chapter.kind for chapter in story.chapters]
+
+
+def chapter(story: Story, kind: str) -> Chapter:
+    return next(chapter for chapter in story.chapters if chapter.kind == kind)
+
+
+def test_decode_iterations_alike_are_told_as_one(tell: Tell) -> None:
+    d = driver()
+    d.arrive(10, 30, "a")
+    d.finish()
+    story = tell(d, "a")
+    assert kinds(story) == ["prefill", "decode", "ended"]
+    prefill, decode, end = story.chapters
+    assert (prefill.group, prefill.tokens, prefill.why[0].step) == ((0,), 10, "batch")
+    assert (decode.group, decode.masters, decode.count) == ((0,), (0,), 29)
+    assert end.detail == "length"
+    assert prefill.end == decode.start and decode.end == end.start
+
+
+def test_who_was_moved_and_for_whom_it_was_held(tell: Tell) -> None:
+    d = an_instance_is_emptied()
+    moved = tell(d, "a")
+    assert kinds(moved)[:6] == ["prefill", "decode", "pauses", "migrates", "scales", "decode"]
+    assert [decision.step for decision in chapter(moved, "pauses").why] == ["hold"]
+    migration = chapter(moved, "migrates")
+    assert (migration.before, migration.group, migration.tokens) == ((0,), (1,), 101)
+    long = tell(d, "long")
+    waited = chapter(long, "waits")
+    assert [decision.step for decision in waited.why] == ["gather", "empty"]
+    assert {delayer.request_id for delayer in waited.delayers} == {"a", "b"}
+    assert waited.delayers[0].instance_seconds >= waited.delayers[1].instance_seconds
+    assert chapter(long, "prefill").group == (0,)
+
+
+def test_a_pause_names_who_ran_meanwhile(tell: Tell) -> None:
+    d = driver(num_instances=1)
+    d.arrive(100, 300, "a")
+    d.complete()
+    d.arrive(20, 5, "short")
+    d.finish()
+    pause = chapter(tell(d, "a"), "pauses")
+    assert [delayer.request_id for delayer in pause.delayers] == ["short"]
+    (decision,) = [decision for decision in pause.why if decision.step == "pause"]
+    assert decision.predicted["gain"] > decision.predicted["cost"]
+
+
+def test_scaling_up_and_preemption(tell: Tell) -> None:
+    d = driver(kv_tokens=20, decode_headroom=0)
+    d.arrive(20, 6, "a")
+    d.finish()
+    story = tell(d, "a")
+    scaled = chapter(story, "scales")
+    assert (scaled.before, scaled.group) == ((0,), (0, 1))
+    assert [decision.step for decision in scaled.why] == ["scale up"]
+    d = driver(kv_tokens=20, decode_headroom=0, policy="loongserve_no_scale_up")
+    d.arrive(20, 6, "a")
+    d.finish()
+    story = tell(d, "a")
+    assert kinds(story) == ["prefill", "preempted", "prefill", "decode", "ended"]
+
+
+def test_refused_aborted_and_unfinished(tell: Tell) -> None:
+    d = driver()
+    d.arrive(3000, 5, "too long")
+    d.arrive(5, 100, "leaves")
+    d.arrive(5, 100, "stays")
+    for _ in range(6):
+        d.complete()
+    d.abort("leaves")
+    assert "3000" in chapter(tell(d, "too long"), "refused").detail
+    assert tell(d, "leaves").chapters[-1].detail == "aborted by the client"
+    assert tell(d, "stays").chapters[-1].detail == "not yet: the log ends here"
+
+
+def test_times_add_up_whatever_happened(tell: Tell) -> None:
+    """No gap and no overlap from arrival to end, also with lookahead, in any order of completion."""
+    d = Driver(
+        SchedulerConfig(num_instances=2, kv_tokens=60, min_tokens_per_instance=4, policy="loongserve"),
+        cost_model=MODEL, seed=3,
+    )  # fmt: skip
+    for number in range(40):
+        d.arrive(d.rng.choice((3, 20, 50)), d.rng.randint(1, 30), f"r{number}")
+        if number % 3 == 0:
+            d.complete(d.rng.choice(d.model.started))
+    d.finish(in_order=False)
+    for number in range(40):
+        story = tell(d, f"r{number}")
+        chapters = story.chapters
+        assert all(before.end == after.start for before, after in pairwise(chapters))
+        assert chapters[-1].kind == "ended"
+
+
+def test_explanations_are_no_part_of_a_replay(tmp_path: Path) -> None:
+    path = write(an_instance_is_emptied(), tmp_path / "log.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    explained = [line for line in lines if '"why"' in line]
+    assert explained
+    assert replay(path) is None
+    path.write_text("".join(line.replace('"step":"', '"step":"another ') for line in lines))
+    assert any(record.why for record in read_event_log(path))
+    assert replay(path) is None
+
+
+def test_a_broken_explanation_is_named(tmp_path: Path) -> None:
+    path = write(an_instance_is_emptied(), tmp_path / "log.jsonl")
+    path.write_text(path.read_text().replace('"request_ids":[', '"request_ids":[1,', 1))
+    with pytest.raises(ReplayError, match=r"line \d+: .*str"):
+        list(read_event_log(path))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(an_instance_is_emptied(), tmp_path / "log.jsonl")
+    assert cli.run(["explain", str(path), "a"]) == 0
+    told = capsys.readouterr().out
+    for words in ("100 prompt tokens", "prefill of 100 tokens on 0 (DoP 1)", "pauses", "migrate from 0 to 1",
+                  "because: hold", "scales over: from 0 to 1", "decode iterations on 1", "ends: length"):  # fmt: skip
+        assert words in told
+    assert cli.run(["explain", str(path), "nobody"]) == 1
+    assert "no request 'nobody'" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""Machines fitted to timings: known figures come back, and published timings are met as closely as we say."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from longspan.config import SchedulerConfig
+from longspan.errors import ConfigError
+from longspan.profiler.fit import fit_cost_model
+from longspan.profiler.simulated import measure_simulated
+from longspan.sib import Deployment, Measurements, ScalingInformationBase, package_versions
+from longspan.simulator.calibration import Timing, calibrate
+from longspan.simulator.cost import IterationCost
+from longspan.simulator.fleet import Fleet
+from longspan.simulator.hardware import A40, A800_80G, FIGURES
+from longspan.simulator.machine import Machine
+from longspan.simulator.measured import measured_machine, measured_model, sib_timings
+from longspan.simulator.models import MODELS
+from longspan.simulator.published import a40_prefills, loongserve_figure_3, without_overlap
+
+
+def errors(machine: Machine, timings: list[Timing], kind: str) -> list[float]:
+    return [abs(timing.error(machine)) for timing in timings if kind in timing.label]
+
+
+def test_known_figures_come_back() -> None:
+    truth = without_overlap(A800_80G)
+    timings = [replace(timing, seconds=timing.predict(truth)) for timing in loongserve_figure_3(truth)]
+    distorted = replace(
+        truth,
+        efficiency=replace(truth.efficiency, matmul=0.4, memory=0.5, attention=0.9),
+        overheads=replace(truth.overheads, iteration_s=1e-2, layer_s=1e-5),
+    )
+    fitted = calibrate(distorted, FIGURES, timings)
+    assert max(abs(timing.error(fitted)) for timing in timings) < 1e-3
+    assert fitted.efficiency.matmul == pytest.approx(truth.efficiency.matmul, rel=0.02)
+    assert fitted.efficiency.memory == pytest.approx(truth.efficiency.memory, rel=0.02)
+
+
+def test_an_a800_takes_as_long_as_loongserve_measured() -> None:
+    """Worst: decodes of one request with 500,000 tokens, which too few heads share among too many cores."""
+    machine, timings = without_overlap(A800_80G), loongserve_figure_3(A800_80G)
+    prefills, decodes = errors(machine, timings, "prefill"), errors(machine, timings, "decode")
+    assert (len(prefills), len(decodes)) == (21, 21)
+    assert statistics.mean(prefills) < 0.02 and max(prefills) < 0.07
+    assert statistics.mean(decodes) < 0.07 and max(decodes) < 0.19
+
+
+def test_an_a40_takes_as_long_as_was_published() -> None:
+    machine, timings = without_overlap(A40), a40_prefills(A40)
+    assert statistics.mean(errors(machine, timings, "prefill")) < 0.08
+
+
+def test_the_figures_in_use_are_the_fitted_ones() -> None:
+    machine, timings = without_overlap(A800_80G), loongserve_figure_3(A800_80G)
+    fitted = calibrate(machine, FIGURES, timings)
+    assert fitted.efficiency.matmul == pytest.approx(machine.efficiency.matmul, rel=0.01)
+    assert fitted.efficiency.attention == pytest.approx(machine.efficiency.attention, rel=0.01)
+
+
+DEPLOYMENT = Deployment(
+    model="smollm2-135m", architecture="LlamaForCausalLM", num_layers=30, hidden_size=576, intermediate_size=1536,
+    num_heads=9, num_kv_heads=3, head_dim=64, vocab_size=49152, quantization="none", dtype="bfloat16", instances=2,
+    tp=1, executor="multiproc", device="cpu", processor="some", cores=2, kernels="some", threads_per_device=1,
+)  # fmt: skip
+
+
+def profiled(machine: Machine) -> ScalingInformationBase:
+    """What `longspan profile` would write there."""
+    config = SchedulerConfig(num_instances=2, kv_tokens=16384)
+    cost = IterationCost(Fleet(machine=machine, model=MODELS["smollm2-135m"], instances=2))
+    measurements = measure_simulated(cost, config, 8192)
+    return ScalingInformationBase(
+        deployment=DEPLOYMENT, versions=package_versions(), date="today", measurements=measurements,
+        cost_model=fit_cost_model(measurements, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("slower", "contention"), [(1.0, 0.0), (1000.0, 0.5)])
+def test_a_machine_from_its_profile(slower: float, contention: float) -> None:
+    """Whether a GPU, or a core of a small CPU that shares its memory."""
+    truth = replace(
+        A800_80G,
+        sheet=replace(
+            A800_80G.sheet, flops=A800_80G.sheet.flops / slower, link_bandwidth=A800_80G.sheet.link_bandwidth / slower,
+            memory_bandwidth=A800_80G.sheet.memory_bandwidth / slower,
+        ),
+        overheads=replace(A800_80G.overheads, contention=contention),
+    )  # fmt: skip
+    sib = profiled(truth)
+    machine = measured_machine(sib, Path("sib.json"))
+    found = [abs(timing.error(machine)) for timing in sib_timings(sib, machine)]
+    assert statistics.mean(found) < 0.03
+    # And it says what was never measured: another model, with longer prompts.
+    costs = [IterationCost(Fleet(machine=m, model=MODELS["qwen2.5-7b"], instances=2)) for m in (truth, machine)]
+    real, predicted = (cost.decode_alike(8, 20_000, 2) for cost in costs)
+    assert predicted == pytest.approx(real, rel=0.25)
+
+
+def test_the_profiled_model_is_the_one_in_the_file() -> None:
+    assert measured_model(DEPLOYMENT).shape == MODELS["smollm2-135m"].shape
+
+
+def test_a_profile_without_decodes_is_refused() -> None:
+    sib = profiled(A800_80G)
+    prefills = tuple(m for m in sib.measurements.iterations if m.shape.kind == "prefill")
+    broken = replace(sib, measurements=Measurements(iterations=prefills, migrations=()))
+    with pytest.raises(ConfigError, match=r"sib\.json holds no prefill or no decode"):
+        measured_machine(broken, Path("sib.json"))

@@ -1,0 +1,73 @@
+"""`longspan plan`, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from longspan.entrypoints.cli import run
+
+OPTIONS = {
+    "--input-len": "200:9000", "--output-len": "5:30", "--num-requests": "30", "--devices": "2", "--tp": "1,2",
+    "--ttft-slo-factor": "5", "--jobs": "1",
+}  # fmt: skip
+
+
+def plan(**changes: object) -> int:
+    options = OPTIONS | {f"--{name.replace('_', '-')}": str(value) for name, value in changes.items()}
+    return run(["plan", *(word for pair in options.items() for word in pair)])
+
+
+def answers(path: Path) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = json.loads(path.read_text())["answers"]
+    return found
+
+
+def test_the_highest_rates_best_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plan.json"
+    assert plan(policies="elastic_fcfs,replicated", json=file, jobs=2) == 0
+    assert "instances x tp" in capsys.readouterr().out
+    found = answers(file)
+    assert {(a["policy"], a["tp"]) for a in found} == {(p, tp) for p in ("elastic_fcfs", "replicated") for tp in (1, 2)}
+    rates = [a["rate"] for a in found]
+    assert rates == sorted(rates, reverse=True) and rates[0] > 0
+    assert all(a["attainment"] >= 0.9 and a["load"] > 0 for a in found if a["rate"])
+    first = file.read_bytes()
+    assert plan(policies="elastic_fcfs,replicated", json=file) == 0
+    assert file.read_bytes() == first
+
+
+def test_fewer_devices_are_enough_for_a_lower_rate(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+
+    def devices(rate: float) -> float:
+        code = plan(find="devices", rate=rate, tp=1, devices=4, policies="replicated", json=file)
+        needed = answers(file)[0]["devices"]
+        assert code == (0 if needed else 1)
+        return needed
+
+    assert devices(0.2) == 1 < devices(6)
+    assert devices(1000) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policies": "abacus"}, "there is no policy 'abacus'"),
+        ({"policies": ","}, "no policies are given"),
+        ({"tp": "two"}, "tp is 'two'"),
+        ({"tp": "16"}, "tp is 16, but there are 2 devices"),
+        ({"model": "llama-3-70b", "hardware": "a40"}, "does not fit"),
+        ({"attainment": "2"}, "attainment is 2.0"),
+        ({"devices": "0"}, "devices is 0"),
+        ({"num_requests": "1"}, "at least two, at different times"),
+    ],
+)
+def test_what_cannot_be_gets_one_line_and_code_2(
+    changes: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(**changes) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
