@@ -18,8 +18,8 @@ import torch
 from common import arguments, interleaved, paired_ratio, save, say
 from longspan.attention.backend import AttentionBackend, PagedSegment
 from longspan.attention.cpu import CpuBackend
-from longspan.attention.native.backend import NativeCpuBackend
-from longspan.attention.native.isa import available_isas
+from longspan.attention.native import NativeCpuBackend
+from longspan.native.isa import available_isas
 from longspan.worker.kv_pool import KVPool
 from machine_peak import MachinePeak
 

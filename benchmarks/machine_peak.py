@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from longspan.attention.native.build import built_library
-from longspan.attention.native.isa import Isa
+from longspan.native.build import built_library
+from longspan.native.isa import Isa
 
 _SOURCE = Path(__file__).with_name("machine_peak.cpp")
 

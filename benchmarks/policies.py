@@ -86,12 +86,11 @@ async def run(policy: str, loads: dict[str, list[TraceRequest]], options: Any) -
     for name, requests in loads.items():
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder, "events.jsonl")
-            engine = await AsyncLLM.start(
-                EngineConfig(
-                    policy=policy, instances=options.instances, threads_per_device=options.threads, dtype="bfloat16",
-                    kv_tokens=16_384, event_log=log, sib=Path(options.sib) if options.sib else None,
-                )  # fmt: skip
-            )
+            config = EngineConfig(
+                policy=policy, instances=options.instances, threads_per_device=options.threads, dtype="bfloat16",
+                kv_tokens=16_384, event_log=log, sib=Path(options.sib) if options.sib else None,
+            )  # fmt: skip
+            engine = await AsyncLLM.start(config)
             records = await play(engine, requests)
             await engine.close()
             metrics = asdict(measure(records, long_threshold=LONG))

@@ -183,7 +183,8 @@ def quantization() -> str:
         table(
             ["threads", "what", "none", "gguf", "int8"],
             [[name.partition(" ")[0], what, *(f"{milliseconds(v[side])} ({v[side]['times_as_fast_as_none']:.2f})"
-              for side in ("none", "gguf", "int8"))] for name, figures in threads.items() for what, v in figures.items()],
+              for side in ("none", "gguf", "int8"))]
+             for name, figures in threads.items() for what, v in figures.items()],
         ),
         "Quality: perplexity, and over that of fp32 with the same weights:\n",
         origin(quality),

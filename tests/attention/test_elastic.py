@@ -13,12 +13,12 @@ from longspan.attention.backend import AttentionBackend
 from longspan.attention.cpu import CpuBackend
 from longspan.attention.elastic import ElasticAttention
 from longspan.attention.layout import plan_layout, positions_of
-from longspan.attention.native.backend import NativeCpuBackend
-from longspan.attention.native.build import BuildError
-from longspan.attention.native.isa import available_isas
+from longspan.attention.native import NativeCpuBackend
 from longspan.attention.reference import ReferenceBackend
 from longspan.core.actions import KVRange, RunBatch, Segment
 from longspan.distributed.local import LocalTransport, LocalWorld
+from longspan.native.build import BuildError
+from longspan.native.isa import available_isas
 from longspan.worker.kv_pool import KVPool
 from tests.threads import in_threads
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from longspan.attention.backend import PagedSegment
 from longspan.attention.cpu import CpuBackend
-from longspan.attention.native.backend import NativeCpuBackend, cpu_backend
-from longspan.attention.native.build import BuildError
-from longspan.attention.native.isa import Isa, available_isas
-from longspan.attention.native.library import best_library, load, openmp_parallel
+from longspan.attention.native import NativeCpuBackend, cpu_backend
 from longspan.attention.partial import Partial
 from longspan.attention.reference import ReferenceBackend
+from longspan.native.build import BuildError
+from longspan.native.isa import Isa, available_isas
+from longspan.native.library import best_library, load, openmp_parallel
 
 # A weight is rounded to bf16 before it meets V, by a relative 2^-9; the exponential's polynomial is good to 1e-4.
 OUT_TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 1.2e-2}

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.attention.native.build import BuildError
-from longspan.attention.native.elementwise import NativeElementwise
-from longspan.attention.native.isa import available_isas
-from longspan.attention.native.library import load
 from longspan.layers.activation import silu_and_mul
 from longspan.layers.norm import rms_norm
 from longspan.layers.rotary import rotate
+from longspan.native.build import BuildError
+from longspan.native.elementwise import NativeElementwise
+from longspan.native.isa import available_isas
+from longspan.native.library import load
 
 DTYPES = st.sampled_from([torch.bfloat16, torch.float32])
 ROWS = st.one_of(st.just(1), st.integers(1, 60), st.integers(1, 2000))

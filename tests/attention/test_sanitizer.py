@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from longspan.attention.native.build import BuildError, compile_source
-from longspan.attention.native.isa import Isa, available_isas
+from longspan.native.build import BuildError, compile_source
+from longspan.native.isa import Isa, available_isas
 
 DRIVER = Path(__file__).with_name("sanitizer_driver.cpp")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")

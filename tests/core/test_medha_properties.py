@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -38,11 +39,12 @@ settings_of_chunking = st.fixed_dictionaries(
 class Tally(Driver):
     """Counts who moved or was preempted for a waiting request: of two, one for the other, at most once."""
 
-    pairs: Counter[tuple[str, str]]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pairs: Counter[tuple[str, str]] = Counter()
 
     def handle(self, event: Event) -> list[Action]:
         actions = super().handle(event)
-        self.pairs = getattr(self, "pairs", Counter())
         for decision in self.why[-1]:
             if decision.step in ("preempt for", "move for"):
                 victim, beneficiary = decision.request_ids

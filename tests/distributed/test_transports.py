@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.attention.native.library import best_library
-from longspan.attention.native.mail import NativeMail
 from longspan.distributed.local import LocalTensorParallel, LocalTransport, LocalWorld
 from longspan.distributed.shared_memory import Mail, PlainMail, SharedMemoryTensorParallel, SharedMemoryTransport
 from longspan.distributed.transport import Transport
+from longspan.native.library import best_library
+from longspan.native.mail import NativeMail
 from tests.threads import in_threads
 
 WORLD, CAPACITY = 3, 1000

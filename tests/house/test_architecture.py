@@ -19,6 +19,7 @@ FLOORS = [
     ["core"],
     ["outputs", "workload", "metrics", "sib"],
     ["simulator"],
+    ["native"],
     ["distributed"],
     ["attention"],
     ["layers"],
@@ -30,7 +31,7 @@ FLOORS = [
     ["entrypoints"],
     ["__init__", "__main__"],
 ]
-TORCH_FLOORS = {"distributed", "attention", "layers", "models", "worker"}
+TORCH_FLOORS = {"native", "distributed", "attention", "layers", "models", "worker"}
 WITHOUT_TORCH = ["core", "core.scheduler", "core.policies", "metrics.event_log", "models.config",
                  "models.catalog", "worker.messages", "executor.base", "executor.multiproc",
                  "engine.async_llm", "profiler.profile", "simulator.simulator",

@@ -11,7 +11,6 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from longspan.attention.native.quantized_linear import NativeQuantizedLinear
 from longspan.engine.tokenizer import Tokenizer
 from longspan.errors import ModelError, UnsupportedModelError
 from longspan.layers.quantized_linear import PlainQuantizedLinear
@@ -20,6 +19,7 @@ from longspan.models.catalog import ResolvedModel
 from longspan.models.config import load_model_config
 from longspan.models.gguf_file import ArrayLength, GGUFFile
 from longspan.models.gguf_weights import GGUFWeights
+from longspan.native.quantized_linear import NativeQuantizedLinear
 
 from .tiny import CONFIGS, SIZES, heads, hf_logits, load, make_model, our_logits
 from .write_gguf import write_gguf

@@ -12,10 +12,6 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from longspan.attention.native.build import BuildError
-from longspan.attention.native.isa import Isa, available_isas
-from longspan.attention.native.library import load
-from longspan.attention.native.linear import NativeLinear, covers
 from longspan.layers.activation import silu_and_mul
 from longspan.layers.embedding import embed, embed_share
 from longspan.layers.linear import Linear, PackedLinear, PlainLinear, _can_pack
@@ -23,6 +19,10 @@ from longspan.layers.logits import settle_near_ties_
 from longspan.layers.norm import rms_norm
 from longspan.layers.rope_config import RopeConfig
 from longspan.layers.rotary import inverse_frequencies, rotary_angles, rotate
+from longspan.native.build import BuildError
+from longspan.native.isa import Isa, available_isas
+from longspan.native.library import load
+from longspan.native.linear import NativeLinear, covers
 
 LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}  # fmt: skip

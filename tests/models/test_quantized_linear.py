@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.attention.native.build import BuildError
-from longspan.attention.native.isa import available_isas
-from longspan.attention.native.library import Library, load
-from longspan.attention.native.quantized_linear import NativeQuantizedLinear, covers
 from longspan.layers.quantized_linear import PlainQuantizedLinear, QuantizedMatrix, quantised_int8
+from longspan.native.build import BuildError
+from longspan.native.isa import available_isas
+from longspan.native.library import Library, load
+from longspan.native.quantized_linear import NativeQuantizedLinear, covers
 
 # Few rows multiply by the quants themselves, whose sums only fp32 rounds. For more a weight is rounded to x's dtype.
 FEW = 18

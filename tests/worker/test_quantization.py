@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from longspan import LLM, SamplingParams
-from longspan.attention.native.isa import ISA_VARIABLE, Isa, available_isas
-from longspan.attention.native.library import best_library
 from longspan.errors import ConfigError
 from longspan.layers.quantized_linear import quantized_kernels_serve
 from longspan.models.catalog import ResolvedModel
+from longspan.native.isa import ISA_VARIABLE, Isa, available_isas
+from longspan.native.library import best_library
 from longspan.outputs import Completion
 from longspan.worker.device import resolve_quantization
 

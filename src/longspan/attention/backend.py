@@ -56,7 +56,7 @@ def backend_for(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
 
         return CudaBackend()
     if device.type == "cpu":
-        from longspan.attention.native.backend import cpu_backend
+        from longspan.attention.native import cpu_backend
 
         return cpu_backend()
     from longspan.attention.reference import ReferenceBackend

@@ -22,9 +22,9 @@ from typing import Protocol
 
 import torch
 
-from longspan.attention.native.library import best_library
-from longspan.attention.native.mail import NativeMail
 from longspan.distributed.transport import Exchange, NothingToWaitFor
+from longspan.native.library import best_library
+from longspan.native.mail import NativeMail
 
 CAPACITY = 16 << 20  # bytes of a channel's buffer; untouched pages cost nothing
 _COUNTER_BYTES, _CACHE_LINE = 4096, 64  # one page: the counters lie a cache line apart in it

@@ -10,11 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from longspan.attention.native.elementwise import NativeElementwise, covers
-from longspan.attention.native.library import best_library
 from longspan.layers.activation import silu_and_mul
 from longspan.layers.norm import rms_norm
 from longspan.layers.rotary import rotate
+from longspan.native.elementwise import NativeElementwise, covers
+from longspan.native.library import best_library
 
 
 class Elementwise(Protocol):

@@ -1,6 +1,6 @@
 """y = x W^T + b, with the weight laid out as the device multiplies fastest.
 
-On a CPU our own kernel (attention/native/csrc/linear.h) reads a packed weight in order: at one row, where memory is
+On a CPU our own kernel (native/csrc/linear.h) reads a packed weight in order: at one row, where memory is
 the limit, it is 1.4 to 1.9 times as fast as oneDNN with a packed weight of its own, and no slower at any number of
 rows. That in turn is about twice as fast as `F.linear`, which lays the weight out anew at every call.
 
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longspan.attention.native.library import best_library
-from longspan.attention.native.linear import NativeLinear, covers
+from longspan.native.library import best_library
+from longspan.native.linear import NativeLinear, covers
 
 
 class Linear(Protocol):

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longspan.attention.native.library import best_library
-from longspan.attention.native.quantized_linear import GROUP, NativeQuantizedLinear, covers
 from longspan.layers.linear import Linear
+from longspan.native.library import best_library
+from longspan.native.quantized_linear import GROUP, NativeQuantizedLinear, covers
 
 
 @dataclass(frozen=True, slots=True)

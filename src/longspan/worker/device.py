@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from longspan.attention.native.library import best_library
 from longspan.config import Device, DType, Quantization, TransportName
 from longspan.distributed import shared_memory
 from longspan.errors import ConfigError
 from longspan.layers.quantized_linear import quantized_kernels_serve
 from longspan.models.weights import WeightFormat
+from longspan.native.library import best_library
 
 _KV_SHARE_CPU = 0.4  # of the free memory; the rest is the system's, activations', and other programs'
 _KV_SHARE_CUDA = 0.85

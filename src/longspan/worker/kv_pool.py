@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from longspan.attention.native.elementwise import NativeElementwise
-from longspan.attention.native.library import best_library
+from longspan.native.elementwise import NativeElementwise
+from longspan.native.library import best_library
 
 _MANY_ROWS = 32  # from here on our own copy is faster than torch's
 _LARGE_PAGE = 2 << 20

@@ -75,7 +75,7 @@ def free_to_start(
     if growing and not any(state.cluster[number].unreserved for number in idle):
         roomiest = max(state.cluster.instances, key=lambda instance: (instance.unreserved, -instance.id))
         if roomiest.unreserved:
-            bonds += [(*span(state, request), roomiest.id) for request in growing]
+            bonds += [tuple({*span(state, request), roomiest.id}) for request in growing]
     leader = connect(len(state.cluster), bonds)
     waiting = {leader[instance.id] for instance in state.cluster.instances if not instance.is_idle}
     return {number for number in idle if leader[number] not in waiting}

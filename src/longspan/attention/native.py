@@ -12,9 +12,9 @@ import torch
 
 from longspan.attention.backend import AttentionBackend, PagedPlan, PagedSegment
 from longspan.attention.cpu import CpuBackend
-from longspan.attention.native.isa import Isa
-from longspan.attention.native.library import Library, SegmentStruct, best_library, load
 from longspan.attention.partial import Partial
+from longspan.native.isa import Isa
+from longspan.native.library import Library, SegmentStruct, best_library, load
 
 _HEAD_DIM_STEP, _HEAD_DIM_MOST = 32, 256  # csrc/kv_rows.h
 _DTYPES = (torch.bfloat16, torch.float32)

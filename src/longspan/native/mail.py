@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from longspan.attention.native.library import Library, MessageStruct
+from longspan.native.library import Library, MessageStruct
 
 
 class NativeMail:

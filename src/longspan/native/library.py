@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from longspan.attention.native.build import BuildError, built_library
-from longspan.attention.native.isa import Isa, wanted_isas
+from longspan.native.build import BuildError, built_library
+from longspan.native.isa import Isa, wanted_isas
 
 logger = logging.getLogger(__name__)
 

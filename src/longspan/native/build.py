@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from longspan.attention.native.isa import Isa
 from longspan.cache import cache_dir
+from longspan.native.isa import Isa
 
 logger = logging.getLogger(__name__)
 

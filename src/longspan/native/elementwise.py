@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longspan.attention.native.library import Library
+from longspan.native.library import Library
 
 _STEP = 64
 

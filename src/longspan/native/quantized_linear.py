@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longspan.attention.native.isa import Isa
-from longspan.attention.native.library import Library
+from longspan.native.isa import Isa
+from longspan.native.library import Library
 
 GROUP = 32
 """Inputs that share a scale; `kGroup` in csrc/quantized_linear.h."""
