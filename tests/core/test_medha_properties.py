@@ -17,6 +17,8 @@ from longspan.core.events import Event, RequestArrived
 from longspan.core.load import batch_seconds
 from longspan.core.policies.medha.policy import Medha
 from longspan.core.policies.medha.predictor import Predictor
+from longspan.core.policies.medha.pressure import Concessions
+from longspan.core.request import Request
 from longspan.core.scheduler import Scheduler
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 from longspan.workload.playback import Work, play
@@ -154,6 +156,43 @@ def test_a_long_prompt_half_done_gives_way_for_memory() -> None:
     assert driver.scheduler.stats().num_preemptions == 1
     driver.finish()
     assert driver.scheduler.stats().num_preemptions == 1
+
+
+def test_it_gives_way_only_if_it_can_afford_to_begin_again() -> None:
+    """A token takes 1 ms, an iteration 50. The short one is above the long one from its arrival on, but above the long
+    one undone only from 0.65 s on: slack over work is (3.44 - t) / 0.3 against (9.1 - t) / 0.9."""
+    model = scaling_model(
+        1, fixed=0.0, fixed_step=0.0, per_token=1e-3, per_pair=0.0, decode_fixed=0.0, decode_step=0.0, per_request=0.0
+    )
+    config = SchedulerConfig(num_instances=1, kv_tokens=1000, policy="medha", tpot_slo_s=0.05001)
+    preempted: list[float] = []
+
+    def on_step(now: float, event: Event, actions: list[Action]) -> None:
+        preempted.extend(now for action in actions if isinstance(action, FreeKV) and action.reason == "preempted")
+
+    played = play(
+        Scheduler(config, cost_model=model),
+        [
+            (0.0, RequestArrived("long", 900, 1, ServiceLevel(ttft_s=10.0))),
+            (0.44, RequestArrived("short", 300, 1, ServiceLevel(ttft_s=3.30))),
+        ],
+        lambda work: batch_seconds(work, model) if isinstance(work, RunBatch) else 0.0,
+        on_step,
+    )
+    assert preempted == [pytest.approx(0.65)]
+    assert all(request.ended for request in played.values())
+
+
+def test_of_two_one_gives_way_once_and_the_other_never() -> None:
+    state = Driver(SchedulerConfig(num_instances=1)).scheduler._state
+    concessions = Concessions()
+    a, b, c = (Request(name, 10, 1, 0.0, number) for number, name in enumerate("abc"))
+    for request in (a, b, c):
+        state.waiting.add(request)
+    assert concessions.allow(a, b)
+    concessions.note(a, b, state)
+    assert not concessions.allow(a, b) and not concessions.allow(b, a)
+    assert concessions.allow(a, c) and concessions.allow(b, c)
 
 
 def test_it_is_moved_where_another_instance_has_room() -> None:
