@@ -65,7 +65,7 @@ class RingLayout:
 
     next: int
     previous: int
-    own_rows: torch.Tensor
+    own_rows: slice | torch.Tensor
     rounds: list[RingRound]
 
 
@@ -102,7 +102,7 @@ class BatchLayout:
     rows: list[SegmentRows]
     solo: list[slice]
     local: list[PagedSegment]
-    own_rows: torch.Tensor
+    own_rows: slice | torch.Tensor
     own_slots: torch.Tensor
     ring: RingLayout | None
     asks: list[Asks]
@@ -146,10 +146,10 @@ def plan_layout(batch: RunBatch, instance: int, book: SlotBook, device: torch.de
             continue
         if len(segment.compute) == 1:
             ((_, slots),) = kept[segment.request_id]
-            own_rows.append(torch.arange(part.start, part.stop))
+            own_rows.append(part)
             own_slots.append(slots)
             if segment.length == 1:  # a lone token meets itself in the pool
-                context = slots if context is None else torch.cat([context, slots])
+                context = book.held(segment.request_id)
             else:
                 solo.append(slice(part.start, part.stop))
         if context is not None:
@@ -159,7 +159,7 @@ def plan_layout(batch: RunBatch, instance: int, book: SlotBook, device: torch.de
         rows=rows,
         solo=solo,
         local=local,
-        own_rows=_concat(own_rows, device),
+        own_rows=_row_index(own_rows, device),
         own_slots=_concat(own_slots, device),
         ring=_ring(batch, instance, rows, kept, device),
         asks=list(_asks(batch, instance, rows, device)),
@@ -235,7 +235,7 @@ def _ring(
     return RingLayout(
         next=order[(place + 1) % size],
         previous=order[(place - 1) % size],
-        own_rows=_concat([torch.arange(part.start, part.stop) for part in striped], device),
+        own_rows=_row_index(striped, device),
         rounds=rounds,
     )
 
@@ -267,6 +267,8 @@ def _answers(batch: RunBatch, instance: int, held: dict[str, torch.Tensor]) -> I
 
 def _row_index(parts: list[SegmentRows], device: torch.device) -> slice | torch.Tensor:
     """A slice where the rows lie side by side: it copies nothing."""
+    if not parts:
+        return slice(0, 0)
     if all(one.stop == next_.start for one, next_ in pairwise(parts)):
         return slice(parts[0].start, parts[-1].stop)
     return _concat([torch.arange(part.start, part.stop) for part in parts], device)

@@ -14,7 +14,7 @@ constexpr int64_t kMaxTileRows = 384;  // packed K and V are used by so many row
 constexpr int64_t kMinTileRows = 48;
 constexpr int64_t kMinSplitKeys = 512;
 constexpr int64_t kItemsPerThread = 4;
-constexpr int64_t kWorthAThread = 1 << 20;  // of `cost`: about 20 microseconds
+constexpr int64_t kWorthAThread = 1 << 16;  // of `cost`: about 20 microseconds
 
 class Schedule {
 public:
@@ -141,7 +141,9 @@ void attend(const Attention& job) {
         for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < schedule.items.size();) {
             const Item& item = schedule.items[i];
             Tile& tile = schedule.tiles[static_cast<size_t>(item.tile)];
-            runner.run(tile, item);
+            const size_t then = i + static_cast<size_t>(schedule.threads());
+            const Item* following = then < schedule.items.size() ? &schedule.items[then] : nullptr;
+            runner.run(tile, item, following ? &schedule.tiles[static_cast<size_t>(following->tile)] : nullptr, following);
             if (tile.splits == 1) {
                 write_rows(job, tile, runner.rows());
                 continue;

@@ -50,8 +50,9 @@ class ItemRunner {
 public:
     explicit ItemRunner(const Attention& job) : job_(job), dim_(job.head_dim), depth_(job.head_dim / L::kPair) {}
 
-    // The result is in rows() until the next call.
-    void run(const Tile& tile, const Item& item) {
+    // The result is in rows() until the next call. `following` is what this thread will probably run next, or null:
+    // its first keys are asked for while the last ones of this item are worked on.
+    void run(const Tile& tile, const Item& item, const Tile* following_tile, const Item* following) {
         tile_ = &tile;
         num_rows_ = tile.tokens * job_.group();
         reserve();
@@ -59,16 +60,14 @@ public:
         std::fill_n(rows_.out, num_rows_ * dim_, 0.0f);
         std::fill_n(rows_.softmax, num_rows_, SoftmaxRow{});
 
-        const Segment& segment = *tile.segment;
-        const T* k = static_cast<const T*>(job_.k) + tile.kv_head * job_.k_head;
-        const T* v = static_cast<const T*>(job_.v) + tile.kv_head * job_.v_head;
-        const KVRows<T> all_keys{k, job_.k_key, segment.slots, segment.keys};
-        const KVRows<T> all_values{v, job_.v_key, segment.slots, segment.keys};
-        if (num_rows_ <= kInPlaceRows) return run_in_place(item, all_keys, all_values);
+        const Source mine = source(tile, item);
+        if (num_rows_ <= kInPlaceRows) {
+            return run_in_place(mine, following ? source(*following_tile, *following) : Source{});
+        }
         const int64_t step = block_keys(dim_);
-        for (int64_t key = item.key_begin; key < item.key_end; key += step) {
-            const int64_t count = std::min(step, item.key_end - key);
-            packed_block(key, all_keys.from(key, count), all_values.from(key, count));
+        for (int64_t key = mine.begin; key < mine.end; key += step) {
+            const int64_t count = std::min(step, mine.end - key);
+            packed_block(key, mine.keys.from(key, count), mine.values.from(key, count));
         }
     }
 
@@ -77,6 +76,20 @@ public:
 private:
     static constexpr int64_t kPanel = L::kTileVectors * L::kWidth;
     static constexpr int64_t kMostRows = std::max(kTileRows, kInPlaceRows);  // whose scores are there at once
+
+    // An item's keys [begin, end), among all of its tile's.
+    struct Source {
+        KVRows<T> keys, values;
+        int64_t begin, end;
+    };
+
+    Source source(const Tile& tile, const Item& item) const {
+        const Segment& segment = *tile.segment;
+        const T* k = static_cast<const T*>(job_.k) + tile.kv_head * job_.k_head;
+        const T* v = static_cast<const T*>(job_.v) + tile.kv_head * job_.v_head;
+        return {{k, job_.k_key, segment.slots, segment.keys}, {v, job_.v_key, segment.slots, segment.keys},
+                item.key_begin, item.key_end};
+    }
 
     void reserve() {
         const int64_t panels = block_keys(dim_) * depth_;
@@ -121,16 +134,19 @@ private:
     }
 
     // Of two blocks one is worked on, and the other one on its way. In the order of their use: keys, values, next keys,
-    // next values; each asks for those two places after it, and once more for those that come next.
-    void run_in_place(const Item& item, const KVRows<T>& all_keys, const KVRows<T>& all_values) {
+    // next values; each asks for those two places after it, and once more for those that come next. After the last block
+    // comes the first one of what follows.
+    void run_in_place(const Source& mine, const Source& following) {
         BlockRows<T> keys[2], values[2];
         const auto find = [&](int which, int64_t key) {
-            keys[which].find(all_keys, key, item.key_end);
-            values[which].find(all_values, key, item.key_end);
+            const Source& from = key < mine.end ? mine : following;
+            const int64_t first = key < mine.end ? key : following.begin;
+            keys[which].find(from.keys, first, from.end);
+            values[which].find(from.values, first, from.end);
         };
-        find(0, item.key_begin);
+        find(0, mine.begin);
         int now = 0;
-        for (int64_t key = item.key_begin; key < item.key_end; key += kInPlaceKeys, now = 1 - now) {
+        for (int64_t key = mine.begin; key < mine.end; key += kInPlaceKeys, now = 1 - now) {
             const int next = 1 - now;
             find(next, key + kInPlaceKeys);
             float factor[kInPlaceRows];
