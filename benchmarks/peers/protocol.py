@@ -9,9 +9,9 @@ Requests come on stdin and replies go to stdout, one JSON object a line; the eng
                                                                 {"seconds": wall, "prefill_seconds": wall}
 
 `prefill` is one request of N random token ids that asks for one token. `decode` is B requests of C random ids that
-ask for K + 1 tokens each; `prefill_seconds` is the same with one token asked for, measured just before, so that
-`B * K / (seconds - prefill_seconds)` are the decoded tokens per second. What fails is answered with {"error": "..."}.
-The end of stdin ends it.
+ask for K + 1 tokens each; `prefill_seconds` is the part until all have their first, or, where the engine does not tell,
+the same with one token asked for, measured just after: `B * K / (seconds - prefill_seconds)` are the decoded tokens per
+second. What fails is answered with {"error": "..."}. The end of stdin ends it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ VOCABULARY = 49152
 """Token ids are drawn below this: the vocabulary of SmolLM2."""
 
 Prompt = list[int]
-Generate = Callable[[list[Prompt], int], float]
-"""Runs the prompts, asking for so many tokens each, and returns the wall time in seconds."""
+Generate = Callable[[list[Prompt], int], tuple[float, float | None]]
+"""Runs the prompts, asking for so many tokens each; seconds until the end, and, if known, until all had their first."""
 
 
 def random_prompts(seed: int, count: int, length: int) -> list[Prompt]:
@@ -42,12 +42,11 @@ def answer(request: dict[str, Any], generate: Generate) -> dict[str, float]:
     seed = int(request.get("seed", 0))
     match request["op"]:
         case "prefill":
-            return {"seconds": generate(random_prompts(seed, 1, int(request["tokens"])), 1)}
+            return {"seconds": generate(random_prompts(seed, 1, int(request["tokens"])), 1)[0]}
         case "decode":
             prompts = random_prompts(seed, int(request["batch"]), int(request["context"]))
-            prefill_seconds = generate(prompts, 1)
-            seconds = generate(prompts, int(request["steps"]) + 1)
-            return {"seconds": seconds, "prefill_seconds": prefill_seconds}
+            seconds, prefill_seconds = generate(prompts, int(request["steps"]) + 1)
+            return {"seconds": seconds, "prefill_seconds": prefill_seconds or generate(prompts, 1)[0]}
         case op:
             raise ValueError(f"unknown op {op!r}")
 

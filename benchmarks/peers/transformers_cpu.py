@@ -21,7 +21,7 @@ def load(folder: str, threads: int) -> tuple[Generate, dict[str, Any]]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
     @torch.inference_mode()
-    def generate(prompts: list[Prompt], tokens: int) -> float:
+    def generate(prompts: list[Prompt], tokens: int) -> tuple[float, None]:
         begin = time.perf_counter()
         ids = torch.tensor(prompts)
         out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens,
@@ -29,7 +29,7 @@ def load(folder: str, threads: int) -> tuple[Generate, dict[str, Any]]:
         seconds = time.perf_counter() - begin
         if out.shape[1] != ids.shape[1] + tokens:
             raise RuntimeError(f"asked for {tokens} tokens, got {out.shape[1] - ids.shape[1]}")
-        return seconds
+        return seconds, None
 
     return generate, {"version": transformers.__version__, "threads": threads}
 

@@ -69,7 +69,7 @@ def load(model: str, max_model_len: int) -> tuple[Generate, dict[str, Any]]:
         enable_prefix_caching=False,
     )
 
-    def generate(prompts: list[Prompt], tokens: int) -> float:
+    def generate(prompts: list[Prompt], tokens: int) -> tuple[float, None]:
         sampling = vllm.SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         start = time.perf_counter()
         outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
@@ -77,7 +77,7 @@ def load(model: str, max_model_len: int) -> tuple[Generate, dict[str, Any]]:
         lengths = [len(output.outputs[0].token_ids) for output in outputs]
         if lengths != [tokens] * len(prompts):
             raise RuntimeError(f"asked for {tokens} tokens each, got {lengths}")
-        return seconds
+        return seconds, None
 
     return generate, {"version": vllm.__version__, "threads": torch.get_num_threads()}
 

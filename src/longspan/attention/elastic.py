@@ -14,6 +14,7 @@ Shapes: T rows of this instance, P of a peer's, B tokens of a ring block, H quer
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +24,10 @@ import torch
 
 from longspan.attention.backend import AttentionBackend, PagedPlan
 from longspan.attention.layout import BatchLayout, RingLayout
+from longspan.attention.native import NativePlan
 from longspan.attention.partial import Accumulator, Partial
 from longspan.distributed.transport import Transport
+from longspan.native.library import SegmentStruct
 
 
 class KVStore(Protocol):
@@ -37,6 +40,16 @@ class KVStore(Protocol):
     def write(self, layer: int, slots: torch.Tensor, k_TGK: torch.Tensor, v_TGK: torch.Tensor) -> None:
         """Put the rows into the slots."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoneTokens:
+    """A decode step that meets nobody. slots_T: where its KV goes. segments: what each attends to, itself included."""
+
+    store: KVStore
+    slots_T: torch.Tensor
+    segments: ctypes.Array[SegmentStruct]
+    scale: float
 
 
 class ElasticAttention:
@@ -66,6 +79,20 @@ class ElasticAttention:
         self.local: PagedPlan | None = backend.plan_paged(layout.local) if layout.local else None
         self.answers = [(a, backend.plan_paged(a.segments)) for a in layout.answers]
         self.buffers: _Buffers | None = None
+
+    def lone_tokens(self) -> LoneTokens | None:
+        """All of this instance's part, if it is one token of each request, and all context is here.
+
+        None elsewhere, and where the backend's plan is not native.
+        """
+        layout = self.layout
+        if layout.solo or layout.ring or layout.asks or layout.answers or len(layout.own_slots) != layout.num_rows:
+            return None
+        if not isinstance(self.local, NativePlan) or len(self.local.structs) != layout.num_rows:
+            return None
+        k_GNK, _ = self.store.layer(0)
+        self.local.check_slots(k_GNK.shape[1])
+        return LoneTokens(self.store, layout.own_slots, self.local.structs, self.scale)
 
     def __call__(
         self, layer: int, q_THK: torch.Tensor, k_TGK: torch.Tensor, v_TGK: torch.Tensor

@@ -57,7 +57,7 @@ class NativeCpuBackend:
         return result
 
     def plan_paged(self, segments: Sequence[PagedSegment]) -> PagedPlan:
-        return _NativePlan(self, segments)
+        return NativePlan(self, segments)
 
     def merge_rows_(self, result: Partial, rows: slice | torch.Tensor, part: Partial) -> None:
         tensors = (*result, *part)
@@ -93,7 +93,7 @@ class NativeCpuBackend:
             raise MemoryError("no memory for attention's scratch")
 
 
-class _NativePlan:
+class NativePlan:
     """The segments as the kernel reads them; the slots' tensors are kept alive here."""
 
     def __init__(self, backend: NativeCpuBackend, segments: Sequence[PagedSegment]) -> None:
@@ -114,8 +114,7 @@ class _NativePlan:
         if not _covers(q_THK, k_GNK, v_GNK):
             self.twin = self.twin or self.backend.twin.plan_paged(self.segments)
             return self.twin.attend(q_THK, k_GNK, v_GNK, scale)
-        if k_GNK.shape[1] != self.pool_slots:  # in the first layer of a batch
-            self._check_slots(k_GNK.shape[1])
+        self.check_slots(k_GNK.shape[1])
         result = _uninitialised(q_THK)
         if self.num_rows < len(q_THK):  # rows outside every segment
             result.out_THK.zero_()
@@ -124,8 +123,13 @@ class _NativePlan:
             self.backend._attend(result, q_THK, k_GNK, v_GNK, self.structs, causal=False, scale=scale)
         return result
 
-    def _check_slots(self, pool_slots: int) -> None:
-        """The kernels follow slots unchecked. Raises IndexError, as the twin does, where one is outside the pool."""
+    def check_slots(self, pool_slots: int) -> None:
+        """The kernels follow slots unchecked: once for each plan, in its first layer, they are checked here.
+
+        Raises IndexError, as the twin does, where one is outside the pool.
+        """
+        if pool_slots == self.pool_slots:
+            return
         if not self.backend.library.slots_within(ctypes.addressof(self.structs), len(self.structs), pool_slots):
             raise IndexError(f"a slot of the context is outside the pool's {pool_slots}")
         self.pool_slots = pool_slots

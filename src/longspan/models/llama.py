@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longspan.attention.elastic import ElasticAttention
 from longspan.distributed.tensor_parallel import TensorParallelGroup
 from longspan.layers.elementwise import elementwise_for
 from longspan.layers.embedding import embed, embed_share
@@ -25,6 +26,7 @@ from longspan.layers.rotary import inverse_frequencies, rotary_angles
 from longspan.models.architecture import ModelConfig
 from longspan.models.sharding import TensorParallelShard, width
 from longspan.models.weights import CheckedReader, MatrixPart, WeightFormat, WeightSource
+from longspan.native.decoder import NativeDecoder
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """attention(layer, q_THK, k_TGK, v_TGK) -> out_THK. q, k are rotated; all are strided views; T may be 0."""
@@ -69,6 +71,11 @@ class LlamaModel:
         sizes = config.hidden_size, config.head_dim, width(shard.intermediate)
         self.ops = elementwise_for(embedding_VD.device, embedding_VD.dtype, *sizes)
         self.frequencies_R = inverse_frequencies(config.rope, config.head_dim).to(embedding_VD.device)
+        # A decode step that meets nobody runs all layers in one call; `forward` says what they do.
+        self.decoder = NativeDecoder.of(
+            layers, shard.num_query_heads, shard.num_kv_heads, config.head_dim, width(shard.intermediate),
+            config.rms_norm_eps,
+        )  # fmt: skip
 
     @classmethod
     def load(
@@ -115,6 +122,10 @@ class LlamaModel:
         x_TD = self._embed(token_ids_T, tp)
         cos_T1R, sin_T1R = rotary_angles(positions_T, self.frequencies_R)
         eps, ops = self.config.rms_norm_eps, self.ops
+        lone = attention.lone_tokens() if isinstance(attention, ElasticAttention) and tp.size == 1 else None
+        if lone is not None and self.decoder is not None:
+            mlp_TD = self.decoder(x_TD, cos_T1R, sin_T1R, lone.store, lone.slots_T, lone.segments, lone.scale)
+            return self._logits(x_TD[emit_rows_E] + mlp_TD[emit_rows_E], tp)
         normed_TD = ops.rms_norm(x_TD, self.layers[0].attention_norm_D, eps)
         for i, layer in enumerate(self.layers):
             q_THK, k_TGK, v_TGK = self._qkv(layer, normed_TD, cos_T1R, sin_T1R)

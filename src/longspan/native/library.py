@@ -31,6 +31,32 @@ class MessageStruct(ctypes.Structure):
     _fields_ = (("rank", _int64), ("outgoing", _int64), ("data", _pointer), ("bytes", _int64), ("number", _int64))
 
 
+class MatrixStruct(ctypes.Structure):
+    """`Matrix` in csrc/decoder.h."""
+
+    _fields_ = (("packed", _pointer), ("bias", _pointer), ("outputs", _int64), ("inputs", _int64), ("bits", _int64))
+
+
+class DecoderLayerStruct(ctypes.Structure):
+    """`DecoderLayer` in csrc/decoder.h."""
+
+    _fields_ = (
+        ("attention_norm", _pointer), ("qkv", MatrixStruct), ("qk_norm", _pointer), ("attention_out", MatrixStruct),
+        ("mlp_norm", _pointer), ("gate_up", MatrixStruct), ("down", MatrixStruct), ("k", _pointer), ("v", _pointer),
+    )  # fmt: skip
+
+
+class DecodeStepStruct(ctypes.Structure):
+    """`DecodeStep` in csrc/decoder.h."""
+
+    _fields_ = (
+        ("x", _pointer), ("mlp", _pointer), ("cosines", _pointer), ("sines", _pointer), ("slots", _pointer),
+        ("segments", _pointer), ("layers", _pointer), ("num_layers", _int64), ("tokens", _int64), ("hidden", _int64),
+        ("heads", _int64), ("kv_heads", _int64), ("head_dim", _int64), ("intermediate", _int64),
+        ("pool_head", _int64), ("pool_slot", _int64), ("eps", _float), ("scale", _float), ("threads", _int),
+    )  # fmt: skip
+
+
 class Library:
     """Functions of the C interface; each gives up the GIL while it runs. See csrc/library.cpp for what they take."""
 
@@ -68,6 +94,8 @@ class Library:
         self.write_slots.argtypes = [_pointer, _int64, _int64, _pointer, _pointer, *[_int64] * 6, _int]
         self.slots_within = library.longspan_slots_within
         self.slots_within.argtypes = [_pointer, _int64, _int64]
+        self.decode = library.longspan_decode
+        self.decode.argtypes = [_pointer, _int]
         self.merge_rows = library.longspan_merge_rows
         self.merge_rows.argtypes = [*[_pointer] * 5, *[_int64] * 4, _int]
         self.mail_new = library.longspan_mail_new

@@ -1,5 +1,6 @@
 // The C interface. One library for each instruction set: which one, LONGSPAN_ISA says.
 #include "attend.h"
+#include "decoder.h"
 #include "elementwise.h"
 #include "linear.h"
 #include "mail.h"
@@ -181,6 +182,20 @@ LONGSPAN_EXPORT int longspan_write_slots(const void* x, int64_t x_row, int64_t x
                        tokens, heads, dim);
     };
     is_bf16 ? run(BFloat16{}) : run(0.0f);
+    return 0;
+}
+
+// See DecodeStep in decoder.h. Not 0: there was no memory.
+LONGSPAN_EXPORT int longspan_decode(const DecodeStep* step, int is_bf16) {
+    try {
+        if (is_bf16) {
+            Decoder<Pairs, BFloat16>(*step).run();
+        } else {
+            Decoder<Floats, float>(*step).run();
+        }
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
     return 0;
 }
 

@@ -1,0 +1,80 @@
+"""All layers of a decode step in one call: the same numbers as one layer after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+
+from longspan.attention.elastic import ElasticAttention
+from longspan.attention.layout import plan_layout, positions_of
+from longspan.attention.native import NativeCpuBackend, cpu_backend
+from longspan.core.actions import KVRange, RunBatch, Segment
+from longspan.distributed.tensor_parallel import SingleDevice
+from longspan.distributed.transport import SoleDevice
+from longspan.models.config import load_model_config
+from longspan.models.llama import LlamaModel
+from longspan.models.sharding import TensorParallelShard
+from longspan.models.weights import open_weights
+from longspan.worker.kv_pool import KVPool
+from tests.models.tiny import CPU, make_model
+
+SIZES = {"vocab_size": 128, "hidden_size": 192, "intermediate_size": 256, "num_hidden_layers": 3,
+         "max_position_embeddings": 512, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES),
+    "qwen2, biases": Qwen2Config(**SIZES),
+    "qwen3, norms": Qwen3Config(**SIZES, tie_word_embeddings=True),
+}
+CONTEXTS = (0, 1, 40, 300)  # tokens that each request has stored
+
+
+def load(folder: Path, dtype: torch.dtype, weight_format: str) -> LlamaModel:
+    config = load_model_config(folder)
+    shard = TensorParallelShard.of(config, 0, 1)
+    return LlamaModel.load(config, open_weights(folder, config), shard, dtype, CPU, weight_format)
+
+
+def step(model: LlamaModel, dtype: torch.dtype) -> tuple[torch.Tensor, KVPool]:
+    """One token of each request; its logits, and the pool afterwards."""
+    pool = KVPool(3, 2, 512, 64, dtype, CPU)
+    generator = torch.Generator().manual_seed(1)
+    segments = []
+    for number, stored in enumerate(CONTEXTS):
+        if stored:
+            pool.insert(f"r{number}", [(0, stored)], torch.randn(2, 3, 2, stored, 64, generator=generator).to(dtype))
+        context = ((0, stored),) if stored else ()
+        segments.append(Segment(f"r{number}", stored, 1, (0,), (KVRange(0, stored, stored + 1),), context))
+    layout = plan_layout(RunBatch(0, (0,), tuple(segments)), 0, pool, CPU)
+    attention = ElasticAttention(layout, pool, cpu_backend(), SoleDevice(), lambda i: i, 64**-0.5)
+    tokens, rows = torch.arange(5, 5 + len(CONTEXTS)), torch.arange(len(CONTEXTS))
+    return model.forward(tokens, torch.from_numpy(positions_of(layout)), attention, SingleDevice(), rows), pool
+
+
+@pytest.mark.parametrize("weight_format", ["none", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_call_gives_what_the_layers_give(name: str, dtype: torch.dtype, weight_format: str, tmp_path: Path) -> None:
+    if not isinstance(cpu_backend(), NativeCpuBackend):
+        pytest.skip("no kernels here: no compiler, or not x86-64")
+    make_model(CONFIGS[name]).save_pretrained(tmp_path)
+    model = load(tmp_path, dtype, weight_format)
+    if model.decoder is None:
+        pytest.skip(f"no kernel multiplies {dtype} here")
+    together, pool = step(model, dtype)
+    model.decoder = None
+    in_turn, expected = step(model, dtype)
+    assert torch.equal(pool.k_LGNK, expected.k_LGNK) and torch.equal(pool.v_LGNK, expected.v_LGNK)
+    assert torch.equal(together, in_turn)
+
+
+def test_a_weight_that_our_kernels_do_not_read_leaves_the_layers_apart(tmp_path: Path) -> None:
+    """Sizes that are no multiple of what the kernels take."""
+    odd = LlamaConfig(**{**SIZES, "hidden_size": 72, "intermediate_size": 70})
+    make_model(odd).save_pretrained(tmp_path)
+    model = load(tmp_path, torch.float32, "none")
+    assert model.decoder is None
+    logits, _ = step(model, torch.float32)
+    assert logits.shape == (len(CONTEXTS), 128)
