@@ -23,11 +23,14 @@ from typing import Protocol
 import torch
 
 from longspan.attention.backend import AttentionBackend, PagedPlan
-from longspan.attention.layout import BatchLayout, RingLayout
+from longspan.attention.layout import Asks, BatchLayout, RingLayout
 from longspan.attention.native import NativePlan
 from longspan.attention.partial import Accumulator, Partial
+from longspan.distributed.shared_memory import SharedMemoryTransport
 from longspan.distributed.transport import Transport
-from longspan.native.library import SegmentStruct
+from longspan.native.decoder import LoneTokens
+from longspan.native.library import AnswersStruct, AsksStruct
+from longspan.native.mail import NativeMail
 
 
 class KVStore(Protocol):
@@ -40,16 +43,6 @@ class KVStore(Protocol):
     def write(self, layer: int, slots: torch.Tensor, k_TGK: torch.Tensor, v_TGK: torch.Tensor) -> None:
         """Put the rows into the slots."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class LoneTokens:
-    """A decode step that meets nobody. slots_T: where its KV goes. segments: what each attends to, itself included."""
-
-    store: KVStore
-    slots_T: torch.Tensor
-    segments: ctypes.Array[SegmentStruct]
-    scale: float
 
 
 class ElasticAttention:
@@ -81,18 +74,38 @@ class ElasticAttention:
         self.buffers: _Buffers | None = None
 
     def lone_tokens(self) -> LoneTokens | None:
-        """All of this instance's part, if it is one token of each request, and all context is here.
+        """All of this instance's part, if it is one token of each request at most, for kernels that take it whole.
 
-        None elsewhere, and where the backend's plan is not native.
+        None elsewhere, and where another backend or transport is at work. What peers see is the same either way.
         """
         layout = self.layout
-        if layout.solo or layout.ring or layout.asks or layout.answers or len(layout.own_slots) != layout.num_rows:
+        plans = [self.local, *(plan for _, plan in self.answers)] if self.local else [p for _, p in self.answers]
+        natives = [plan for plan in plans if isinstance(plan, NativePlan)]
+        mail = self.transport.mail if isinstance(self.transport, SharedMemoryTransport) else None
+        alone = not layout.asks and not layout.answers
+        if layout.solo or layout.ring or len(layout.own_slots) != layout.num_rows or len(natives) != len(plans):
             return None
-        if not isinstance(self.local, NativePlan) or len(self.local.structs) != layout.num_rows:
+        if not (alone or isinstance(mail, NativeMail)) or not plans:
             return None
         k_GNK, _ = self.store.layer(0)
-        self.local.check_slots(k_GNK.shape[1])
-        return LoneTokens(self.store, layout.own_slots, self.local.structs, self.scale)
+        for plan in natives:
+            plan.check_slots(k_GNK.shape[1])
+        answering = natives[1:] if self.local else natives
+        return LoneTokens(
+            pool=self.store,
+            slots_T=layout.own_slots,
+            segments=natives[0].structs if self.local else None,
+            scale=self.scale,
+            mail=mail.handle if isinstance(mail, NativeMail) and not alone else None,
+            asks=(AsksStruct * len(layout.asks))(*(_asks_struct(ask, self.rank_of(ask.peer)) for ask in layout.asks)),
+            answers=(AnswersStruct * len(answering))(
+                *(
+                    AnswersStruct(self.rank_of(a.peer), a.num_rows, ctypes.addressof(plan.structs), len(plan.structs))
+                    for a, plan in zip(layout.answers, answering, strict=True)
+                )
+            ),
+            keep=(natives, layout),
+        )
 
     def __call__(
         self, layer: int, q_THK: torch.Tensor, k_TGK: torch.Tensor, v_TGK: torch.Tensor
@@ -184,6 +197,12 @@ class ElasticAttention:
                 hop.wait()
                 visiting = coming
                 self.on_layer()
+
+
+def _asks_struct(asks: Asks, rank: int) -> AsksStruct:
+    if isinstance(asks.rows, slice):
+        return AsksStruct(rank, None, asks.rows.start, asks.num_rows)
+    return AsksStruct(rank, asks.rows.data_ptr(), 0, asks.num_rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class LlamaModel:
         sizes = config.hidden_size, config.head_dim, width(shard.intermediate)
         self.ops = elementwise_for(embedding_VD.device, embedding_VD.dtype, *sizes)
         self.frequencies_R = inverse_frequencies(config.rope, config.head_dim).to(embedding_VD.device)
-        # A decode step that meets nobody runs all layers in one call; `forward` says what they do.
+        # A decode step runs all layers in one call, where it can; `forward` says what they do.
         self.decoder = NativeDecoder.of(
             layers, shard.num_query_heads, shard.num_kv_heads, config.head_dim, width(shard.intermediate),
             config.rms_norm_eps,
@@ -117,14 +117,14 @@ class LlamaModel:
 
         With T = 0 nothing is computed here, but `attention` is called in every layer: it serves its peers.
         """
-        if not len(token_ids_T):
+        lone = attention.lone_tokens() if isinstance(attention, ElasticAttention) and tp.size == 1 else None
+        if not len(token_ids_T) and (lone is None or self.decoder is None):
             return self._only_attend(attention)
         x_TD = self._embed(token_ids_T, tp)
         cos_T1R, sin_T1R = rotary_angles(positions_T, self.frequencies_R)
         eps, ops = self.config.rms_norm_eps, self.ops
-        lone = attention.lone_tokens() if isinstance(attention, ElasticAttention) and tp.size == 1 else None
         if lone is not None and self.decoder is not None:
-            mlp_TD = self.decoder(x_TD, cos_T1R, sin_T1R, lone.store, lone.slots_T, lone.segments, lone.scale)
+            mlp_TD = self.decoder(x_TD, cos_T1R, sin_T1R, lone)
             return self._logits(x_TD[emit_rows_E] + mlp_TD[emit_rows_E], tp)
         normed_TD = ops.rms_norm(x_TD, self.layers[0].attention_norm_D, eps)
         for i, layer in enumerate(self.layers):

@@ -1,19 +1,26 @@
 """All decoder layers of a decode step in one call (csrc/decoder.h).
 
-A step of one token is a few hundred small kernels; calling each from Python takes about as long as they do.
+A step of one token is a few hundred small kernels; calling each from Python takes about as long as they do. What other
+instances ask, and what this one asks of them, goes through shared memory in the same call.
+
+Shape suffixes: T tokens, D hidden, R half of head_dim, G KV heads, N slots, K head_dim.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from longspan.native.elementwise import covers as elementwise_covers
 from longspan.native.library import (
+    AnswersStruct,
+    AsksStruct,
     DecoderLayerStruct,
     DecodeStepStruct,
     Library,
@@ -59,6 +66,25 @@ class LocalPool(Protocol):
     def layer(self, layer: int) -> tuple[Tensor, Tensor]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class LoneTokens:
+    """One instance's part in a decode step: a token of each of T requests, or none where it only answers.
+
+    slots_T: where each token's KV goes. segments: the local slots to which each attends, its own among them. mail: the
+    handle of a `NativeMail`, or None where nobody is asked. All slots lie within the pool. keep: what the pointers in
+    the structures point to.
+    """
+
+    pool: LocalPool
+    slots_T: Tensor
+    segments: ctypes.Array[SegmentStruct] | None
+    scale: float
+    mail: int | None
+    asks: ctypes.Array[AsksStruct]
+    answers: ctypes.Array[AnswersStruct]
+    keep: tuple[object, ...] = ()
+
+
 class NativeDecoder:
     """Decoder layers of one device, whose weights our own kernels read. See `of`."""
 
@@ -67,8 +93,8 @@ class NativeDecoder:
         self.layers = layers
         self.heads, self.kv_heads, self.eps = heads, kv_heads, eps
         self.dtype = layers[0].attention_norm_D.dtype
-        self._pool: LocalPool | None = None
-        self._structs = (DecoderLayerStruct * len(layers))(*(_layer_struct(layer) for layer in layers))
+        # Instances that are threads share a model, not a pool.
+        self._bound: WeakKeyDictionary[LocalPool, ctypes.Array[DecoderLayerStruct]] = WeakKeyDictionary()
 
     @classmethod
     def of(
@@ -84,52 +110,38 @@ class NativeDecoder:
             return None
         return cls(library, layers, heads, kv_heads, eps)
 
-    def __call__(
-        self,
-        x_TD: Tensor,
-        cos_T1R: Tensor,
-        sin_T1R: Tensor,
-        pool: LocalPool,
-        slots_T: Tensor,
-        segments: ctypes.Array[SegmentStruct],
-        scale: float,
-    ) -> Tensor:
-        """Runs T tokens, each of a request of its own. x_TD (fp32) becomes the residual stream before the last layer's
-        mlp is added, which is returned.
-
-        slots_T: where each token's KV goes. segments: the slots to which each attends, its own among them; both lie
-        within the pool.
-        """
-        self._bind(pool)
+    def __call__(self, x_TD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, part: LoneTokens) -> Tensor:
+        """x_TD (fp32) becomes the residual stream before the last layer's mlp is added, which is returned."""
+        layers = self._layers_with(part.pool)
         mlp_TD = torch.empty(x_TD.shape, dtype=self.dtype)
-        k_GNK, _ = pool.layer(0)
+        k_GNK, _ = part.pool.layer(0)
         down = self.layers[0].down
         assert isinstance(down, NativeMatrix)
         step = DecodeStepStruct(
-            x_TD.data_ptr(), mlp_TD.data_ptr(), cos_T1R.data_ptr(), sin_T1R.data_ptr(), slots_T.data_ptr(),
-            ctypes.addressof(segments), ctypes.addressof(self._structs), len(self.layers), *x_TD.shape, self.heads,
-            self.kv_heads, k_GNK.shape[2], down.inputs, k_GNK.stride(0), k_GNK.stride(1), self.eps, scale,
-            torch.get_num_threads(),
+            x_TD.data_ptr(), mlp_TD.data_ptr(), cos_T1R.data_ptr(), sin_T1R.data_ptr(), part.slots_T.data_ptr(),
+            ctypes.addressof(part.segments) if part.segments else None, ctypes.addressof(layers), part.mail,
+            ctypes.addressof(part.asks), ctypes.addressof(part.answers), len(part.asks), len(part.answers),
+            len(self.layers), *x_TD.shape, self.heads, self.kv_heads, k_GNK.shape[2], down.inputs, k_GNK.stride(0),
+            k_GNK.stride(1), self.eps, part.scale, torch.get_num_threads(),
         )  # fmt: skip
         if self.library.decode(ctypes.addressof(step), self.dtype == torch.bfloat16):
             raise MemoryError("no memory for a decode step's scratch")
         return mlp_TD
 
-    def _bind(self, pool: LocalPool) -> None:
-        if self._pool is pool:
-            return
-        for number, struct in enumerate(self._structs):
-            struct.k, struct.v = (side.data_ptr() for side in pool.layer(number))
-        self._pool = pool
+    def _layers_with(self, pool: LocalPool) -> ctypes.Array[DecoderLayerStruct]:
+        if pool not in self._bound:
+            structs = (_layer_struct(layer, *pool.layer(number)) for number, layer in enumerate(self.layers))
+            self._bound[pool] = (DecoderLayerStruct * len(self.layers))(*structs)
+        return self._bound[pool]
 
 
-def _layer_struct(layer: LayerWeights) -> DecoderLayerStruct:
+def _layer_struct(layer: LayerWeights, k_GNK: Tensor, v_GNK: Tensor) -> DecoderLayerStruct:
     norm = layer.qk_norm_hK
     assert norm is None or norm.is_contiguous()
     return DecoderLayerStruct(
         layer.attention_norm_D.data_ptr(), _matrix_struct(layer.qkv), None if norm is None else norm.data_ptr(),
         _matrix_struct(layer.attention_out), layer.mlp_norm_D.data_ptr(), _matrix_struct(layer.gate_up),
-        _matrix_struct(layer.down), None, None,
+        _matrix_struct(layer.down), k_GNK.data_ptr(), v_GNK.data_ptr(),
     )  # fmt: skip
 
 

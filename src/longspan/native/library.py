@@ -46,12 +46,25 @@ class DecoderLayerStruct(ctypes.Structure):
     )  # fmt: skip
 
 
+class AsksStruct(ctypes.Structure):
+    """`Asks` in csrc/decoder.h."""
+
+    _fields_ = (("rank", _int64), ("rows", _pointer), ("first", _int64), ("count", _int64))
+
+
+class AnswersStruct(ctypes.Structure):
+    """`Answers` in csrc/decoder.h."""
+
+    _fields_ = (("rank", _int64), ("count", _int64), ("segments", _pointer), ("num_segments", _int64))
+
+
 class DecodeStepStruct(ctypes.Structure):
     """`DecodeStep` in csrc/decoder.h."""
 
     _fields_ = (
         ("x", _pointer), ("mlp", _pointer), ("cosines", _pointer), ("sines", _pointer), ("slots", _pointer),
-        ("segments", _pointer), ("layers", _pointer), ("num_layers", _int64), ("tokens", _int64), ("hidden", _int64),
+        ("segments", _pointer), ("layers", _pointer), ("mail", _pointer), ("asks", _pointer), ("answers", _pointer),
+        ("num_asks", _int64), ("num_answers", _int64), ("num_layers", _int64), ("tokens", _int64), ("hidden", _int64),
         ("heads", _int64), ("kv_heads", _int64), ("head_dim", _int64), ("intermediate", _int64),
         ("pool_head", _int64), ("pool_slot", _int64), ("eps", _float), ("scale", _float), ("threads", _int),
     )  # fmt: skip
