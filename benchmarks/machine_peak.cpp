@@ -1,7 +1,9 @@
 // What one machine can do at most: multiply-adds out of registers, and a plain read of memory.
+#include <atomic>
 #include <cstdint>
-#include <thread>
 #include <vector>
+
+#include "parallel.h"
 
 #if LONGSPAN_ISA == 1
 #include "lanes_avx2.h"
@@ -22,12 +24,14 @@ namespace {
 constexpr int kChains = 12;  // of dependent operations: more than the latency of one
 constexpr int kStreams = 8;
 
+// On torch's own threads: those of a second team would share the cores with the first one's, which spin for a while.
 template <class Body>
 void on_threads(int threads, const Body& body) {
-    std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back(body, i);
-    body(0);
-    for (auto& other : others) other.join();
+    std::atomic<int> next{0};
+    auto work = [&] {
+        for (int i; (i = next.fetch_add(1)) < threads;) body(i);
+    };
+    longspan::in_parallel(threads, work);
 }
 
 void multiply(int64_t rounds) {
@@ -69,6 +73,10 @@ float sum_of(const float* x, int64_t count) {
 #define LONGSPAN_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
+
+LONGSPAN_EXPORT void longspan_peak_use_openmp(void* parallel) {
+    longspan::openmp_parallel = reinterpret_cast<longspan::OpenMpParallel>(parallel);
+}
 
 // Floating-point operations of one round on one thread.
 LONGSPAN_EXPORT int64_t longspan_peak_flops() { return int64_t{2} * kChains * Pairs::kPair * Pairs::kWidth; }

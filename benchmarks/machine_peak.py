@@ -9,6 +9,7 @@ import torch
 
 from longspan.native.build import built_library
 from longspan.native.isa import Isa
+from longspan.native.library import openmp_parallel
 
 _SOURCE = Path(__file__).with_name("machine_peak.cpp")
 
@@ -18,6 +19,9 @@ class MachinePeak:
 
     def __init__(self, isa: Isa) -> None:
         library = ctypes.CDLL(str(built_library(isa, _SOURCE)))
+        library.longspan_peak_use_openmp.argtypes = [ctypes.c_void_p]
+        library.longspan_peak_use_openmp.restype = None
+        library.longspan_peak_use_openmp(openmp_parallel())
         self._multiply = library.longspan_peak_multiply
         self._multiply.argtypes = [ctypes.c_int64, ctypes.c_int]
         self._multiply.restype = None
