@@ -30,7 +30,6 @@ from longspan.models.catalog import resolve_model
 PREFILL_TOKENS = (1024, 4096, 8000)
 DECODE_BATCHES = (1, 32)
 CONTEXT, STEPS = 128, 48
-MOST_PREFILL = {"llama.cpp bf16": 1024}  # tokens together; more would take minutes
 PEERS = Path(__file__).parent / "peers"
 
 
@@ -139,15 +138,11 @@ def main() -> None:
             sides[name] = Ours(stack.enter_context(LLM(dtype="bfloat16", kv_tokens=16_384, **settings)))
         results: dict[str, Any] = {"peers": {name: p.facts for name, p in others.items()}, "prefill": {}, "decode": {}}
         say(str(results["peers"]))
-        def able(tokens: int) -> dict[str, Peer | Ours]:
-            return {name: side for name, side in sides.items() if tokens <= MOST_PREFILL.get(name, tokens)}
-
         for batch in DECODE_BATCHES:
-            able_sides = able(batch * CONTEXT)
-            timed = {name: (lambda seed, s=side, b=batch: s.decode(b, seed)) for name, side in able_sides.items()}
+            timed = {name: (lambda seed, s=side, b=batch: s.decode(b, seed)) for name, side in sides.items()}
             results["decode"][str(batch)] = compare(f"decode at batch {batch}", timed, options.rounds)
         for tokens in PREFILL_TOKENS:
-            timed = {name: (lambda seed, s=side, n=tokens: s.prefill(n, seed)) for name, side in able(tokens).items()}
+            timed = {name: (lambda seed, s=side, n=tokens: s.prefill(n, seed)) for name, side in sides.items()}
             results["prefill"][str(tokens)] = compare(f"prefill of {tokens} tokens", timed, options.rounds)
     save("against_peers", results)
 

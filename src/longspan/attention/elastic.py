@@ -79,31 +79,34 @@ class ElasticAttention:
         None elsewhere, and where another backend or transport is at work. What peers see is the same either way.
         """
         layout = self.layout
-        plans = [self.local, *(plan for _, plan in self.answers)] if self.local else [p for _, p in self.answers]
+        if layout.solo or layout.ring or len(layout.own_slots) != layout.num_rows:
+            return None
+        own = [self.local] if self.local else []
+        plans = [*own, *(plan for _, plan in self.answers)]
         natives = [plan for plan in plans if isinstance(plan, NativePlan)]
-        mail = self.transport.mail if isinstance(self.transport, SharedMemoryTransport) else None
-        alone = not layout.asks and not layout.answers
-        if layout.solo or layout.ring or len(layout.own_slots) != layout.num_rows or len(natives) != len(plans):
+        if not plans or len(natives) != len(plans):
             return None
-        if not (alone or isinstance(mail, NativeMail)) or not plans:
-            return None
+        mail = None
+        if layout.asks or layout.answers:
+            if not isinstance(self.transport, SharedMemoryTransport) or not isinstance(self.transport.mail, NativeMail):
+                return None
+            mail = self.transport.mail.handle
         k_GNK, _ = self.store.layer(0)
         for plan in natives:
             plan.check_slots(k_GNK.shape[1])
-        answering = natives[1:] if self.local else natives
+        asks = [_asks_struct(ask, self.rank_of(ask.peer)) for ask in layout.asks]
+        answers = [
+            AnswersStruct(self.rank_of(a.peer), a.num_rows, ctypes.addressof(plan.structs), len(plan.structs))
+            for a, plan in zip(layout.answers, natives[len(own) :], strict=True)
+        ]
         return LoneTokens(
             pool=self.store,
             slots_T=layout.own_slots,
-            segments=natives[0].structs if self.local else None,
+            segments=natives[0].structs if own else None,
             scale=self.scale,
-            mail=mail.handle if isinstance(mail, NativeMail) and not alone else None,
-            asks=(AsksStruct * len(layout.asks))(*(_asks_struct(ask, self.rank_of(ask.peer)) for ask in layout.asks)),
-            answers=(AnswersStruct * len(answering))(
-                *(
-                    AnswersStruct(self.rank_of(a.peer), a.num_rows, ctypes.addressof(plan.structs), len(plan.structs))
-                    for a, plan in zip(layout.answers, answering, strict=True)
-                )
-            ),
+            mail=mail,
+            asks=(AsksStruct * len(asks))(*asks),
+            answers=(AnswersStruct * len(answers))(*answers),
             keep=(natives, layout),
         )
 
