@@ -1,8 +1,8 @@
 """Longspan beside vLLM's CPU build, llama.cpp and transformers: one model, all cores, in turns, prefill and decode.
 
-Of ours take part: two elastic instances of one thread each (the default of `make serve` on two cores) and one instance
-of two threads, in bf16, and the latter with the GGUF's own 4-bit weights. Build the peers first; each that is named
-takes part.
+Of ours take part: two elastic instances of one thread each and one instance of two threads, each in bf16 and with the
+GGUF's own 4-bit weights (two instances with those are the default of `make serve` on two cores). Build the peers first;
+each that is named takes part.
 
     benchmarks/peers/setup_vllm_cpu.sh VLLM
     benchmarks/peers/setup_llama_cpp.sh LLAMA
@@ -121,6 +121,7 @@ def compare(label: str, sides: dict[str, Callable[[int], float]], rounds: int) -
 
 OURS: dict[str, dict[str, Any]] = {
     "two instances": {"instances": 2, "threads_per_device": 1, "quantization": "none"},
+    "two instances, Q4_1": {"instances": 2, "threads_per_device": 1, "quantization": "gguf"},
     "one instance": {"instances": 1, "threads_per_device": 2, "quantization": "none"},
     "one instance, Q4_1": {"instances": 1, "threads_per_device": 2, "quantization": "gguf"},
 }
