@@ -79,10 +79,10 @@ def against_peers() -> str:
     theirs = [side for side in sides if side in r["peers"]]
 
     def rows(part: str, show: Any) -> list[list[str]]:
-        return [[n, *(show(v["seconds"][side]) for side in sides)] for n, v in r[part].items()]
+        return [[n, *(show(v["seconds"][s]) if s in v["seconds"] else "-" for s in sides)] for n, v in r[part].items()]
 
     ratios = [
-        [f"{part} {n}", ours, *(f"{v['times_as_fast_as'][peer][ours]:.2f}" for peer in theirs)]
+        [f"{part} {n}", ours, *(f"{v['times_as_fast_as'][p][ours]:.2f}" if p in v["seconds"] else "-" for p in theirs)]
         for part in ("prefill", "decode") for n, v in r[part].items() for ours in sides if ours not in theirs
     ]  # fmt: skip
     versions = ", ".join(f"{name}: {facts['version']}" for name, facts in r["peers"].items())
