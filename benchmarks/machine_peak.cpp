@@ -3,21 +3,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "lanes.h"
 #include "parallel.h"
 
-#if LONGSPAN_ISA == 1
-#include "lanes_avx2.h"
-using Floats = longspan::Avx2;
-using Pairs = longspan::Avx2;
-#elif LONGSPAN_ISA == 2
-#include "lanes_avx512.h"
-using Floats = longspan::Avx512;
-using Pairs = longspan::Avx512;
-#elif LONGSPAN_ISA == 3
-#include "lanes_avx512_bf16.h"
-using Floats = longspan::Avx512;
-using Pairs = longspan::Avx512Bf16;
-#endif
+using longspan::Floats;
+using longspan::Pairs;
 
 namespace {
 

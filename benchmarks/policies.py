@@ -23,7 +23,7 @@ from longspan.core.actions import MigrateKV, RunBatch
 from longspan.engine.async_llm import AsyncLLM
 from longspan.errors import LongspanError
 from longspan.metrics.event_log import read_event_log
-from longspan.metrics.request_metrics import RequestRecord, measure
+from longspan.metrics.request_metrics import Outcome, RequestRecord, measure
 from longspan.workload.arrivals import poisson
 from longspan.workload.traces import TraceRequest, read_trace
 from longspan.workload.transforms import first_seconds, scaled_to, with_arrivals
@@ -50,7 +50,7 @@ async def play(engine: AsyncLLM, requests: list[TraceRequest]) -> list[RequestRe
         due = begin + (request.arrived_at_s or 0.0)
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         times: list[float] = []
-        outcome = "finished"
+        outcome: Outcome = "finished"
         prompt = random_prompt(request.num_prompt_tokens, number)
         try:
             async for _ in engine.generate(prompt, fixed_output(request.num_output_tokens), f"{begin}-{number}"):
@@ -60,7 +60,7 @@ async def play(engine: AsyncLLM, requests: list[TraceRequest]) -> list[RequestRe
             outcome = "failed"
         return RequestRecord(
             arrived_s=due, ended_s=time.monotonic(), num_prompt_tokens=request.num_prompt_tokens,
-            num_output_tokens=len(times), token_times_s=times, outcome=outcome,  # type: ignore[arg-type]
+            num_output_tokens=len(times), token_times_s=times, outcome=outcome,
         )  # fmt: skip
 
     return await asyncio.gather(*(one(*numbered) for numbered in enumerate(requests)))

@@ -11,21 +11,8 @@
 #include <vector>
 
 #include "attend.h"
+#include "lanes.h"
 #include "slots.h"
-
-#if LONGSPAN_ISA == 1
-#include "lanes_avx2.h"
-using Floats = longspan::Avx2;
-using Pairs = longspan::Avx2;
-#elif LONGSPAN_ISA == 2
-#include "lanes_avx512.h"
-using Floats = longspan::Avx512;
-using Pairs = longspan::Avx512;
-#elif LONGSPAN_ISA == 3
-#include "lanes_avx512_bf16.h"
-using Floats = longspan::Avx512;
-using Pairs = longspan::Avx512Bf16;
-#endif
 
 using namespace longspan;
 

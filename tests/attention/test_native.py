@@ -24,6 +24,8 @@ HEADS = st.sampled_from([(1, 1), (2, 2), (3, 1), (4, 2), (8, 1), (9, 3), (14, 2)
 HEAD_DIMS = st.sampled_from([32, 64, 96, 128, 160, 256])
 THREADS = st.sampled_from([1, 2, 3])
 
+pytestmark = pytest.mark.usefixtures("threads_as_before")
+
 
 @pytest.fixture(scope="module", params=available_isas(), ids=lambda isa: isa.label)
 def native(request: pytest.FixtureRequest) -> NativeCpuBackend:
@@ -31,13 +33,6 @@ def native(request: pytest.FixtureRequest) -> NativeCpuBackend:
         return NativeCpuBackend.for_isa(request.param)
     except BuildError as error:
         pytest.skip(str(error))
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def draw_strided(generator: torch.Generator, *shape: int, dtype: torch.dtype, strided: bool) -> torch.Tensor:

@@ -9,31 +9,20 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig
 
 from longspan import LLM, SamplingParams
 from longspan.config import EngineConfig
 from longspan.engine.async_llm import AsyncLLM
-from longspan.engine.tokenizer import Tokenizer
 from longspan.errors import ConfigError, EngineDeadError, EngineDrainingError, QueueFullError, RequestError
 from longspan.models.catalog import ResolvedModel
-from tests.models.tiny import make_model
+from tests.models.tiny import write_tiny_model
 
 KV_TOKENS = 120
 
 
 @pytest.fixture(scope="module")
 def tiny(model: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers with random weights, and the default model's tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = Tokenizer.load(model)
-    config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, eos_token_id=2,
-    )  # fmt: skip
-    make_model(config).save_pretrained(folder)
-    tokenizer.backend.save(str(folder / "tokenizer.json"))
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"), model, max_position_embeddings=512)
 
 
 def config(folder: Path, **settings) -> EngineConfig:

@@ -22,6 +22,8 @@ OUTPUTS = st.one_of(st.integers(1, 40), st.integers(1, 300))
 GROUPS = st.one_of(st.integers(1, 8), st.sampled_from([64, 65, 130]))  # 64 groups are 2,048 inputs, turned at once
 ROWS = st.one_of(st.integers(0, 45), st.sampled_from([95, 384, 400]))
 
+pytestmark = pytest.mark.usefixtures("threads_as_before")
+
 
 @pytest.fixture(scope="module", params=available_isas(), ids=lambda isa: isa.label)
 def library(request: pytest.FixtureRequest) -> Library:
@@ -29,13 +31,6 @@ def library(request: pytest.FixtureRequest) -> Library:
         return load(request.param)
     except BuildError as error:
         pytest.skip(str(error))
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def draw_matrix(generator: torch.Generator, outputs: int, groups: int, bits: int) -> QuantizedMatrix:

@@ -22,6 +22,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from longspan.distributed.tensor_parallel import SingleDevice, TensorParallelGroup
+from longspan.engine.tokenizer import Tokenizer
+from longspan.models.catalog import ResolvedModel
 from longspan.models.config import ModelConfig, load_model_config
 from longspan.models.llama import LlamaModel
 from longspan.models.sharding import TensorParallelShard
@@ -61,6 +63,18 @@ def make_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
             values = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(1 + 0.2 * values if "norm" in name else 0.15 * values)
     return model
+
+
+def write_tiny_model(folder: Path, model: ResolvedModel, max_position_embeddings: int) -> Path:
+    """Two layers with random weights, and the tokenizer of `model`; what an engine can serve. Returns the folder."""
+    tokenizer = Tokenizer.load(model)
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=max_position_embeddings, eos_token_id=2,
+    )  # fmt: skip
+    make_model(config).save_pretrained(folder)
+    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 def hf_logits(model: PreTrainedModel, token_ids: Sequence[int]) -> torch.Tensor:

@@ -9,20 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig
 
 from longspan import LLM, SamplingParams
 from longspan.core.cost_model import Chunk, CostModel
 from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.core.state import SchedulerState
-from longspan.engine.tokenizer import Tokenizer
 from longspan.entrypoints import cli
 from longspan.entrypoints.profile import parse_seconds
 from longspan.errors import ConfigError
 from longspan.metrics.event_log import read_event_log
 from longspan.models.catalog import ResolvedModel
 from longspan.sib import read_sib
-from tests.models.tiny import make_model
+from tests.models.tiny import write_tiny_model
 
 # Budgets are generous where everything must be measured: a profile of this model ends by itself, after five rounds.
 SETTINGS = ["--executor", "inproc", "--dtype", "float32", "--threads-per-device", "1"]
@@ -30,16 +28,7 @@ SETTINGS = ["--executor", "inproc", "--dtype", "float32", "--threads-per-device"
 
 @pytest.fixture(scope="module")
 def tiny(model: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers with random weights, and the default model's tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = Tokenizer.load(model)
-    config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=400, eos_token_id=2,
-    )  # fmt: skip
-    make_model(config).save_pretrained(folder)
-    tokenizer.backend.save(str(folder / "tokenizer.json"))
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", model, max_position_embeddings=400)
 
 
 @pytest.fixture(scope="module")

@@ -117,13 +117,16 @@ class LlamaModel:
 
         With T = 0 nothing is computed here, but `attention` is called in every layer: it serves its peers.
         """
-        lone = attention.lone_tokens() if isinstance(attention, ElasticAttention) and tp.size == 1 else None
-        if not len(token_ids_T) and (lone is None or self.decoder is None):
+        lone = None
+        if self.decoder is not None and tp.size == 1 and isinstance(attention, ElasticAttention):
+            lone = attention.lone_tokens()
+        if not len(token_ids_T) and lone is None:
             return self._only_attend(attention)
         x_TD = self._embed(token_ids_T, tp)
         cos_T1R, sin_T1R = rotary_angles(positions_T, self.frequencies_R)
         eps, ops = self.config.rms_norm_eps, self.ops
-        if lone is not None and self.decoder is not None:
+        if lone is not None:
+            assert self.decoder is not None
             mlp_TD = self.decoder(x_TD, cos_T1R, sin_T1R, lone)
             return self._logits(x_TD[emit_rows_E] + mlp_TD[emit_rows_E], tp)
         normed_TD = ops.rms_norm(x_TD, self.layers[0].attention_norm_D, eps)

@@ -49,13 +49,13 @@ class Check:
 
 def check_predictions(model: CostModel, measurements: Measurements) -> Check:
     """Sorted by kind, instances, and time."""
-    batches = [
-        Comparison(point.shape.kind, point.shape, point.seconds, point.shape.predict(model))
-        for point in measurements.iterations
-    ]
+    points = sorted(
+        measurements.iterations,
+        key=lambda p: (p.shape.kind != "prefill", p.shape.kind, p.shape.num_instances, p.seconds),
+    )
+    batches = [Comparison(p.shape.kind, p.shape, p.seconds, p.shape.predict(model)) for p in points]
     migrations = [
         Comparison("migration", point.num_tokens, point.seconds, model.migration(point.num_tokens))
         for point in measurements.migrations
     ]
-    batches.sort(key=lambda c: (c.kind != "prefill", c.kind, c.work.num_instances, c.measured))  # type: ignore[union-attr]
     return Check((*batches, *sorted(migrations, key=lambda c: c.measured)))

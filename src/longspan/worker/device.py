@@ -108,8 +108,3 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-
-
-def default_threads(world_size: int) -> int:
-    """CPU threads of one worker: an even share of the cores this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) // world_size)

@@ -13,9 +13,14 @@ from dataclasses import replace
 from longspan.worker.messages import WorkerSpec
 
 
+def threads_of(spec: WorkerSpec, num_cores: int) -> int:
+    """CPU threads of a worker: what its spec says, else an even share of the cores."""
+    return spec.threads or max(1, num_cores // spec.world_size)
+
+
 def cores_of(spec: WorkerSpec, available: Sequence[int]) -> Sequence[int] | None:
     """The cores that are this worker's; None: wherever the system puts it."""
-    threads = spec.threads or max(1, len(available) // spec.world_size)
+    threads = threads_of(spec, len(available))
     if threads * spec.world_size != len(available):
         return None
     return available[spec.rank * threads : (spec.rank + 1) * threads]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,6 @@ from longspan.models.registry import model_class
 from longspan.models.sharding import TensorParallelShard
 from longspan.models.weights import open_weights
 from longspan.worker.device import (
-    default_threads,
     keep_freed_memory,
     kernels_name,
     memory_for_kv,
@@ -40,6 +40,7 @@ from longspan.worker.messages import (
     WorkerSpec,
 )
 from longspan.worker.model_runner import Model, ModelRunner
+from longspan.worker.pinning import threads_of
 
 
 class Progress:
@@ -72,7 +73,7 @@ class Worker:
         tp: TensorParallelGroup | None = None,
         model: Model | None = None,
     ) -> None:
-        torch.set_num_threads(spec.threads or default_threads(spec.world_size))
+        torch.set_num_threads(threads_of(spec, len(os.sched_getaffinity(0))))
         keep_freed_memory()
         self.spec = spec
         self.transport = transport

@@ -12,6 +12,7 @@ A request that no instance can hold alone is refused: that is what these baselin
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from longspan.core.cluster import Instance
@@ -27,7 +28,7 @@ from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 
 
-class OneInstanceEach:
+class OneInstanceEach(ABC):
     """Prefills first, but an overdue decode before them; when an instance is full, its latest request is preempted."""
 
     needs_cost_model = False
@@ -42,9 +43,9 @@ class OneInstanceEach:
                     run_prefill(state, prompts, [instance.id], kept)
         _decode(state)
 
+    @abstractmethod
     def queue(self, state: SchedulerState, instance: Instance) -> Iterator[Request]:
         """The waiting requests that may run on the instance, in order."""
-        raise NotImplementedError
 
 
 class StaticTP(OneInstanceEach):

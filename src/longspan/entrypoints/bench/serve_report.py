@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
+from longspan.entrypoints.bench.json_file import write_with_requests
 from longspan.entrypoints.bench.open_loop import SentRequest
 from longspan.entrypoints.bench.tables import console, distribution_table, origin
 from longspan.metrics.request_metrics import SLO, Distribution, RequestMetrics, measure
 
-DECIMALS = 6  # of times in JSON: microseconds
 LATE_S = 0.05  # a client later than this at its 99th percentile cannot be trusted
 
 
@@ -113,7 +113,7 @@ class ServeReport:
         self._print_troubles()
 
     def write_json(self, path: Path) -> None:
-        """Everything but the requests indented; one line for each request."""
+        """With a row for each request."""
         head = {
             "benchmark": "serve",
             **origin(),
@@ -127,9 +127,7 @@ class ServeReport:
             "client": {"cpu_share": self.client_cpu_share, "lateness_s": self.lateness},
             "failures": self.failures,
         }
-        text = msgspec.json.format(msgspec.json.encode(head), indent=1).rstrip(b"\n}")
-        lines = b",\n".join(msgspec.json.encode(_rounded(msgspec.to_builtins(sent))) for sent in self.requests)
-        path.write_bytes(text + b',\n "requests": [\n' + lines + b"\n ]\n}\n")
+        write_with_requests(path, head, map(msgspec.to_builtins, self.requests))
 
     def _ttft_from_send(self, name: Any) -> Distribution | None:
         """Only where a limit of concurrency made requests wait in the client is it another one."""
@@ -154,14 +152,3 @@ def _normalised(per_token_s: float | None, input_s: float | None, output_s: floa
     parts = (("per token", per_token_s), ("input", input_s), ("output", output_s))
     known = ", ".join(f"{name} {1000 * seconds:.2f}" for name, seconds in parts if seconds is not None)
     return f"normalised, ms/token: {known or 'none'}"
-
-
-def _rounded(value: Any) -> Any:
-    match value:
-        case float():
-            return round(value, DECIMALS)
-        case dict():
-            return {name: _rounded(item) for name, item in value.items()}
-        case list() | tuple():
-            return [_rounded(item) for item in value]
-    return value

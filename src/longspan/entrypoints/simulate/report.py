@@ -12,19 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from rich.table import Table
 
 from longspan.config import SchedulerConfig
 from longspan.core.cost_model import FittedCostModel
+from longspan.entrypoints.bench.json_file import rounded, write_with_requests
 from longspan.entrypoints.bench.tables import console, distribution_table
-from longspan.errors import ConfigError
 from longspan.metrics.request_metrics import SLO, ClassMetrics, Distribution, RequestMetrics, measure
 from longspan.profiler.check import ErrorSummary
 from longspan.simulator.fleet import Fleet
 from longspan.simulator.simulator import SimulatedRequest, Simulation
-
-DECIMALS = 6  # of times in JSON: microseconds
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class SimulationReport:
             out.print(f"{figures}: {origin}", markup=False)
 
     def write_json(self, path: Path) -> None:
-        """Everything but the requests indented; one line for each request."""
+        """With a row for each request."""
         head = {
             "simulation": {"longspan": version("longspan"), **self.settings},
             "fleet": {
@@ -113,7 +110,7 @@ class SimulationReport:
             "offered_load": self.offered_load,
             "num_events": self.simulation.num_events,
             "num_batches": self.simulation.num_batches,
-            "metrics": _rounded(asdict(self.metrics)),
+            "metrics": rounded(asdict(self.metrics)),
             "queueing_s": {name: self.queueing(name) for name in self.metrics.classes},
             "service_s": {name: self.service(name) for name in self.metrics.classes},
             "instances": [
@@ -125,12 +122,7 @@ class SimulationReport:
                 for (kind, dop), seconds in sorted(self.simulation.usage.group_s.items())
             ],
         }
-        text = msgspec.json.format(msgspec.json.encode(head), indent=1).rstrip(b"\n}")
-        lines = b",\n".join(msgspec.json.encode(_rounded(_row(request))) for request in self.simulation.requests)
-        try:
-            path.write_bytes(text + b',\n "requests": [\n' + lines + b"\n ]\n}\n")
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        write_with_requests(path, head, map(_row, self.simulation.requests))
 
     def _members(self, name: str) -> Iterable[SimulatedRequest]:
         for request in self.simulation.requests:
@@ -183,14 +175,3 @@ def _row(request: SimulatedRequest) -> dict[str, Any]:
         "num_preemptions": request.num_preemptions,
         "outcome": record.outcome,
     }
-
-
-def _rounded(value: Any) -> Any:
-    match value:
-        case float():
-            return round(value, DECIMALS)
-        case dict():
-            return {name: _rounded(item) for name, item in value.items()}
-        case list() | tuple():
-            return [_rounded(item) for item in value]
-    return value

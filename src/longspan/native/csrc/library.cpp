@@ -1,35 +1,13 @@
-// The C interface. One library for each instruction set: which one, LONGSPAN_ISA says.
+// The C interface. One library for each instruction set; see lanes.h.
 #include "attend.h"
 #include "decoder.h"
 #include "elementwise.h"
+#include "lanes.h"
 #include "linear.h"
 #include "mail.h"
 #include "merge.h"
 #include "quantized_linear.h"
 #include "slots.h"
-
-#if LONGSPAN_ISA == 1
-#include "lanes_avx2.h"
-#elif LONGSPAN_ISA == 2
-#include "lanes_avx512.h"
-#elif LONGSPAN_ISA == 3
-#include "lanes_avx512_bf16.h"
-#endif
-
-namespace longspan {
-
-#if LONGSPAN_ISA == 1
-using Floats = Avx2;
-using Pairs = Avx2;
-#elif LONGSPAN_ISA == 2
-using Floats = Avx512;
-using Pairs = Avx512;
-#elif LONGSPAN_ISA == 3
-using Floats = Avx512;
-using Pairs = Avx512Bf16;
-#endif
-
-}  // namespace longspan
 
 using namespace longspan;
 
