@@ -1,9 +1,11 @@
-# Two commands: `make serve` and `make test`. Both make .venv first, if need be.
+# Two commands: `make serve` and `make test`; and `make results` for who measures. All make .venv first, if need be.
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# A folder of traces, in the format of docs/simulator.md: with it `make results` simulates anew before it draws.
+TRACES ?=
 
-.PHONY: serve test check clean
+.PHONY: serve test check results clean
 
 serve: $(VENV)/.installed
 	$(BIN)/longspan serve $(ARGS)
@@ -14,6 +16,16 @@ test: $(VENV)/.installed
 
 check: $(VENV)/.installed
 	scripts/check
+
+# docs/results.md and docs/plots/ out of benchmarks/results/*.json.
+results: $(VENV)/.installed
+ifneq ($(TRACES),)
+	$(BIN)/python benchmarks/paper_loongserve.py --traces $(TRACES)
+	$(BIN)/python benchmarks/paper_medha.py --traces $(TRACES)
+	$(BIN)/python benchmarks/simulator_speed.py --trace $(TRACES)/loongserve_mixed.csv.gz \
+		--policies elastic_fcfs,loongserve,static_sp --rate 0.28 --json simulator_speed
+endif
+	$(BIN)/python docs/render_results.py
 
 $(VENV)/.installed: pyproject.toml
 	python3 -m venv $(VENV)

@@ -1,0 +1,1 @@
+"""The sections of docs/results.md, each out of a file under benchmarks/results/."""

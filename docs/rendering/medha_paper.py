@@ -1,0 +1,88 @@
+"""Medha's evaluation, in simulation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from rendering.differences import MEDHA
+from rendering.plots import COLOURS, plot
+from rendering.record import Record, ms, origin, percent, ratio, table
+
+FAR = 0.25
+
+
+def paper_medha(record: Record) -> str:
+    r = record["results"]
+    parts = [
+        "## Medha's evaluation, in simulation\n",
+        origin(record, f"{r['model']} on 16 {r['hardware']}, {r['window_s']:.0f} s of arrivals, seed {r['seed']}."),
+        "Two instances of eight devices, eight of two for `loongserve`. Load is what the requests need at the least, "
+        "over what the fleet has while they arrive: above 1 nobody keeps up, and latencies grow with the window. In "
+        "time: the first token within max(1.5 T(n), 0.5 s), each further one within 50 ms. benchmarks/paper_medha.py "
+        "says more.\n",
+    ]
+    for share in sorted({run["long_share"] for run in r["runs"]}):
+        runs = [run for run in r["runs"] if run["long_share"] == share]
+        parts += [f"### {share:.0%} of requests are long\n", _runs(runs, with_long=share > 0)]
+        if share > 0:
+            parts.append(_curves(runs, share))
+    parts += ["### The paper's headlines\n", _headlines(r["cells"])]
+    return "\n".join(parts)
+
+
+def _runs(runs: list[dict[str, Any]], with_long: bool) -> str:
+    classes = ("short", "long") if with_long else ("short",)
+    head = ["requests/s", "load", "system"]
+    for name in classes:
+        head += [f"{name}: TTFT p50, s", "p90", "p99", "TPOT p50, ms", "p99", "in time"]
+    rows = []
+    for run in sorted(runs, key=lambda run: run["rate"]):
+        row = [f"{run['rate']:.2f}", f"{run['offered_load']:.2f}", f"`{run['system']}`"]
+        for name in classes:
+            row += _class(run["classes"].get(name))
+        rows.append(row)
+    return table(head, rows)
+
+
+def _class(group: dict[str, Any] | None) -> list[str]:
+    if group is None or group["ttft_s"] is None:
+        return ["-"] * 6
+    ttft, tpot = group["ttft_s"], group["tpot_s"]
+    tpots = ["-", "-"] if tpot is None else [ms(tpot["p50"]), ms(tpot["p99"])]
+    return [*(f"{ttft[p]:.2f}" for p in ("p50", "p90", "p99")), *tpots, percent(group["attainment"])]
+
+
+def _curves(runs: list[dict[str, Any]], share: float) -> str:
+    def draw(axes: list[Axes]) -> None:
+        for system in dict.fromkeys(run["system"] for run in runs):
+            mine = sorted((run for run in runs if run["system"] == system), key=lambda run: run["rate"])
+            for axis, (name, value) in zip(axes, _PANELS, strict=True):
+                points = [(run["rate"], value(run["classes"][name])) for run in mine if name in run["classes"]]
+                axis.plot([x for x, _ in points], [y for _, y in points], marker=".", linewidth=1, label=system,
+                          color=COLOURS.get(system))  # fmt: skip
+        for axis, title in zip(axes, ("short: TTFT p99, s", "short: in time, %", "long: in time, %"), strict=True):
+            axis.set(title=title, xlabel="requests/s")
+        axes[0].set_yscale("log")
+        axes[0].legend(fontsize=6)
+
+    what = f"TTFT and the share in time of short and of long requests over the rate, {share:.0%} long, for each system"
+    return plot(f"paper_medha_{round(100 * share)}", what, draw, columns=len(_PANELS))
+
+
+_PANELS = (
+    ("short", lambda group: group["ttft_s"]["p99"]),
+    ("short", lambda group: 100 * group["attainment"]),
+    ("long", lambda group: 100 * group["attainment"]),
+)
+
+
+def _headlines(cells: list[dict[str, Any]]) -> str:
+    def why(cell: dict[str, Any]) -> str:
+        if cell["ours"] is None or abs(cell["ours"] / cell["paper"] - 1.0) <= FAR:
+            return ""
+        return MEDHA.get(cell["what"], "**not explained yet**")
+
+    rows = [[cell["what"], ratio(cell["ours"]), ratio(cell["paper"]), why(cell)] for cell in cells]
+    return table(["", "ours", "the paper's", "why they differ"], rows, text=1)
