@@ -66,6 +66,15 @@ def test_a_batch_of_short_and_long_is_split() -> None:
     assert (who(short), len(short.group)) == (["short"], 1)
 
 
+def test_the_released_plans_never_split() -> None:
+    d = driver("loongserve_never_splits")
+    d.arrive(10, 1, "x")
+    d.arrive(2500, 5, "long")
+    d.arrive(20, 5, "short")
+    (together,) = batches(d.complete())
+    assert (who(together), len(together.group)) == (["long", "short"], 4)
+
+
 def test_decodes_go_on_beside_a_prefill() -> None:
     d = driver()
     d.arrive(500, 100, "a")
@@ -301,8 +310,8 @@ def test_what_one_instance_cannot_hold_is_refused(policy: str) -> None:
 
 
 def test_every_policy_is_found_by_its_name() -> None:
-    names = ["loongserve", "loongserve_no_scale_up", "loongserve_reactive", "loongserve_single_master",
-             "replicated", "static_sp", "static_tp"]  # fmt: skip
+    names = ["loongserve", "loongserve_never_splits", "loongserve_no_scale_up", "loongserve_reactive",
+             "loongserve_single_master", "replicated", "static_sp", "static_tp"]  # fmt: skip
     assert [create_policy(name).name for name in names] == names
 
 

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.core.policies.loongserve.batching import BatchPlan, Objective, Prompts, plan_batches
+from longspan.core.policies.loongserve.batching import (
+    Batching,
+    BatchPlan,
+    Objective,
+    Prompts,
+    plan_batches,
+    plan_one_batch,
+)
 from longspan.core.policies.loongserve.prefill_times import PrefillTimes
 
 from .cost_models import scaling_model
@@ -30,8 +37,8 @@ class Problem:
     min_tokens_per_instance: int = 0
     objective: Objective = "latency"
 
-    def plan(self) -> BatchPlan | None:
-        return plan_batches(
+    def plan(self, batching: Batching = plan_batches) -> BatchPlan | None:
+        return batching(
             Prompts(self.lengths, self.needs, self.work),
             self.rooms,
             self.fixed,
@@ -111,6 +118,19 @@ def test_exact_whatever_the_limits(problem: Problem) -> None:
     assert all(end <= batch.begin < batch.end for end, batch in zip(ends, plan.batches, strict=False))
     costs = [problem.cost(batch.first, batch.last, batch.begin, batch.end) for batch in plan.batches]
     assert sum(costs) == pytest.approx(plan.cost)
+
+
+@given(problems())
+def test_one_batch_is_the_best_of_all_that_are_one(problem: Problem) -> None:
+    """What `loongserve_never_splits` plans."""
+    plan = problem.plan(plan_one_batch)
+    R, E = len(problem.lengths), len(problem.rooms)
+    least = min(problem.cost(0, R, 0, n) for n in range(1, E + 1))
+    assert (math.inf if plan is None else plan.cost) == pytest.approx(least, rel=1e-9)
+    if plan is not None:
+        (batch,) = plan.batches
+        assert (batch.first, batch.last, batch.begin) == (0, R, 0)
+        assert problem.cost(0, R, 0, batch.end) == pytest.approx(plan.cost, rel=1e-9)
 
 
 @given(problems())

@@ -16,6 +16,7 @@ POLICIES: dict[str, str] = {
     "fcfs": "longspan.core.policies.medha.baselines:Fcfs",
     "least_slack": "longspan.core.policies.medha.baselines:LeastSlack",
     "loongserve": "longspan.core.policies.loongserve.policy:LoongServe",
+    "loongserve_never_splits": "longspan.core.policies.loongserve.ablations:LoongServeNeverSplits",
     "loongserve_no_scale_up": "longspan.core.policies.loongserve.ablations:LoongServeNoScaleUp",
     "loongserve_reactive": "longspan.core.policies.loongserve.ablations:LoongServeReactive",
     "loongserve_single_master": "longspan.core.policies.loongserve.ablations:LoongServeSingleMaster",

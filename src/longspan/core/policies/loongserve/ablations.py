@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from longspan.core.policies.loongserve.batching import plan_one_batch
 from longspan.core.policies.loongserve.migrations import scale_down_afterwards
 from longspan.core.policies.loongserve.policy import LoongServe
 from longspan.core.policies.loongserve.scaling import keep_everywhere
 from longspan.core.state import SchedulerState
+
+
+class LoongServeNeverSplits(LoongServe):
+    """Prompts dispatched together are one batch (section 5.3), as in the released code: its dynamic program prunes the
+    axis of instances from the wrong side, and so never finds a plan of two batches."""
+
+    name = "loongserve_never_splits"
+
+    def __init__(self) -> None:
+        super().__init__(batching=plan_one_batch)
 
 
 class LoongServeNoScaleUp(LoongServe):

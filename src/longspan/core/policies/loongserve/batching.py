@@ -20,7 +20,7 @@ counted in `cells`, which always holds; numpy does it, and dispatching sees to i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +69,10 @@ class BatchPlan:
     cells: int
 
 
+Batching = Callable[[Prompts, Sequence[int], Sequence[float], int, int, Objective], BatchPlan | None]
+"""How a step 3 is called; see `plan_batches`."""
+
+
 def plan_batches(
     prompts: Prompts,
     rooms: Sequence[int],
@@ -102,6 +106,28 @@ def plan_batches(
         return None
     batches = _trace_back(choice, best, R, prompts, fixed)
     return BatchPlan(batches, float(f[best, R]), R * R * E * (E + 1) // 2)
+
+
+def plan_one_batch(
+    prompts: Prompts,
+    rooms: Sequence[int],
+    fixed: Sequence[float],
+    max_batch_tokens: int,
+    min_tokens_per_instance: int = 0,
+    objective: Objective = "latency",
+) -> BatchPlan | None:
+    """All prompts in one batch, on as many instances as are best for it: all that the released code ever plans.
+
+    Arguments as in `plan_batches`.
+    """
+    R, E = len(prompts.lengths), len(rooms)
+    cost = _costs(prompts, fixed, max_batch_tokens, min_tokens_per_instance, objective, E)[:, R - 1, 0]
+    cost[_sums(rooms)[1:] < sum(prompts.needs)] = np.inf
+    n = int(cost.argmin()) + 1
+    if not np.isfinite(cost[n - 1]):
+        return None
+    batch = PlannedBatch(0, R, 0, n, fixed[n - 1] + sum(work[n - 1] for work in prompts.work))
+    return BatchPlan((batch,), float(cost[n - 1]), E)
 
 
 def _sums(values: Sequence[int]) -> Ints:

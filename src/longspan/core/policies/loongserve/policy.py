@@ -8,7 +8,7 @@ from itertools import islice
 
 from longspan.core.decision import Decision
 from longspan.core.policies.loongserve.allocation import Allocation, allocate
-from longspan.core.policies.loongserve.batching import BatchPlan, Objective, Prompts, plan_batches
+from longspan.core.policies.loongserve.batching import Batching, BatchPlan, Objective, Prompts, plan_batches
 from longspan.core.policies.loongserve.decoding import DecodeScaling, start_decodes
 from longspan.core.policies.loongserve.dispatching import MAX_BATCHING, Dispatch, dispatch
 from longspan.core.policies.loongserve.migrations import empty
@@ -55,12 +55,14 @@ class LoongServe:
         self,
         *,
         objective: Objective = "latency",
+        batching: Batching = plan_batches,
         retention: Retention = keep_on_fewest,
         scale_up: bool = True,
         max_masters: int | None = None,
     ) -> None:
         """objective: what batching minimises. The others are for ablations, see ablations.py."""
         self._objective = objective
+        self._batching = batching
         self._retention = retention
         self._scale_up = scale_up
         self._max_masters = max_masters
@@ -175,7 +177,7 @@ class LoongServe:
             # So few tokens for each instance only where memory asks for it.
             for least in (state.config.min_tokens_per_instance, 0):
                 most = state.config.max_batch_tokens
-                plan = plan_batches(columns, rooms, times.fixed, most, least, self._objective)
+                plan = self._batching(columns, rooms, times.fixed, most, least, self._objective)
                 if plan is not None:
                     return prompts, plan
         raise AssertionError("dispatching let a prompt through that has no room")
