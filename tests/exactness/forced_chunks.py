@@ -1,0 +1,89 @@
+"""Medha's frame with nothing left to it: the size of chunks, the number of KV shards, and a pause, all forced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from longspan.core.policies.base import Policy
+from longspan.core.policies.medha.baselines import Sarathi
+from longspan.core.policies.medha.chunking import Candidate
+from longspan.core.policies.medha.predictor import Predictor, TokenBudget
+from longspan.core.request import Request, RequestStatus
+from longspan.core.state import SchedulerState
+
+
+class Replaceable:
+    """Hands over to another policy, which may be changed while no request is alive: the engine starts once only."""
+
+    name = "replaceable"
+    needs_cost_model = False
+
+    def __init__(self) -> None:
+        self.policy: Policy = Sarathi()
+
+    def schedule(self, state: SchedulerState, now: float) -> None:
+        self.policy.schedule(state, now)
+
+
+class ForcedChunks(Sarathi):
+    """Batches of `chunk_size` tokens, KV shards of `shard_tokens`. The first request that comes is watched.
+
+    pauses: until its middle the watched request runs alone; at the next chunk boundary it stands still until all others
+        have ended. With one chunk for all of its prompt it has no such boundary: after its first token it gives up its
+        KV, and is computed again behind the others.
+
+    chunks: tokens of each chunk of the watched request. holders: instances that ever held its KV.
+    paused_at: the tokens that it had stored when it stood still; None if it never did.
+    """
+
+    name = "forced_chunks"
+
+    def __init__(self, chunk_size: int, shard_tokens: int, *, pauses: bool) -> None:
+        super().__init__()
+        self.chunk_size = chunk_size
+        self.shard_tokens = shard_tokens
+        self.pauses = pauses
+        self.watched: Request | None = None
+        self.chunks: list[int] = []
+        self.holders: set[int] = set()
+        self.paused_at: int | None = None
+        self._stored = 0
+
+    def predictor(self, state: SchedulerState) -> Predictor:
+        sizes = replace(state.config, chunk_size=self.chunk_size, kvp_tokens_per_shard=self.shard_tokens)
+        return TokenBudget(sizes)
+
+    def schedule(self, state: SchedulerState, now: float) -> None:
+        if self.watched is None:
+            self.watched = state.waiting.first
+        if self.pauses and self.paused_at is None and self._has_no_boundary_left() and self._others_are_there(state):
+            self.paused_at = 0
+            state.preempt(self.watched.id)
+        super().schedule(state, now)
+        self._note(state, self.watched)
+
+    def _ranked(self, state: SchedulerState, now: float) -> list[Candidate]:
+        ranked = super()._ranked(state, now)
+        watched = self.watched
+        assert watched is not None
+        if not self.pauses or not self._others_are_there(state):
+            return ranked
+        if self.paused_at is None and 2 * watched.num_stored >= watched.num_prompt_tokens:
+            if watched.num_stored == watched.num_prompt_tokens:
+                return []  # its first token first, then `schedule` takes its KV
+            self.paused_at = watched.num_stored
+        stands_still = self.paused_at is not None
+        return [candidate for candidate in ranked if (candidate.request is watched) is not stands_still]
+
+    def _has_no_boundary_left(self) -> bool:
+        assert self.watched is not None
+        return self.watched.is_ready and self.watched.status is RequestStatus.DECODING
+
+    def _others_are_there(self, state: SchedulerState) -> bool:
+        return any(request is not self.watched for request in (*state.waiting, *state.with_kv()))
+
+    def _note(self, state: SchedulerState, watched: Request) -> None:
+        self.holders.update(state.placement.holders(watched.id))
+        if watched.num_stored > self._stored and not watched.num_output_tokens:
+            self.chunks.append(watched.num_stored - self._stored)
+        self._stored = watched.num_stored

@@ -1,0 +1,162 @@
+"""Prompts in chunks against Hugging Face transformers, in fp32: the same tokens, whatever is forced on them.
+
+Every size of chunks, over every number of KV shards, paused in the middle or not: with random weights and prompts long
+enough that every size makes several chunks of every shard, and with the real model as far as time allows. Each case has
+passages of its own. Chunks run in the frame of Medha's policies, in mixed batches with other requests' chunks and
+decodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, product
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from longspan import LLM, SamplingParams
+from longspan.engine.tokenizer import Tokenizer
+from longspan.models.catalog import ResolvedModel
+from tests.models.tiny import write_tiny_model
+
+from .conftest import TOP, Reference, refer, require_same
+from .forced_chunks import ForcedChunks, Replaceable
+
+pytestmark = pytest.mark.heavy
+PP = (1,)
+ALL = 1 << 20
+CHUNK_SIZES, SHARDS = (1, 7, 64, 512, ALL), (1, 2, 3)
+NUM_TOKENS, INSTANCES = 4, 3
+GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=TOP)
+
+# Tokens of the prompt in chunks, and of those beside it.
+TINY_LENGTHS = {1: (25, 9, 5), 7: (100, 30, 20), 64: (500, 150, 30), 512: (1600, 700, 30), ALL: (900, 100, 30)}
+TINY_CONTEXT = 2048
+REAL_LENGTHS = {1: (16, 5), 7: (45, 12), 64: (200, 12), 512: (600, 12), ALL: (90, 12)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """chunk_size: tokens. shards: instances that keep the KV. pauses: see `ForcedChunks`."""
+
+    chunk_size: int
+    shards: int
+    pauses: bool
+
+    def __str__(self) -> str:
+        chunks = "all at once" if self.chunk_size == ALL else f"chunks of {self.chunk_size}"
+        return f"{chunks}, {self.shards} shards, {'paused' if self.pauses else 'in one go'}"
+
+
+EVERY_CASE = [Case(*case) for case in product(CHUNK_SIZES, SHARDS, (False, True))]
+# Half of them: over sizes and shards, in turn paused and not. Several chunks of 512 tokens in each of two shards would
+# take the real model too long.
+REAL_CASES = [
+    case
+    for number, case in enumerate(EVERY_CASE)
+    if number // 2 % 2 == case.pauses and not (case.chunk_size == 512 and case.shards > 1)
+]
+
+
+class Theirs:
+    """What transformers makes of prompts, with the same weights; worked out once, whatever else is varied."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._known: dict[tuple[int, ...], Reference] = {}
+
+    def of(self, prompts: list[list[int]]) -> Reference:
+        key = tuple(chain(*prompts))
+        if key not in self._known:
+            self._known[key] = refer(self.model, prompts, NUM_TOKENS)
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class Sides:
+    llm: LLM
+    policy: Replaceable
+    theirs: Theirs
+
+    def compare(self, case: Case, prompts: list[list[int]]) -> None:
+        """The first prompt is the one in chunks; the others run beside it, or in its pause."""
+        length = len(prompts[0])
+        kv_tokens = length + NUM_TOKENS - 1
+        shard_tokens = -(-kv_tokens // case.shards) if case.shards > 1 else ALL
+        self.policy.policy = forced = ForcedChunks(case.chunk_size, shard_tokens, pauses=case.pauses)
+        completions = self.llm.generate(prompts, GREEDY)
+        self.llm.wait_idle()
+        assert self.llm.stats().kv_tokens_used == 0
+        require_same(completions, self.theirs.of(prompts))
+        assert len(forced.holders) == case.shards
+        assert forced.chunks[0] == min(case.chunk_size, shard_tokens, length)
+        assert max(forced.chunks) <= case.chunk_size
+        if case.pauses:
+            assert forced.paused_at is not None
+            has_boundary = length > min(case.chunk_size, shard_tokens)
+            assert 0 < forced.paused_at < length if has_boundary else forced.paused_at == 0
+
+
+def start(path: Path, pp: int, theirs: Theirs) -> Iterator[Sides]:
+    policy = Replaceable()
+    stages = {"pp": pp} if pp > 1 else {}
+    with LLM(
+        str(path), policy=policy, instances=INSTANCES, dtype="float32", executor="inproc", threads_per_device=1,
+        kv_tokens=2048, **stages,
+    ) as llm:  # fmt: skip
+        yield Sides(llm, policy, theirs)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(model: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"), model, TINY_CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def tiny_theirs(tiny_folder: Path) -> Theirs:
+    torch.set_num_threads(1)  # as for `hf_model`
+    return Theirs(AutoModelForCausalLM.from_pretrained(tiny_folder).eval())
+
+
+@pytest.fixture(scope="module")
+def real_theirs(hf_model) -> Theirs:
+    return Theirs(hf_model)
+
+
+@pytest.fixture(scope="module", params=PP)
+def tiny(tiny_folder: Path, tiny_theirs: Theirs, request) -> Iterator[Sides]:
+    yield from start(tiny_folder, request.param, tiny_theirs)
+
+
+@pytest.fixture(scope="module", params=PP)
+def real(model: ResolvedModel, real_theirs: Theirs, request) -> Iterator[Sides]:
+    yield from start(model.path, request.param, real_theirs)
+
+
+@pytest.fixture(scope="module")
+def book(model: ResolvedModel, moby_dick: str) -> list[int]:
+    return Tokenizer.load(model).encode(moby_dick[:400_000])
+
+
+def passages(book: list[int], lengths: tuple[int, ...], number: int) -> list[list[int]]:
+    """Of the case with that number; no two cases share one."""
+    start = number * len(book) // len(EVERY_CASE)
+    found = []
+    for length in lengths:
+        found.append(book[start : start + length])
+        start += length
+    return found
+
+
+@pytest.mark.parametrize("case", EVERY_CASE, ids=str)
+def test_with_random_weights(tiny: Sides, book: list[int], case: Case) -> None:
+    tiny.compare(case, passages(book, TINY_LENGTHS[case.chunk_size], EVERY_CASE.index(case)))
+
+
+@pytest.mark.parametrize("case", REAL_CASES, ids=str)
+def test_with_the_real_model(real: Sides, book: list[int], case: Case) -> None:
+    lengths = REAL_LENGTHS[case.chunk_size][: 2 if case.pauses else 1]
+    real.compare(case, passages(book, lengths, EVERY_CASE.index(case)))
