@@ -26,6 +26,7 @@ class SchedulerConfig:
     """Everything the pure scheduler needs to know; written at the head of every event log.
 
     num_instances: elastic instances, numbered from 0.
+    pp: pipeline stages inside each instance; a batch passes them one after the other, and the next one follows it.
     kv_tokens: KV slots of each instance, tokens.
     policy: name in `longspan.core.policies.POLICIES`.
     max_waiting: requests that may wait before new ones are turned away.
@@ -40,7 +41,7 @@ class SchedulerConfig:
     ttft_slo_factor, ttft_slo_floor_s: a request that names no TTFT should have its first token after so many times
         what its prompt takes alone, but not before so many seconds.
     tpot_slo_s: seconds for each further token, of requests that name none; how long an iteration may take.
-    chunk_size: tokens in a batch of the policy `sarathi`.
+    chunk_size: tokens in a batch of the policy `sarathi`; of one prompt in a batch of `splitfuse`.
     max_fixed_share: of an iteration with a chunk, at most so much goes to what costs the same for any; a tighter TPOT
         is not kept while somebody prefills.
     max_space_share: of an iteration, at most so much goes from a long prompt's chunk to short ones.
@@ -48,6 +49,7 @@ class SchedulerConfig:
     """
 
     num_instances: int = 2
+    pp: int = 1
     kv_tokens: int = 16384
     policy: str = "elastic_fcfs"
     max_waiting: int = 1024
@@ -66,7 +68,7 @@ class SchedulerConfig:
     kvp_tokens_per_shard: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_instances", "kv_tokens", "max_waiting", "max_batch_tokens", "max_batch_requests",
+        for name in ("num_instances", "pp", "kv_tokens", "max_waiting", "max_batch_tokens", "max_batch_requests",
                      "min_tokens_per_instance", "max_requests_per_master", "chunk_size"):
             _at_least(name, getattr(self, name), 1)
         _at_least("decode_headroom", self.decode_headroom, 0)
@@ -88,7 +90,10 @@ class EngineConfig:
     """One engine: model, devices, scheduler.
 
     model: a name that `longspan models` lists, a folder in Hugging Face layout, or a .gguf file.
-    tp: tensor-parallel devices inside each instance.
+    tp: tensor-parallel devices inside each instance, or inside each of its pipeline stages.
+    pp: pipeline stages of each instance: consecutive layers on devices of their own. Several chunks of one prompt are
+        in flight at once (Medha's SPP).
+    pp_layers: decoder layers of each stage, in order; None balances them by the measured cost of a layer and the head.
     dtype: of weights, activations and KV; auto is bfloat16 where the device computes it natively.
     quantization: what matrices are kept in: gguf, 4 and 8 bits as a .gguf file stores them; int8, 8 bits whatever the
         model; none, dtype. auto is gguf where it is faster, on CPUs in bfloat16, else none.
@@ -104,6 +109,8 @@ class EngineConfig:
     served_model_name: str | None = None
     instances: int = 2
     tp: int = 1
+    pp: int = 1
+    pp_layers: tuple[int, ...] | None = None
     dtype: DType = "auto"
     quantization: Quantization = "auto"
     device: Device = "auto"
@@ -129,6 +136,11 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _at_least("instances", self.instances, 1)
         _at_least("tp", self.tp, 1)
+        _at_least("pp", self.pp, 1)
+        if self.pp_layers is not None and (len(self.pp_layers) != self.pp or min(self.pp_layers) < 1):
+            raise ConfigError(
+                f"pp_layers is {self.pp_layers}, but must name at least 1 layer for each of {self.pp} stages"
+            )
         _at_least("chunk_size", self.chunk_size, 1)
         check_service_defaults(self.ttft_slo_factor, self.ttft_slo_floor_s, self.tpot_slo_s)
         for name in ("max_model_len", "kv_tokens", "threads_per_device", "kvp_tokens_per_shard"):
@@ -145,8 +157,8 @@ class EngineConfig:
 
     @property
     def world_size(self) -> int:
-        """Device processes: one for each tensor-parallel rank of each instance."""
-        return self.instances * self.tp
+        """Device processes: one for each tensor-parallel rank of each stage of each instance."""
+        return self.instances * self.pp * self.tp
 
 
 def check_service_defaults(ttft_slo_factor: float, ttft_slo_floor_s: float, tpot_slo_s: float) -> None:

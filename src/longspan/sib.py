@@ -53,6 +53,7 @@ class Deployment:
     cores: int
     kernels: str
     threads_per_device: int
+    pp: int = 1
 
     @property
     def model_shape(self) -> ModelShape:

@@ -12,6 +12,7 @@ from longspan.core.decision import Decision
 from longspan.core.events import (
     BatchCompleted,
     Event,
+    FirstStageFree,
     KVMigrated,
     RequestAborted,
     RequestArrived,
@@ -56,7 +57,7 @@ class Driver:
         self.config = config
         self.policy_may_rest = False
         self.scheduler = Scheduler(config, policy, cost_model)
-        self.model = WorkerModel(config.num_instances, config.kv_tokens)
+        self.model = WorkerModel(config.num_instances, config.kv_tokens, config.pp)
         self.rng = random.Random(seed)
         self.now = 0.0
         self.lives: dict[str, Life] = {}
@@ -79,8 +80,15 @@ class Driver:
         return self.handle(RequestAborted(request_id))
 
     def complete(self, work: RunBatch | MigrateKV | None = None, *, stop: float | set[str] = 0.0) -> list[Action]:
-        """Finish `work`, or the first that runs. `stop`: probability, or requests, to end early."""
+        """Finish `work`, or the first that runs. `stop`: probability, or requests, to end early.
+
+        A batch in the first of several stages leaves that, and is to be finished again.
+        """
         work = work or self.model.started[0]
+        if self.model.in_first_stage(work):
+            assert isinstance(work, RunBatch)
+            self.model.leave_first_stage(work)
+            return self.handle(FirstStageFree(work.batch_id))
         self.model.complete(work)
         if isinstance(work, MigrateKV):
             return self.handle(KVMigrated(work.migration_id))

@@ -2,6 +2,9 @@
 
 Each instance does its actions first in, first out. A batch or a migration starts when it is first at all of
 its instances, and stays first there until the driver completes it. Nothing here reads the scheduler's state.
+
+With several pipeline stages that is the first one. A batch that leaves it comes to the end of another line, the later
+stages', and is through when it is first in that at all of its instances. Slots are counted in the first stage.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ class Residence:
 
 
 class WorkerModel:
-    def __init__(self, num_instances: int, capacity: int) -> None:
+    def __init__(self, num_instances: int, capacity: int, stages: int = 1) -> None:
+        self.stages = stages
+        self.later: list[deque[RunBatch]] = [deque() for _ in range(num_instances)]
         self.capacity = capacity
         self.used = [0] * num_instances
         self.queues: list[deque[tuple[Item, Residence | None]]] = [deque() for _ in range(num_instances)]
@@ -36,7 +41,8 @@ class WorkerModel:
 
     @property
     def is_empty(self) -> bool:
-        return not any(self.used) and not any(self.queues) and not self.residences and not self.started
+        places = (self.used, self.queues, self.later)
+        return not any(map(any, places)) and not self.residences and not self.started
 
     def submit(self, action: Item) -> None:
         if isinstance(action, FreeKV):
@@ -49,10 +55,25 @@ class WorkerModel:
             self._enqueue(action, action.group, [segment.request_id for segment in action.segments])
         self.advance()
 
+    def in_first_stage(self, action: RunBatch | MigrateKV) -> bool:
+        """Whether it has yet to leave that, before it can complete."""
+        in_later = action in self.later[instances_of(action)[0]]
+        return self.stages > 1 and isinstance(action, RunBatch) and not in_later
+
+    def leave_first_stage(self, batch: RunBatch) -> None:
+        self.started.remove(batch)
+        for instance in batch.group:
+            assert self.queues[instance].popleft()[0] is batch
+            self.later[instance].append(batch)
+            assert len(self.later[instance]) <= self.stages
+        self.advance()
+
     def complete(self, action: RunBatch | MigrateKV) -> None:
+        assert not self.in_first_stage(action)
         self.started.remove(action)
         for instance in instances_of(action):
-            assert self.queues[instance].popleft()[0] is action
+            through = self.later[instance].popleft() if action in self.later[instance] else None
+            assert action is (through or self.queues[instance].popleft()[0])
         if isinstance(action, MigrateKV):
             owner = self._residence_of[id(action)][action.request_id].owner
             for start, end in action.ranges:
@@ -82,6 +103,10 @@ class WorkerModel:
                     self._start(action)
                     changed = True
 
+        for line in self.later:
+            if line and line[0] not in self.started and all(self.later[i][0] is line[0] for i in line[0].group):
+                self.started.append(line[0])
+
     def _enqueue(self, action: RunBatch | MigrateKV, instances: tuple[int, ...], request_ids: list[str]) -> None:
         residences = {rid: self.residences.setdefault(rid, Residence(rid)) for rid in request_ids}
         self._residence_of[id(action)] = residences
@@ -99,10 +124,12 @@ class WorkerModel:
     def _check_queue_is_legal(self, action: RunBatch | MigrateKV, instances: tuple[int, ...]) -> None:
         """At most one batch behind a running one, both decodes of the very same group."""
         for instance in instances:
+            assert len(self.later[instance]) < self.stages, "more in flight than there are stages"
             ahead = [item for item, _ in self.queues[instance] if not isinstance(item, FreeKV)]
             if not ahead:
                 continue
             assert len(ahead) == 1, "a third in line"
+            assert self.stages == 1, "queued in a pipeline"
             assert isinstance(action, RunBatch) and isinstance(ahead[0], RunBatch), "queued at a migration"
             assert action.group == ahead[0].group, "queued behind another group"
             assert all(segment.length == 1 for segment in (*action.segments, *ahead[0].segments))

@@ -28,7 +28,7 @@ def answers(path: Path) -> list[dict[str, float]]:
 def test_the_highest_rates_best_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "plan.json"
     assert plan(policies="elastic_fcfs,replicated", json=file, jobs=2) == 0
-    assert "instances x tp" in capsys.readouterr().out
+    assert "instances x pp x tp" in capsys.readouterr().out
     found = answers(file)
     assert {(a["policy"], a["tp"]) for a in found} == {(p, tp) for p in ("elastic_fcfs", "replicated") for tp in (1, 2)}
     rates = [a["rate"] for a in found]
@@ -37,6 +37,12 @@ def test_the_highest_rates_best_first(tmp_path: Path, capsys: pytest.CaptureFixt
     first = file.read_bytes()
     assert plan(policies="elastic_fcfs,replicated", json=file) == 0
     assert file.read_bytes() == first
+
+
+def test_pipelines_are_tried_too(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    assert plan(policies="sarathi", tp=1, pp="1,2", json=file) == 0
+    assert {(a["pp"], a["devices"]) for a in answers(file)} == {(1, 2), (2, 2)}
 
 
 def test_fewer_devices_are_enough_for_a_lower_rate(tmp_path: Path) -> None:
@@ -58,7 +64,8 @@ def test_fewer_devices_are_enough_for_a_lower_rate(tmp_path: Path) -> None:
         ({"policies": "abacus"}, "there is no policy 'abacus'"),
         ({"policies": ","}, "no policies are given"),
         ({"tp": "two"}, "tp is 'two'"),
-        ({"tp": "16"}, "tp is 16, but there are 2 devices"),
+        ({"tp": "16"}, "tp is 16 and pp 1, but there are 2 devices"),
+        ({"pp": "0"}, "pp is '0'"),
         ({"model": "llama-3-70b", "hardware": "a40"}, "does not fit"),
         ({"attainment": "2"}, "attainment is 2.0"),
         ({"devices": "0"}, "devices is 0"),

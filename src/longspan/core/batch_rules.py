@@ -85,7 +85,7 @@ def _check_segment(ledger: Ledger, segment: Segment) -> None:
     request = ledger.requests.get(segment.request_id)
     if request is None:
         raise InternalError(f"request {segment.request_id} is unknown or has ended")
-    if request.status is not RequestStatus.WAITING:
+    if request.status is not RequestStatus.WAITING and not request.flowing:
         check_ready(request)
     if segment.start != request.num_stored or not segment.start < segment.end <= request.num_tokens:
         raise InternalError(

@@ -14,7 +14,10 @@ WorkT = TypeVar("WorkT", RunBatch, MigrateKV)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work(Generic[WorkT]):
-    """A batch or a migration: occupies its instances from the moment it is issued until it completes."""
+    """A batch or a migration: occupies its instances from the moment it is issued until it completes.
+
+    With several pipeline stages a batch occupies them until it leaves the first stage.
+    """
 
     action: WorkT
     instances: tuple[int, ...]
@@ -29,18 +32,25 @@ class Instance:
     used: slots taken, also by batches that have yet to fill them and by migrations on their way here.
     promised: free slots that the requests at home here may count on for their coming tokens.
     reserved: free slots set aside for requests' coming tokens by plan; unlike a promise, nobody else can take them.
+    stages: of its pipeline; as many batches may be in flight.
+    running: the work that its devices have begun last; with several stages, what is in the first.
+    later: batches that have left the first stage, oldest first.
     queued: the next decode iteration, behind the running one of the very same group.
     ready: requests with KV here that nothing touches, longest ready first.
+    flowing: prefills with KV here whose next chunk may follow those that are in later stages.
     """
 
     id: int
     capacity: int
+    stages: int = 1
     used: int = 0
     promised: int = 0
     reserved: int = 0
     running: Work[RunBatch] | Work[MigrateKV] | None = None
+    later: list[Work[RunBatch]] = field(default_factory=list)
     queued: Work[RunBatch] | None = None
     ready: dict[str, Request] = field(default_factory=dict)
+    flowing: dict[str, Request] = field(default_factory=dict)
 
     @property
     def free(self) -> int:
@@ -58,7 +68,13 @@ class Instance:
 
     @property
     def is_idle(self) -> bool:
-        return self.running is None
+        """Can begin something now."""
+        return self.running is None and len(self.later) < self.stages
+
+    @property
+    def is_working(self) -> bool:
+        """Something is on its way through it, in whatever stage."""
+        return self.running is not None or bool(self.later)
 
     @property
     def is_decoding(self) -> bool:
@@ -68,8 +84,8 @@ class Instance:
 class Cluster:
     """All instances, by number."""
 
-    def __init__(self, num_instances: int, capacity: int) -> None:
-        self.instances = tuple(Instance(number, capacity) for number in range(num_instances))
+    def __init__(self, num_instances: int, capacity: int, stages: int = 1) -> None:
+        self.instances = tuple(Instance(number, capacity, stages) for number in range(num_instances))
 
     def __getitem__(self, instance: int) -> Instance:
         return self.instances[instance]
@@ -78,7 +94,7 @@ class Cluster:
         return len(self.instances)
 
     def idle(self) -> list[Instance]:
-        return [instance for instance in self.instances if instance.running is None]
+        return [instance for instance in self.instances if instance.is_idle]
 
     def decoding(self) -> list[Instance]:
         """Busy, but back at their iteration's end: soon."""
@@ -96,7 +112,7 @@ class Cluster:
 
     def start(self, work: Work[RunBatch] | Work[MigrateKV]) -> None:
         for number in work.instances:
-            if self.instances[number].running is not None:
+            if not self.instances[number].is_idle:
                 raise InternalError(f"instance {number} is busy")
             self.instances[number].running = work
 
@@ -110,8 +126,21 @@ class Cluster:
                 raise InternalError(f"instance {number} has a queued batch already")
             self.instances[number].queued = work
 
+    def pass_on(self, work: Work[RunBatch]) -> None:
+        """A running batch leaves the first stage."""
+        for number in work.instances:
+            instance = self.instances[number]
+            if instance.running is not work:
+                raise InternalError(f"{work.action} leaves the first stage of instance {number}, but is not there")
+            instance.running = None
+            instance.later.append(work)
+
     def finish(self, work: Work[RunBatch] | Work[MigrateKV]) -> Work[RunBatch] | None:
-        """The running work is done; returns the batch behind it, which runs now."""
+        """Work is done; returns the batch behind it, which runs now."""
+        if work in self.instances[work.instances[0]].later:
+            for number in work.instances:
+                self.instances[number].later = [other for other in self.instances[number].later if other is not work]
+            return None
         promoted = self.instances[work.instances[0]].queued
         for number in work.instances:
             instance = self.instances[number]

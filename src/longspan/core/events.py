@@ -36,6 +36,16 @@ class TokenOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstStageFree:
+    """A batch has left the first pipeline stage on all of its instances: they may take the next one behind it.
+
+    It comes before the batch's `BatchCompleted`, and only where there are several stages.
+    """
+
+    batch_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class BatchCompleted:
     """A batch ran. One output for each of its segments that emits, in segment order."""
 
@@ -50,5 +60,5 @@ class KVMigrated:
     migration_id: int
 
 
-Event = RequestArrived | RequestAborted | BatchCompleted | KVMigrated
-EVENT_TYPES: tuple[type[Event], ...] = (RequestArrived, RequestAborted, BatchCompleted, KVMigrated)
+Event = RequestArrived | RequestAborted | FirstStageFree | BatchCompleted | KVMigrated
+EVENT_TYPES: tuple[type[Event], ...] = (RequestArrived, RequestAborted, FirstStageFree, BatchCompleted, KVMigrated)

@@ -53,7 +53,8 @@ def instances_run_one_batch(ledger: Ledger) -> None:
     """Work runs on all of its instances and nowhere else; a queued batch is behind one of its group."""
     in_flight: list[AnyWork] = [*ledger.batches.values(), *ledger.migrations.values()]
     for instance in ledger.cluster.instances:
-        for work in (instance.running, instance.queued):
+        _require(len(instance.later) <= instance.stages, f"instance {instance.id}: too many batches in later stages")
+        for work in (instance.running, instance.queued, *instance.later):
             if work is not None:
                 _require(work in in_flight, f"instance {instance.id} runs what is not in flight")
                 _require(instance.id in work.instances, f"instance {instance.id} runs another group's work")
@@ -66,7 +67,7 @@ def instances_run_one_batch(ledger: Ledger) -> None:
             )
     for work in in_flight:
         places = {_slot(ledger.cluster[number], work) for number in work.instances}
-        _require(places in ({"running"}, {"queued"}), f"{work.action} is {places} on its instances")
+        _require(places in ({"running"}, {"queued"}, {"later"}), f"{work.action} is {places} on its instances")
 
 
 def counts_in_flight_are_right(ledger: Ledger) -> None:
@@ -127,6 +128,30 @@ def ready_lists_are_right(ledger: Ledger) -> None:
         _require(listed[request.id] == expected, f"request {request.id} is not listed where it is ready")
 
 
+def flowing_lists_are_right(ledger: Ledger) -> None:
+    """Exactly the flowing are listed, wherever they hold KV: prefills with tokens left, none in a first stage."""
+    listed: Counter[str] = Counter()
+    for instance in ledger.cluster.instances:
+        listed.update(instance.flowing.keys())
+    first_stages = {
+        segment.request_id
+        for instance in ledger.cluster.instances
+        if instance.running is not None and isinstance(instance.running.action, RunBatch)
+        for segment in instance.running.action.segments
+    }
+    for request in ledger.requests.values():
+        expected = len(ledger.placement.holders(request.id)) if request.flowing else 0
+        _require(listed.pop(request.id, 0) == expected, f"request {request.id} is not listed where it flows")
+        flows = (
+            request.status is RequestStatus.PREFILLING
+            and request.in_flight > 0
+            and request.num_stored < request.num_tokens
+            and request.id not in first_stages
+        )
+        _require(request.flowing == flows, f"request {request.id} flows: {request.flowing}, but it should be {flows}")
+    _require(not listed, f"ended requests flow: {sorted(listed)}")
+
+
 def promises_add_up(ledger: Ledger) -> None:
     """Every request that holds KV and goes on has its headroom promised at home, nobody else."""
     promised: Counter[int] = Counter()
@@ -168,6 +193,7 @@ INVARIANTS: tuple[Callable[[Ledger], None], ...] = (
     nothing_refers_to_the_ended,
     the_queue_is_in_order,
     ready_lists_are_right,
+    flowing_lists_are_right,
     promises_add_up,
     reservations_are_kept,
 )
@@ -181,7 +207,9 @@ def _require(holds: bool, message: str) -> None:
 def _slot(instance: Instance, work: AnyWork) -> str:
     if instance.running is work:
         return "running"
-    return "queued" if instance.queued is work else "nowhere"
+    if instance.queued is work:
+        return "queued"
+    return "later" if any(work is other for other in instance.later) else "nowhere"
 
 
 def _due_promise(ledger: Ledger, request: Request) -> int:

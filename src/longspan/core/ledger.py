@@ -25,13 +25,14 @@ class Ledger:
     started: batches that began to run during this call, issued or promoted.
     num_prefills: batches issued that were not pure decode iterations.
     num_finished, num_finished_tokens: requests that came to their own end, and what they generated.
+    ended: requests that came to an end by this call's event.
     decisions: why the policy decided as it did in this call.
     hold_back: the policy wants instances back as soon as they are done; nothing looks ahead in this call.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self.cluster = Cluster(config.num_instances, config.kv_tokens)
+        self.cluster = Cluster(config.num_instances, config.kv_tokens, config.pp)
         self.placement = KVPlacement()
         self.requests: dict[str, Request] = {}
         self.waiting = WaitingQueue()
@@ -46,6 +47,7 @@ class Ledger:
         self.num_preemptions = 0
         self.num_finished = 0
         self.num_finished_tokens = 0
+        self.ended: list[Request] = []
         self.decisions: list[Decision] = []
         self.hold_back = False
         self._ready_moments = 0
@@ -76,6 +78,16 @@ class Ledger:
         work = self._new_batch(running.instances, segments, is_decode=True)
         self.cluster.queue(work)
         return self._emit_batch(work)
+
+    def pass_on(self, work: Work[RunBatch]) -> None:
+        """A batch leaves the first stage: the prefills in it may send their next chunk after it."""
+        self.cluster.pass_on(work)
+        for segment in work.action.segments:
+            request = self.requests[segment.request_id]
+            if request.status is RequestStatus.PREFILLING and request.num_stored < request.num_tokens:
+                request.flowing = True
+                for number in self.placement.holders(request.id):
+                    self.cluster[number].flowing[request.id] = request
 
     def finish_batch(self, work: Work[RunBatch]) -> None:
         del self.batches[work.action.batch_id]
@@ -109,6 +121,8 @@ class Ledger:
             request.become(RequestStatus.PREFILLING)
         elif request.in_flight == 0:
             self._leave_ready(request)
+        else:
+            self.stop_flowing(request)
         request.in_flight += 1
         request.num_scheduled += segment.length
         for stored in segment.store:
@@ -154,6 +168,7 @@ class Ledger:
 
     def make_ready(self, request: Request) -> None:
         """Nothing touches the request any more: it is free to run, move or be preempted."""
+        self.stop_flowing(request)
         request.become(request.resting_status)
         request.ready_order = self._ready_moments
         request.prefills_seen = self.num_prefills
@@ -224,6 +239,12 @@ class Ledger:
             self._drop_promise(request)
             request.home, request.promised = home, promised
             self.cluster[home].promised += promised
+
+    def stop_flowing(self, request: Request) -> None:
+        if request.flowing:
+            request.flowing = False
+            for number in self.placement.holders(request.id):
+                del self.cluster[number].flowing[request.id]
 
     def _leave_ready(self, request: Request) -> None:
         for number in self.placement.holders(request.id):

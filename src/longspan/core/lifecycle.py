@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from longspan.core.actions import RefuseRequest, RunBatch
-from longspan.core.events import BatchCompleted, KVMigrated, RequestAborted, RequestArrived, TokenOutput
+from longspan.core.events import (
+    BatchCompleted,
+    FirstStageFree,
+    KVMigrated,
+    RequestAborted,
+    RequestArrived,
+    TokenOutput,
+)
 from longspan.core.internal_error import InternalError
 from longspan.core.ledger import Ledger
 from longspan.core.request import EndReason, Request, RequestStatus
@@ -35,6 +42,13 @@ def abort(ledger: Ledger, event: RequestAborted) -> None:
     request = ledger.requests.get(event.request_id)
     if request is not None and request.status is not RequestStatus.DRAINING:
         _end(ledger, request, "aborted")
+
+
+def free_first_stage(ledger: Ledger, event: FirstStageFree) -> None:
+    work = ledger.batches.get(event.batch_id)
+    if work is None:
+        raise InternalError(f"batch {event.batch_id} leaves the first stage, but is not in flight")
+    ledger.pass_on(work)
 
 
 def complete_batch(ledger: Ledger, event: BatchCompleted) -> None:
@@ -104,11 +118,13 @@ def _settle(ledger: Ledger, request: Request, output: TokenOutput | None) -> Non
 def _end(ledger: Ledger, request: Request, reason: EndReason) -> None:
     """Free its KV now, or when the last batch or migration that touches it is done."""
     request.end_reason = reason
+    ledger.ended.append(request)
     if reason == "finished":
         ledger.num_finished += 1
         ledger.num_finished_tokens += request.num_output_tokens
     if request.in_flight > 0 or request.status is RequestStatus.MIGRATING:
         ledger.drop_claims(request)
+        ledger.stop_flowing(request)
         request.become(RequestStatus.DRAINING)
     else:
         _conclude(ledger, request)

@@ -4,6 +4,8 @@ The next iteration is the same one again: same group, same masters, one token mo
 not end by its `max_tokens` before. Its input tokens are not sampled yet; workers are first in, first out, and
 feed each other's last token. A request that turns out to have ended leaves one such segment behind: a token
 for nobody, and KV that is freed when that batch completes.
+
+Not in a pipeline: there the last stage samples, and the first would need the token.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from longspan.core.request import RequestStatus
 
 def look_ahead(ledger: Ledger, started: list[Work[RunBatch]]) -> None:
     """Queue the next iteration behind each batch that has just begun to run, where that harms nobody."""
-    if not ledger.config.lookahead or ledger.hold_back or not started or _somebody_needs_instances(ledger):
+    if not ledger.config.lookahead or ledger.config.pp > 1 or ledger.hold_back or not started:
+        return
+    if _somebody_needs_instances(ledger):
         return
     for work in started:
         if work.is_decode and not _somebody_is_left_out(ledger, work):

@@ -52,6 +52,7 @@ class Request:
     num_computed: tokens whose KV is stored by completed batches.
     num_scheduled: tokens of batches issued and not completed; their slots are taken already.
     in_flight: batches issued and not completed.
+    flowing: its newest chunk has left the first pipeline stage, and there are tokens for another.
     home, promised: the instance where its next KV will most likely go, and the free slots there that it may
         count on (kept by the ledger). None and 0 while it holds no KV, and once it has ended.
     reserved: where its next tokens will go, in token order from `num_stored` on; slots are set aside there, and
@@ -71,6 +72,7 @@ class Request:
     num_computed: int = 0
     num_scheduled: int = 0
     in_flight: int = 0
+    flowing: bool = False
     num_preemptions: int = 0
     home: int | None = None
     promised: int = 0
@@ -102,6 +104,11 @@ class Request:
     def is_ready(self) -> bool:
         """Holds KV, and neither a batch nor a migration touches it: free to run, move or be preempted."""
         return self.in_flight == 0 and self.status in (RequestStatus.PREFILLING, RequestStatus.DECODING)
+
+    @property
+    def can_run(self) -> bool:
+        """Ready, or flowing: its next segment may follow what is in later stages."""
+        return self.is_ready or self.flowing
 
     @property
     def resting_status(self) -> RequestStatus:

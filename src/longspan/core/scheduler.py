@@ -11,11 +11,11 @@ from longspan.config import SchedulerConfig
 from longspan.core.actions import Action
 from longspan.core.cost_model import CostModel
 from longspan.core.decision import Decision
-from longspan.core.events import BatchCompleted, Event, KVMigrated, RequestAborted, RequestArrived
+from longspan.core.events import BatchCompleted, Event, FirstStageFree, KVMigrated, RequestAborted, RequestArrived
 from longspan.core.internal_error import InternalError
 from longspan.core.invariants import check_invariants
 from longspan.core.ledger import Ledger
-from longspan.core.lifecycle import abort, arrive, complete_batch, complete_migration
+from longspan.core.lifecycle import abort, arrive, complete_batch, complete_migration, free_first_stage
 from longspan.core.lookahead import look_ahead
 from longspan.core.policies import create_policy
 from longspan.core.policies.base import Policy
@@ -57,6 +57,7 @@ class Scheduler:
             raise InternalError(f"time went backwards, from {self._now} to {now}")
         self._now = now
         self._ledger.hold_back = False
+        self._ledger.ended.clear()
         self._apply(event, now)
         self.policy.schedule(self._state, now)
         look_ahead(self._ledger, self._ledger.take_started())
@@ -87,6 +88,8 @@ class Scheduler:
                 arrive(self._ledger, event, now)
             case RequestAborted():
                 abort(self._ledger, event)
+            case FirstStageFree():
+                free_first_stage(self._ledger, event)
             case BatchCompleted():
                 complete_batch(self._ledger, event)
             case KVMigrated():

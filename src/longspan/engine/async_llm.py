@@ -77,13 +77,16 @@ class AsyncLLM:
         model = await asyncio.to_thread(resolve_model, config.model)
         model_config = load_model_config(model.path)
         max_model_len = _max_model_len(config, model_config.max_model_len)
+        _check_stages(config, model_config.num_layers)
         specs = [
             WorkerSpec(
-                model_path=str(model.path), instance=instance, tp_rank=tp_rank, num_instances=config.instances,
-                tp=config.tp, dtype=config.dtype, device=config.device, threads=config.threads_per_device,
+                model_path=str(model.path), instance=instance, stage=stage, tp_rank=tp_rank,
+                num_instances=config.instances, tp=config.tp, pp=config.pp, pp_layers=config.pp_layers,
+                dtype=config.dtype, device=config.device, threads=config.threads_per_device,
                 transport=config.transport, quantization=config.quantization,
             )
             for instance in range(config.instances)
+            for stage in range(config.pp)
             for tp_rank in range(config.tp)
         ]
         executor = make_executor(config.executor, specs, config.worker_timeout_s)
@@ -119,6 +122,7 @@ class AsyncLLM:
             await asyncio.to_thread(executor.allocate_kv, kv_tokens)
             scheduler_config = SchedulerConfig(
                 num_instances=config.instances,
+                pp=config.pp,
                 kv_tokens=kv_tokens,
                 policy=config.policy,
                 max_waiting=config.max_waiting,
@@ -146,8 +150,9 @@ class AsyncLLM:
             await asyncio.to_thread(executor.close)
             raise
         logger.info(
-            "%s on %d instances x tp %d, %s %s, %d KV tokens each, context up to %d",
-            model.name, config.instances, config.tp, device.device, device.dtype, kv_tokens, max_model_len,
+            "%s on %d instances x %s layers x tp %d, %s %s, %d KV tokens each, context up to %d",
+            model.name, config.instances, "+".join(map(str, device.pp_layers)), config.tp, device.device, device.dtype,
+            kv_tokens, max_model_len,
         )  # fmt: skip
         return engine
 
@@ -270,6 +275,13 @@ def _max_model_len(config: EngineConfig, model_limit: int) -> int:
             f"max_model_len is {config.max_model_len}, but the model was made for {model_limit} tokens"
         )
     return config.max_model_len
+
+
+def _check_stages(config: EngineConfig, num_layers: int) -> None:
+    if config.pp > num_layers:
+        raise ConfigError(f"pp is {config.pp}, but the model has only {num_layers} layers")
+    if config.pp_layers is not None and sum(config.pp_layers) != num_layers:
+        raise ConfigError(f"pp_layers adds up to {sum(config.pp_layers)}, but the model has {num_layers} layers")
 
 
 def _kv_tokens(config: EngineConfig, max_model_len: int, device: DeviceInfo) -> int:

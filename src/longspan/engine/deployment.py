@@ -25,6 +25,7 @@ def describe_deployment(config: EngineConfig, model_name: str, model: ModelConfi
         dtype=device.dtype,
         instances=config.instances,
         tp=config.tp,
+        pp=config.pp,
         executor=config.executor,
         device=device.device.partition(":")[0],
         processor=device.processor,

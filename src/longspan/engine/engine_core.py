@@ -13,6 +13,7 @@ from longspan.core.actions import FreeKV, MigrateKV, RefuseRequest, RunBatch
 from longspan.core.events import (
     BatchCompleted,
     Event,
+    FirstStageFree,
     KVMigrated,
     RequestAborted,
     RequestArrived,
@@ -25,7 +26,7 @@ from longspan.errors import EngineDeadError, QueueFullError, RequestError
 from longspan.executor.base import Executor
 from longspan.metrics.event_log import EventLogWriter
 from longspan.outputs import EngineStats, PositionLogprobs, RequestOutput, TokenLogprob
-from longspan.worker.messages import BatchDone, Free, Migrate, MigrationDone, Reply, Run
+from longspan.worker.messages import BatchDone, FirstStageDone, Free, Migrate, MigrationDone, Reply, Run
 from longspan.worker.sampling_state import SampledLogprobs, SampledToken
 
 RETRY_AFTER_S = 1.0  # what clients are told when the queue is full
@@ -33,10 +34,14 @@ RETRY_AFTER_S = 1.0  # what clients are told when the queue is full
 
 @dataclass(slots=True)
 class _RunningBatch:
-    """A batch on its way: which instances have not reported yet; the tokens and the longest time of those that have."""
+    """A batch on its way: which instances have not reported yet; the tokens and the longest time of those that have.
+
+    in_first_stage: instances that have not reported that it left their first stage; none where there is but one.
+    """
 
     batch: RunBatch
     missing: set[int]
+    in_first_stage: set[int]
     tokens: dict[str, SampledToken] = field(default_factory=dict)
     model_s: float = 0.0
 
@@ -117,6 +122,8 @@ class EngineCore:
         match reply:
             case BatchDone():
                 self._on_batch_part(reply)
+            case FirstStageDone(batch_id, instance):
+                self._on_first_stage(batch_id, instance)
             case MigrationDone(migration_id, instance):
                 missing = self.migrating[migration_id]
                 missing.discard(instance)
@@ -136,6 +143,14 @@ class EngineCore:
             request.sink(EngineDeadError(message))
         self.on_idle()
 
+    def _on_first_stage(self, batch_id: int, instance: int) -> None:
+        running = self.running.get(batch_id)
+        if running is None or instance not in running.in_first_stage:
+            return  # the last stage's word came first: they come by different ways
+        running.in_first_stage.discard(instance)
+        if not running.in_first_stage:
+            self._handle(FirstStageFree(batch_id))
+
     def _on_batch_part(self, done: BatchDone) -> None:
         running = self.running[done.batch_id]
         running.missing.discard(done.instance)
@@ -143,6 +158,9 @@ class EngineCore:
         running.model_s = max(running.model_s, done.model_s)
         if running.missing:
             return
+        if running.in_first_stage:
+            running.in_first_stage.clear()
+            self._handle(FirstStageFree(done.batch_id))
         del self.running[done.batch_id]
         self.num_batches += 1
         self.model_seconds += running.model_s
@@ -213,7 +231,8 @@ class EngineCore:
             self.on_idle()
 
     def _run(self, batch: RunBatch, now: float) -> None:
-        self.running[batch.batch_id] = _RunningBatch(batch, set(batch.group))
+        first = set(batch.group) if self.scheduler.config.pp > 1 else set()
+        self.running[batch.batch_id] = _RunningBatch(batch, set(batch.group), first)
         commands = {instance: Run(batch, {}, {}) for instance in batch.group}
         for segment in batch.segments:
             request = self.requests[segment.request_id]

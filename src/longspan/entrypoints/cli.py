@@ -59,6 +59,9 @@ def serve(
         engine.instances: Elastic instances: full copies of the model, among which the work of one request is
             spread as it needs.
         engine.tp: Tensor-parallel devices inside each instance.
+        engine.pp: Pipeline stages of each instance, each on devices of its own; the chunks of a prompt follow each
+            other through them, under policies that chunk prompts, such as medha.
+        engine.pp_layers: Decoder layers of each stage, in order; balanced by their measured cost by default.
         engine.dtype: Of weights, activations and KV; auto is bfloat16 where the device computes it natively.
         engine.quantization: What matrices are kept in: gguf, as a .gguf file stores them; int8, 8 bits; none, the
             dtype. auto is gguf where that is faster, else none.
@@ -78,7 +81,7 @@ def serve(
         engine.ttft_slo_floor_s: but not before so many seconds.
         engine.tpot_slo_s: Seconds for each further token, of requests that name none. Policies that chunk prompts
             fill iterations up to it.
-        engine.chunk_size: Tokens in each batch of the policy sarathi.
+        engine.chunk_size: Tokens in a batch of the policy sarathi; of one prompt in a batch of splitfuse.
         engine.kvp_tokens_per_shard: A request's KV goes on at another instance after so many tokens, in policies that
             chunk prompts; by default as many as let it decode in time.
         engine.event_log: Write every decision to this file; `longspan replay` checks it.
@@ -142,6 +145,7 @@ def profile(
     json: bool = False,
     instances: int | None = None,
     tp: int | None = None,
+    pp: int | None = None,
     dtype: DType | None = None,
     quantization: Quantization | None = None,
     device: Device | None = None,
@@ -168,9 +172,9 @@ def profile(
     from longspan.entrypoints.profile import Output, check_profile, write_profile
 
     options = {
-        "model": model_or_path, "instances": instances, "tp": tp, "dtype": dtype, "quantization": quantization,
-        "device": device, "executor": executor, "transport": transport, "threads_per_device": threads_per_device,
-        "max_model_len": max_model_len, "kv_tokens": kv_tokens,
+        "model": model_or_path, "instances": instances, "tp": tp, "pp": pp, "dtype": dtype,
+        "quantization": quantization, "device": device, "executor": executor, "transport": transport,
+        "threads_per_device": threads_per_device, "max_model_len": max_model_len, "kv_tokens": kv_tokens,
     }  # fmt: skip
     settings = {name: value for name, value in options.items() if value is not None}
     output = Output(plot, json)
@@ -197,6 +201,7 @@ def simulate(
             config.json, or a .gguf file. By default lwm-1m, or what was profiled.
         simulated.instances: Elastic instances.
         simulated.tp: Tensor-parallel devices inside each instance.
+        simulated.pp: Pipeline stages of each instance.
         simulated.policy: Who runs when, and on how many instances.
         simulated.kv_tokens: KV slots of each instance, tokens; by default what memory holds beside the weights.
         simulated.max_model_len: Longest prompt and output together, tokens; longer requests are refused.
@@ -212,7 +217,7 @@ def simulate(
         simulated.ttft_slo_factor: The first token is due after so many times what the prompt takes alone.
         simulated.ttft_slo_floor_s: But not before so many seconds.
         simulated.tpot_slo_s: Seconds for each further token, and so for an iteration of policies that chunk prompts.
-        simulated.chunk_size: Tokens in a batch of the policy sarathi.
+        simulated.chunk_size: Tokens in a batch of the policy sarathi; of one prompt in a batch of splitfuse.
         simulated.kvp_tokens_per_shard: For policies with KV-cache parallelism: a request's KV goes on at another
             instance after so many tokens.
         simulated.slo: What counts as good, in seconds: ttft=0.5,tpot=0.05. By default a TTFT of ttft_slo_factor times
@@ -244,7 +249,8 @@ def plan(
         planned.hardware: As for `longspan simulate`.
         planned.model: As for `longspan simulate`.
         planned.devices: How many there are.
-        planned.tp: Degrees of tensor parallelism to try; an instance has so many devices.
+        planned.tp: Degrees of tensor parallelism to try.
+        planned.pp: Numbers of pipeline stages to try; an instance has tp times pp devices.
         planned.policies: Policies to try.
         planned.attainment: The share of short and of long requests, each by themselves, to be within the SLO.
         planned.slo: As for `longspan simulate`. Alone means: on the best way to cut up all devices.

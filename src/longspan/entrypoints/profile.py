@@ -96,7 +96,7 @@ def parse_seconds(text: str) -> float:
 
 def _settings_of(deployment: Deployment) -> dict[str, Any]:
     """How to start the engine that a file was measured on."""
-    names = ("model", "instances", "tp", "dtype", "quantization", "device", "executor", "threads_per_device")
+    names = ("model", "instances", "tp", "pp", "dtype", "quantization", "device", "executor", "threads_per_device")
     return {name: getattr(deployment, name) for name in names}
 
 

@@ -20,13 +20,14 @@ class DeviceInfo:
     kernels: str
     threads: int
     quantization: str
+    pp_layers: tuple[int, ...]
 
     @classmethod
     def of(cls, workers: Sequence[Ready]) -> DeviceInfo:
         first = workers[0]
         return cls(
             first.dtype, first.device, min(worker.kv_tokens_fit for worker in workers),
-            first.processor, first.kernels, first.threads, first.quantization,
+            first.processor, first.kernels, first.threads, first.quantization, first.pp_layers,
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from longspan.errors import EngineDeadError
 from longspan.executor.base import DeviceInfo
@@ -32,6 +33,7 @@ class InprocExecutor:
 
     def __init__(self, specs: list[WorkerSpec]) -> None:
         self.specs = specs
+        self.per_instance = specs[0].pp * specs[0].tp
         self.inboxes: list[queue.SimpleQueue[Command]] = [queue.SimpleQueue() for _ in specs]
         self.startup: queue.SimpleQueue[Ready | KVAllocated | str] = queue.SimpleQueue()
         self.threads: list[threading.Thread] = []
@@ -40,19 +42,23 @@ class InprocExecutor:
     def start(self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None]) -> DeviceInfo:
         # torch comes with the workers, not with the executor.
         from longspan.distributed.local import LocalTensorParallel, LocalTransport, LocalWorld
+        from longspan.worker.stages import measured_stages
         from longspan.worker.worker import Worker, failure_message
 
         self.on_reply, self.on_failure = on_reply, on_failure
+        if self.specs[0].pp > 1 and self.specs[0].pp_layers is None:
+            layers = measured_stages(self.specs[0]).pp_layers
+            self.specs = [replace(spec, pp_layers=layers) for spec in self.specs]
         self.world = LocalWorld(len(self.specs), self.specs[0].tp)
         shared: list[Worker] = []  # the first instance's workers, whose weights all others use
-        for spec in self.specs[: self.specs[0].tp]:
+        for spec in self.specs[: self.per_instance]:
             shared.append(Worker(spec, LocalTransport(self.world, spec.rank)))
 
         def serve(spec: WorkerSpec) -> None:
             try:
                 tp = LocalTensorParallel(self.world, spec.rank) if spec.tp > 1 else None
                 transport = LocalTransport(self.world, spec.rank)
-                worker = Worker(spec, transport, tp, shared[spec.tp_rank].model)
+                worker = Worker(spec, transport, tp, shared[spec.rank % self.per_instance].model)
                 self.startup.put(worker.ready())
                 while not isinstance(command := self.inboxes[spec.rank].get(), Stop):
                     reply = worker.execute(command)
@@ -81,8 +87,7 @@ class InprocExecutor:
     def submit(self, instance: int, command: Command) -> None:
         # Through the codec, as on a wire: no two workers share an object.
         data = encode(command)
-        tp = self.specs[0].tp
-        for rank in range(instance * tp, (instance + 1) * tp):
+        for rank in range(instance * self.per_instance, (instance + 1) * self.per_instance):
             self.inboxes[rank].put(decode_command(data))
 
     def close(self) -> None:

@@ -27,12 +27,11 @@ from longspan.worker.messages import (
     Beat,
     Command,
     Failed,
+    FirstStageDone,
     KVAllocated,
-    Migrate,
     MigrationDone,
     Ready,
     Reply,
-    Run,
     Stop,
     WorkerSpec,
     decode_reply,
@@ -61,7 +60,7 @@ class _Handle:
     sending: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, command: Command, data: bytes) -> None:
-        if isinstance(command, Run | Migrate) and self.spec.tp_rank == 0:
+        if self.spec.answers(command):
             if self.pending == 0:
                 self.last_progress = time.monotonic()
             self.pending += 1
@@ -114,8 +113,8 @@ class MultiprocExecutor:
 
     def submit(self, instance: int, command: Command) -> None:
         data = encode(command)
-        tp = self.specs[0].tp
-        for handle in self.handles[instance * tp : (instance + 1) * tp]:
+        devices = self.specs[0].pp * self.specs[0].tp
+        for handle in self.handles[instance * devices : (instance + 1) * devices]:
             try:
                 handle.send(command, data)
             except OSError:
@@ -192,7 +191,7 @@ class MultiprocExecutor:
                 with self.startup:
                     self.num_allocated += 1
                     self.startup.notify_all()
-            case BatchDone() | MigrationDone():
+            case FirstStageDone() | BatchDone() | MigrationDone():
                 handle.pending -= 1
                 self.on_reply(reply)
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from longspan.core.actions import FreeKV, MigrateKV, RefuseRequest, RunBatch, Segment
 from longspan.core.decision import Decision
-from longspan.core.events import BatchCompleted, KVMigrated, RequestAborted, RequestArrived
+from longspan.core.events import BatchCompleted, FirstStageFree, KVMigrated, RequestAborted, RequestArrived
 from longspan.errors import ReplayError
 from longspan.metrics.event_log import EventLog, LogRecord
 
@@ -102,10 +102,14 @@ def explain(path: Path | str, request_id: str) -> Story:
 
 @dataclass(slots=True)
 class _Ran:
-    """A batch or a migration that has begun; `end` is set when it is through."""
+    """A batch or a migration that was issued.
+
+    begin: known once it has left the first pipeline stage. end: when it is done.
+    """
 
     action: RunBatch | MigrateKV
     issued: float
+    has_left_first_stage: bool = False
     begin: float = 0.0
     end: float = 0.0
 
@@ -137,6 +141,8 @@ class _Reader:
         match record.event:
             case RequestArrived():
                 self._arrive(record.event)
+            case FirstStageFree(batch_id):
+                self._leave_first_stage(self._batches[batch_id])
             case BatchCompleted(batch_id, outputs):
                 self._finish(self._batches.pop(batch_id))
                 for output in outputs:
@@ -175,11 +181,17 @@ class _Reader:
             self._group = ()
         self._waiting.add(event.request_id)
 
-    def _finish(self, ran: _Ran) -> None:
+    def _leave_first_stage(self, ran: _Ran) -> None:
+        """Its instances may begin something else; it began when they were done with what they had begun before."""
+        ran.has_left_first_stage = True
         ran.begin = max([ran.issued, *(self._last_end.get(number, ran.issued) for number in ran.instances)])
-        ran.end = self._now
         for number in ran.instances:
             self._last_end[number] = self._now
+
+    def _finish(self, ran: _Ran) -> None:
+        if not ran.has_left_first_stage:
+            self._leave_first_stage(ran)
+        ran.end = self._now
         if self.arrived is None:
             return
         self._ran.append(ran)
@@ -280,7 +292,7 @@ class _Reader:
     def _unfinished(self) -> Iterable[_Ran]:
         for ran in [*self._batches.values(), *self._migrations.values()]:
             begin = max([ran.issued, *(self._last_end.get(number, ran.issued) for number in ran.instances)])
-            yield _Ran(ran.action, ran.issued, begin, self._now)
+            yield _Ran(ran.action, ran.issued, begin=begin, end=self._now)
 
 
 def _requests(action: RunBatch | MigrateKV) -> list[str]:

@@ -83,10 +83,9 @@ class ModelConfig:
             )
         return f"its max_position_embeddings of {self.max_position_embeddings} tokens"
 
-    def kv_bytes_per_token(self, dtype_bytes: int, num_kv_heads: int | None = None) -> int:
-        """KV cache of one token over all layers, bytes; on a shard: of its `num_kv_heads`."""
-        heads = self.num_kv_heads if num_kv_heads is None else num_kv_heads
-        return 2 * self.num_layers * heads * self.head_dim * dtype_bytes
+    def kv_bytes_per_token(self, dtype_bytes: int, num_kv_heads: int, num_layers: int) -> int:
+        """KV cache of one token, bytes, on a device with so many of the KV heads and layers."""
+        return 2 * num_layers * num_kv_heads * self.head_dim * dtype_bytes
 
 
 def unsupported_architecture(path: Path, name: str) -> UnsupportedModelError:

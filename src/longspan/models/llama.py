@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from longspan.attention.elastic import ElasticAttention
+from longspan.core.pipeline import PipelineStage
 from longspan.distributed.tensor_parallel import TensorParallelGroup
 from longspan.layers.elementwise import elementwise_for
 from longspan.layers.embedding import embed, embed_share
 from longspan.layers.linear import Linear
 from longspan.layers.logits import settle_near_ties_
 from longspan.layers.norm import rms_norm
+from longspan.layers.quantized_linear import QuantizedMatrix
 from longspan.layers.rotary import inverse_frequencies, rotary_angles
 from longspan.models.architecture import ModelConfig
 from longspan.models.sharding import TensorParallelShard, width
@@ -45,33 +47,40 @@ class LlamaLayer:
     down: Linear  # I -> D
 
 
-class LlamaModel:
-    """Immutable once loaded: threads may share one.
+@dataclass(frozen=True, slots=True)
+class LlamaHead:
+    """From the residual stream to logits. plain_VD: the weight of `linear`, where its results are rounded so that near
+    ties have to be settled."""
 
-    head_VD: the weight of lm_head, where its results are rounded so that near ties have to be settled.
+    norm_D: Tensor
+    linear: Linear
+    plain_VD: Tensor | None
+
+
+class LlamaModel:
+    """A model, or one pipeline stage of it. Immutable once loaded: threads may share one.
+
+    embedding_VD: None but in the first stage. layers: of this stage, numbered from 0. head: None but in the last stage.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         shard: TensorParallelShard,
-        embedding_VD: Tensor,
+        embedding_VD: Tensor | None,
         layers: list[LlamaLayer],
-        norm_D: Tensor,
-        lm_head: Linear,
-        head_VD: Tensor | None,
+        head: LlamaHead | None,
     ) -> None:
         self.config = config
         self.shard = shard
         self.embedding_VD = embedding_VD
         self.layers = layers
-        self.norm_D = norm_D
-        self.lm_head = lm_head
-        self.head_VD = head_VD
+        self.head = head
         sizes = config.hidden_size, config.head_dim, width(shard.intermediate)
-        self.ops = elementwise_for(embedding_VD.device, embedding_VD.dtype, *sizes)
-        self.frequencies_R = inverse_frequencies(config.rope, config.head_dim).to(embedding_VD.device)
-        # A decode step runs all layers in one call, where it can; `forward` says what they do.
+        self.like = layers[0].attention_norm_D  # of the model's dtype, on its device
+        self.ops = elementwise_for(self.like.device, self.like.dtype, *sizes)
+        self.frequencies_R = inverse_frequencies(config.rope, config.head_dim).to(self.like.device)
+        # A decode step runs all layers in one call, where it can; `run_layers` says what they do.
         self.decoder = NativeDecoder.of(
             layers, shard.num_query_heads, shard.num_kv_heads, config.head_dim, width(shard.intermediate),
             config.rms_norm_eps,
@@ -86,23 +95,25 @@ class LlamaModel:
         dtype: torch.dtype,
         device: torch.device,
         weight_format: WeightFormat = "none",
+        stage: PipelineStage | None = None,
     ) -> LlamaModel:
-        """Reads this rank's share of the weights, and no more.
+        """Reads this rank's share of the weights, and no more. stage: None is the whole model.
 
         Embeddings are looked up in a plain table, whatever the weight format: few of its rows are read in a step.
         """
         read = CheckedReader(source, dtype, device, weight_format)
-        hidden, vocab = config.hidden_size, width(shard.vocab)
-        if config.tie_word_embeddings:
-            head = read.matrix(MatrixPart("model.embed_tokens.weight", vocab, hidden, rows=shard.vocab))
-            embedding_VD = read.plain(head)
-        else:
-            head = read.matrix(MatrixPart("lm_head.weight", vocab, hidden, rows=shard.vocab))
+        stage = stage or PipelineStage(range(config.num_layers))
+        hidden, vocab, tied = config.hidden_size, width(shard.vocab), config.tie_word_embeddings
+        embedding_VD, head = None, None
+        if stage.is_last or (stage.is_first and tied):
+            name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+            weight = read.matrix(MatrixPart(name, vocab, hidden, rows=shard.vocab))
+            head = _load_head(config, read, weight) if stage.is_last else None
+            embedding_VD = read.plain(weight) if stage.is_first else None
+        if stage.is_first and not tied:
             embedding_VD = read("model.embed_tokens.weight", vocab, hidden, rows=shard.vocab)
-        lm_head = read.linear(head)
-        head_VD = read.plain(head) if lm_head.rounds and dtype != torch.float32 else None
-        layers = [_load_layer(config, read, shard, f"model.layers.{i}") for i in range(config.num_layers)]
-        return cls(config, shard, embedding_VD, layers, read("model.norm.weight", hidden), lm_head, head_VD)
+        layers = [_load_layer(config, read, shard, f"model.layers.{i}") for i in stage.layers]
+        return cls(config, shard, embedding_VD, layers, head)
 
     @torch.inference_mode()
     def forward(
@@ -113,22 +124,28 @@ class LlamaModel:
         tp: TensorParallelGroup,
         emit_rows_E: Tensor,
     ) -> Tensor:
-        """Logits [E, whole vocabulary], fp32, of the tokens that follow the rows `emit_rows_E`.
+        """A whole model. Logits [E, whole vocabulary], fp32, of the tokens that follow the rows `emit_rows_E`."""
+        x_TD = self.run_layers(self.embed(token_ids_T, tp), positions_T, attention, tp)
+        return self.logits(x_TD[emit_rows_E], tp)
+
+    def run_layers(
+        self, x_TD: Tensor, positions_T: Tensor, attention: Attention, tp: TensorParallelGroup
+    ) -> Tensor:
+        """The residual stream (fp32) behind the layers of this stage. x_TD may be overwritten.
 
         With T = 0 nothing is computed here, but `attention` is called in every layer: it serves its peers.
         """
         lone = None
         if self.decoder is not None and tp.size == 1 and isinstance(attention, ElasticAttention):
             lone = attention.lone_tokens()
-        if not len(token_ids_T) and lone is None:
-            return self._only_attend(attention)
-        x_TD = self._embed(token_ids_T, tp)
+        if not len(x_TD) and lone is None:
+            return self._only_attend(x_TD, attention)
         cos_T1R, sin_T1R = rotary_angles(positions_T, self.frequencies_R)
         eps, ops = self.config.rms_norm_eps, self.ops
         if lone is not None:
             assert self.decoder is not None
             mlp_TD = self.decoder(x_TD, cos_T1R, sin_T1R, lone)
-            return self._logits(x_TD[emit_rows_E] + mlp_TD[emit_rows_E], tp)
+            return x_TD + mlp_TD
         normed_TD = ops.rms_norm(x_TD, self.layers[0].attention_norm_D, eps)
         for i, layer in enumerate(self.layers):
             q_THK, k_TGK, v_TGK = self._qkv(layer, normed_TD, cos_T1R, sin_T1R)
@@ -137,10 +154,11 @@ class LlamaModel:
             mlp_TD = tp.all_reduce_(layer.down(ops.silu_and_mul(layer.gate_up(normed_TD))))
             if i + 1 < len(self.layers):
                 x_TD, normed_TD = ops.add_and_norm(x_TD, mlp_TD, self.layers[i + 1].attention_norm_D, eps)
-        return self._logits(x_TD[emit_rows_E] + mlp_TD[emit_rows_E], tp)
+        return x_TD + mlp_TD
 
-    def _embed(self, token_ids_T: Tensor, tp: TensorParallelGroup) -> Tensor:
+    def embed(self, token_ids_T: Tensor, tp: TensorParallelGroup) -> Tensor:
         """The residual stream is fp32 from here on: summed in bf16, sixty small updates would get lost."""
+        assert self.embedding_VD is not None, "only the first stage embeds"
         if tp.size == 1:
             return embed(token_ids_T, self.embedding_VD).float()
         return tp.all_reduce_(embed_share(token_ids_T, self.embedding_VD, self.shard.vocab.start)).float()
@@ -157,22 +175,29 @@ class LlamaModel:
         qk_ThK = self.ops.rotate(qk_ThK, cos_T1R, sin_T1R)
         return qk_ThK[:, :H], qk_ThK[:, H:], v_TGK
 
-    def _logits(self, x_ED: Tensor, tp: TensorParallelGroup) -> Tensor:
+    def logits(self, x_ED: Tensor, tp: TensorParallelGroup) -> Tensor:
+        """Logits [E, whole vocabulary], fp32, from rows of the residual stream behind the last layer."""
+        assert self.head is not None, "only the last stage has the head"
         if not len(x_ED):
-            return x_ED.new_empty((0, self.config.vocab_size), dtype=torch.float32)
-        normed_ED = rms_norm(x_ED, self.norm_D.float(), self.config.rms_norm_eps)
-        logits_EV = self.lm_head(normed_ED.to(self.embedding_VD.dtype), torch.float32)
-        if self.head_VD is not None:
-            settle_near_ties_(logits_EV, normed_ED, self.head_VD)
+            return x_ED.new_empty((0, self.config.vocab_size))
+        normed_ED = rms_norm(x_ED, self.head.norm_D.float(), self.config.rms_norm_eps)
+        logits_EV = self.head.linear(normed_ED.to(self.like.dtype), torch.float32)
+        if self.head.plain_VD is not None:
+            settle_near_ties_(logits_EV, normed_ED, self.head.plain_VD)
         return tp.all_gather_vocab(logits_EV, self.shard.vocab_sizes)
 
-    def _only_attend(self, attention: Attention) -> Tensor:
-        empty = self.embedding_VD.new_empty
-        q_THK = empty((0, self.shard.num_query_heads, self.config.head_dim))
-        k_TGK = empty((0, self.shard.num_kv_heads, self.config.head_dim))
-        for i in range(self.config.num_layers):
+    def _only_attend(self, x_TD: Tensor, attention: Attention) -> Tensor:
+        q_THK = self.like.new_empty((0, self.shard.num_query_heads, self.config.head_dim))
+        k_TGK = self.like.new_empty((0, self.shard.num_kv_heads, self.config.head_dim))
+        for i in range(len(self.layers)):
             attention(i, q_THK, k_TGK, k_TGK)
-        return empty((0, self.config.vocab_size), dtype=torch.float32)
+        return x_TD
+
+
+def _load_head(config: ModelConfig, read: CheckedReader, weight: Tensor | QuantizedMatrix) -> LlamaHead:
+    linear = read.linear(weight)
+    rounds = linear.rounds and read.dtype != torch.float32
+    return LlamaHead(read("model.norm.weight", config.hidden_size), linear, read.plain(weight) if rounds else None)
 
 
 def _load_layer(

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import ceil
 from typing import NamedTuple
 
 from longspan.core.actions import MigrateKV, RunBatch, Segment
+from longspan.core.pipeline import balanced_stages
 from longspan.simulator.fleet import Fleet
 
 ACTIVATION_BYTES = 2.0
@@ -31,11 +32,21 @@ NORM_PASSES = 8.0
 additions (assumed: each reads its input and what it adds, and writes both)."""
 
 
+CHUNK = 512
+"""Tokens by whose time a pipeline's stages are balanced, as in worker/stages.py."""
+
+
 class Seconds(NamedTuple):
-    """host: before the device can begin. device: from then on, on every instance of the group."""
+    """host: before the first device can begin. stages: from then on, of each pipeline stage, on every instance of the
+    group."""
 
     host: float
-    device: float
+    stages: tuple[float, ...]
+
+    @property
+    def device(self) -> float:
+        """From the first stage's beginning to the last one's end, if nothing is ahead."""
+        return sum(self.stages)
 
     @property
     def total(self) -> float:
@@ -91,7 +102,8 @@ class IterationCost:
 
     def duration(self, action: RunBatch | MigrateKV) -> Seconds:
         if isinstance(action, MigrateKV):
-            return Seconds(0.0, self.migration(action.num_tokens, (action.source, action.target)))
+            seconds = self.migration(action.num_tokens, (action.source, action.target))
+            return Seconds(0.0, (seconds / self.fleet.pp,) * self.fleet.pp)
         return self.batch(action)
 
     def batch(self, batch: RunBatch) -> Seconds:
@@ -112,7 +124,31 @@ class IterationCost:
             + self._overheads.instance_s * (len(batch.group) - 1)
         )
         slowed = 1.0 + self._overheads.contention * (len(batch.group) - 1)
-        return Seconds(host_s, slowed * (self._shape.num_layers * layer_s + head_s))
+        return Seconds(host_s, self._stages(slowed * layer_s, slowed * head_s, batch))
+
+    def _stages(self, layer_s: float, head_s: float, batch: RunBatch) -> tuple[float, ...]:
+        """Of each pipeline stage: its layers, what comes in from the stage before, and in the last one the head."""
+        if self.fleet.pp == 1:
+            return (self._shape.num_layers * layer_s + head_s,)
+        seconds = [layers * layer_s for layers in self._split]
+        seconds[-1] += head_s
+        tokens = max(sum(s.length / len(s.compute) for s in batch.segments if i in s.compute) for i in batch.group)
+        for stage in range(1, self.fleet.pp):
+            seconds[stage] += self._handover(tokens, batch.group[0], stage)
+        return tuple(seconds)
+
+    def _handover(self, rows: float, instance: int, stage: int) -> float:
+        """Every device sends the whole residual stream, fp32, to its twin in the next stage."""
+        sent = rows * self._shape.hidden_size * PARTIAL_BYTES
+        if self.fleet.node(instance, stage - 1) == self.fleet.node(instance, stage):
+            return self._overheads.exchange_s + sent / self._link
+        return self._overheads.exchange_s + self._overheads.network_s + sent / self._network
+
+    @cached_property
+    def _split(self) -> tuple[int, ...]:
+        """As the engine does it: by a layer's time for a chunk, and the head's for one token."""
+        layer_s = self._dense(CHUNK) + self._new_tokens(CHUNK) + self._overheads.layer_s
+        return balanced_stages(self._shape.num_layers, self.fleet.pp, layer_s, 0.0, self._head(1))
 
     def decode_alike(self, num_requests: int, context: int, num_instances: int) -> float:
         """Seconds of a decode of requests that are all alike, if nothing had to travel and the host were never late."""

@@ -33,4 +33,5 @@ def instance_seconds(request: TraceRequest, cost: IterationCost, config: Schedul
     prefill_s = cost.batch(evenly_spread(prompt)).total
     alike = max(1, min(config.max_batch_requests, instances * config.kv_tokens // request.num_tokens))
     decode_s = cost.decode_alike(alike, request.num_prompt_tokens + request.num_output_tokens // 2, instances)
-    return instances * (prefill_s + (request.num_output_tokens - 1) * decode_s / alike)
+    # While one batch is in one stage of a pipeline, others are in the others.
+    return instances / cost.fleet.pp * (prefill_s + (request.num_output_tokens - 1) * decode_s / alike)

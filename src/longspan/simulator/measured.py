@@ -70,9 +70,9 @@ def measured_machine(sib: ScalingInformationBase, path: Path) -> Machine:
 
 def sib_timings(sib: ScalingInformationBase, machine: Machine) -> list[Timing]:
     """What the file measured, as timings on `machine`."""
-    model, tp = measured_model(sib.deployment), sib.deployment.tp
+    model, tp, pp = measured_model(sib.deployment), sib.deployment.tp, sib.deployment.pp
     numbers = range(1, sib.deployment.instances + 1)
-    fleets = {number: Fleet(machine=machine, model=model, instances=number, tp=tp) for number in numbers}
+    fleets = {number: Fleet(machine=machine, model=model, instances=number, tp=tp, pp=pp) for number in numbers}
     iterations = [
         Timing(f"{m.shape.kind} on {m.shape.num_instances}", fleets[m.shape.num_instances], m.shape, m.seconds)
         for m in sib.measurements.iterations

@@ -3,7 +3,7 @@
     now, what = heappop(heap);   for action in scheduler.handle(event(what), now): push(its end, action)
 
 Instances take actions first in, first out, as workers do: a batch queued behind another begins when that one ends,
-and what the host prepares for it costs nothing if it is done by then.
+and what the host prepares for it costs nothing if it is done by then. So does every pipeline stage of an instance.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch
 from longspan.core.cost_model import FittedCostModel
-from longspan.core.events import BatchCompleted, Event, KVMigrated, RequestArrived, TokenOutput
+from longspan.core.events import BatchCompleted, Event, FirstStageFree, KVMigrated, RequestArrived, TokenOutput
 from longspan.core.internal_error import InternalError
 from longspan.core.policies.base import Policy
 from longspan.core.scheduler import Scheduler
@@ -29,6 +29,8 @@ from longspan.simulator.usage import Usage
 from longspan.workload.traces import TraceRequest
 
 _REPORT_EVERY = 1024  # events
+
+_Coming = RequestArrived | FirstStageFree | RunBatch | MigrateKV
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class Simulator:
     ) -> None:
         if config.num_instances != cost.fleet.instances:
             raise ConfigError(f"the scheduler has {config.num_instances} instances, the fleet {cost.fleet.instances}")
+        if config.pp != cost.fleet.pp:
+            raise ConfigError(f"the scheduler has {config.pp} pipeline stages, the fleet {cost.fleet.pp}")
         self.config = config
         self.cost = cost
         self.scheduler = Scheduler(config, policy, cost_model)
@@ -95,9 +99,9 @@ class Simulator:
         self.event_log = event_log
         self.on_progress = on_progress
         self.usage = Usage(config.num_instances)
-        self._heap: list[tuple[float, int, RequestArrived | RunBatch | MigrateKV]] = []
+        self._heap: list[tuple[float, int, _Coming]] = []
         self._sequence = 0
-        self._free_at = [0.0] * config.num_instances
+        self._free_at = [[0.0] * config.num_instances for _ in range(config.pp)]  # by stage and instance
         self._lives: dict[str, _Life] = {}
         self._ended: list[SimulatedRequest] = []
         self._num_batches = 0
@@ -153,11 +157,11 @@ class Simulator:
             self._push(at, event)
             return
 
-    def _push(self, at: float, what: RequestArrived | RunBatch | MigrateKV) -> None:
+    def _push(self, at: float, what: _Coming) -> None:
         heappush(self._heap, (at, self._sequence, what))
         self._sequence += 1
 
-    def _event(self, what: RequestArrived | RunBatch | MigrateKV, now: float) -> Event:
+    def _event(self, what: _Coming, now: float) -> Event:
         if isinstance(what, RunBatch):
             emitting = [segment.request_id for segment in what.segments if segment.emits]
             return BatchCompleted(what.batch_id, tuple([self._sample(request_id, now) for request_id in emitting]))
@@ -201,13 +205,18 @@ class Simulator:
     def _occupy(self, action: RunBatch | MigrateKV, instances: tuple[int, ...], now: float) -> float:
         """Put work behind all that its instances have; returns when it begins."""
         seconds = self.cost.duration(action)
-        begin_s = now + seconds.host
-        for instance in instances:
-            begin_s = max(begin_s, self._free_at[instance])
-        end_s = begin_s + seconds.device
-        for instance in instances:
-            self._free_at[instance] = end_s
-        self.usage.work(action, begin_s, end_s)
+        begin_s, end_s = 0.0, now + seconds.host
+        for stage, (stage_s, free_at) in enumerate(zip(seconds.stages, self._free_at, strict=True)):
+            for instance in instances:
+                end_s = max(end_s, free_at[instance])
+            if stage == 0:
+                begin_s = end_s
+            end_s += stage_s
+            if stage == 0 and self.config.pp > 1 and isinstance(action, RunBatch):
+                self._push(end_s, FirstStageFree(action.batch_id))
+            for instance in instances:
+                free_at[instance] = end_s
+        self.usage.work(action, begin_s, end_s, sum(seconds.stages) / len(seconds.stages))
         self._push(end_s, action)
         return begin_s
 

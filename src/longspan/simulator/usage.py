@@ -42,12 +42,13 @@ class Usage:
         self.next_sample_s = 0.0
         self._apart_s = 1e-3
 
-    def work(self, action: RunBatch | MigrateKV, begin_s: float, end_s: float) -> None:
+    def work(self, action: RunBatch | MigrateKV, begin_s: float, end_s: float, busy_s: float) -> None:
+        """busy_s: of each of its devices; less than from begin to end where these are stages of a pipeline."""
         group = action.group if isinstance(action, RunBatch) else (action.source, action.target)
         kind = _kind(action)
         for instance in group:
-            self.busy_s[instance] += end_s - begin_s
-        self.group_s[kind, len(group)] += end_s - begin_s
+            self.busy_s[instance] += busy_s
+        self.group_s[kind, len(group)] += busy_s
         latest = self._latest.get(group)
         if latest is not None and latest.kind == kind and begin_s - latest.end_s <= end_s - begin_s:
             latest.end_s = end_s

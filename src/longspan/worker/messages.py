@@ -16,13 +16,19 @@ from longspan.worker.sampling_state import SampledToken, SamplingState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What a worker is: one device of one instance, and the model that it loads its share of."""
+    """What a worker is: one device of one stage of one instance, and the model that it loads its share of.
+
+    pp_layers: of each stage; None until they are balanced.
+    """
 
     model_path: str
     instance: int
     tp_rank: int
     num_instances: int
     tp: int
+    stage: int = 0
+    pp: int = 1
+    pp_layers: tuple[int, ...] | None = None
     dtype: DType
     device: Device
     threads: int | None
@@ -31,15 +37,32 @@ class WorkerSpec:
 
     @property
     def rank(self) -> int:
-        return self.instance * self.tp + self.tp_rank
+        return self.rank_at(self.instance, self.stage)
+
+    def rank_at(self, instance: int, stage: int) -> int:
+        """Of the device with the same tensor-parallel rank there."""
+        return (instance * self.pp + stage) * self.tp + self.tp_rank
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.stage == self.pp - 1
 
     @property
     def world_size(self) -> int:
-        return self.num_instances * self.tp
+        return self.num_instances * self.pp * self.tp
 
     @property
     def name(self) -> str:
-        return f"worker {self.rank} (instance {self.instance}, tensor-parallel rank {self.tp_rank})"
+        stage = f", stage {self.stage}" if self.pp > 1 else ""
+        return f"worker {self.rank} (instance {self.instance}{stage}, tensor-parallel rank {self.tp_rank})"
+
+    def answers(self, command: Command) -> bool:
+        """For its instance. Workers are first in, first out, so what the last stage has done the others have too."""
+        if self.tp_rank > 0:
+            return False
+        if self.is_last_stage:
+            return isinstance(command, Run | Migrate)
+        return self.stage == 0 and isinstance(command, Run)
 
 
 class AllocateKV(msgspec.Struct, frozen=True, tag=True):
@@ -84,7 +107,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """The model is loaded. kv_tokens_fit: how many tokens of KV the device's free memory would take.
 
     processor: what the device calls itself. kernels: which of ours it runs, or whose instead. threads: on the CPU.
-    quantization: what the weights are kept in, once `auto` is decided.
+    quantization: what the weights are kept in, once `auto` is decided. pp_layers: of each pipeline stage.
     """
 
     dtype: str
@@ -94,6 +117,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     kernels: str
     threads: int
     quantization: str
+    pp_layers: tuple[int, ...]
 
 
 class KVAllocated(msgspec.Struct, frozen=True, tag=True):
@@ -111,6 +135,13 @@ class BatchDone(msgspec.Struct, frozen=True, tag=True):
     tokens: dict[str, SampledToken]
     model_s: float
     total_s: float
+
+
+class FirstStageDone(msgspec.Struct, frozen=True, tag=True):
+    """This instance's first pipeline stage has done its part of a batch, and could take another."""
+
+    batch_id: int
+    instance: int
 
 
 class MigrationDone(msgspec.Struct, frozen=True, tag=True):
@@ -132,7 +163,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Reply = Ready | KVAllocated | BatchDone | MigrationDone | Beat | Failed
+Reply = Ready | KVAllocated | FirstStageDone | BatchDone | MigrationDone | Beat | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _commands = msgspec.msgpack.Decoder(Command)

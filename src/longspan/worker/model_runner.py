@@ -15,6 +15,7 @@ from longspan.attention.layout import BatchLayout, plan_layout, positions_of
 from longspan.core.actions import MigrateKV
 from longspan.distributed.tensor_parallel import TensorParallelGroup
 from longspan.distributed.transport import Transport
+from longspan.models.architecture import ModelConfig
 from longspan.worker.kv_pool import KVPool
 from longspan.worker.messages import BatchDone, Run
 from longspan.worker.sampler import Sampler
@@ -22,22 +23,29 @@ from longspan.worker.sampling_state import SampledToken, SamplingState
 
 
 class Model(Protocol):
-    """What a worker asks of a model file; see models/llama.py for the shapes."""
+    """What a worker asks of a model file, which holds one pipeline stage; see models/llama.py for the shapes."""
 
-    def forward(
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def embed(self, token_ids_T: torch.Tensor, tp: TensorParallelGroup) -> torch.Tensor: ...
+
+    def run_layers(
         self,
-        token_ids_T: torch.Tensor,
+        x_TD: torch.Tensor,
         positions_T: torch.Tensor,
         attention: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
         tp: TensorParallelGroup,
-        emit_rows_E: torch.Tensor,
     ) -> torch.Tensor: ...
+
+    def logits(self, x_ED: torch.Tensor, tp: TensorParallelGroup) -> torch.Tensor: ...
 
 
 class ModelRunner:
     """One device's model, KV pool, and the sampling state of the requests whose tokens it emits.
 
-    rank_of: the rank of another instance's device with the same tensor-parallel rank.
+    rank_of: the rank of another instance's device of the same stage, with the same tensor-parallel rank.
+    previous, next: the ranks of the pipeline stages before and behind this one; None at the ends.
     on_progress: called at every layer.
     """
 
@@ -51,6 +59,8 @@ class ModelRunner:
         instance: int,
         rank_of: Callable[[int], int],
         on_progress: Callable[[], None],
+        previous: int | None = None,
+        next: int | None = None,
     ) -> None:
         self.model = model
         self.pool = pool
@@ -59,6 +69,8 @@ class ModelRunner:
         self.tp = tp
         self.instance = instance
         self.rank_of = rank_of
+        self.previous = previous
+        self.next = next
         self.on_progress = on_progress
         self.sampler = Sampler()
         self.sampling: dict[str, SamplingState] = {}
@@ -79,18 +91,34 @@ class ModelRunner:
             scale=self.pool.k_LGNK.shape[-1] ** -0.5,
             on_layer=self.on_progress,
         )
-        token_ids = self._token_ids(layout, command.token_ids)
+        positions_T = torch.from_numpy(positions_of(layout)).to(self.pool.device)
+        x_TD = self._enter(layout, command.token_ids)
         model_begin = time.perf_counter()
-        logits_EV = self.model.forward(
-            torch.from_numpy(token_ids).to(self.pool.device),
-            torch.from_numpy(positions_of(layout)).to(self.pool.device),
-            attention,
-            self.tp,
-            torch.tensor([row for _, row in layout.emits], dtype=torch.int64, device=self.pool.device),
-        )
-        tokens = self._sample(logits_EV, [request_id for request_id, _ in layout.emits])
+        x_TD = self.model.run_layers(x_TD, positions_T, attention, self.tp)
+        tokens = self._leave(layout, x_TD)
         end = time.perf_counter()
         return BatchDone(batch.batch_id, self.instance, tokens, end - model_begin, end - begin)
+
+    def _enter(self, layout: BatchLayout, token_ids: dict[str, bytes]) -> torch.Tensor:
+        """The residual stream [T, D], fp32, as it comes into this stage."""
+        if self.previous is None:
+            ids_T = torch.from_numpy(self._token_ids(layout, token_ids)).to(self.pool.device)
+            return self.model.embed(ids_T, self.tp)
+        shape = (layout.num_rows, self.model.config.hidden_size)
+        x_TD = torch.empty(shape, dtype=torch.float32, device=self.pool.device)
+        if layout.num_rows:
+            self.transport.exchange([], [(x_TD, self.previous)]).wait()
+        return x_TD
+
+    def _leave(self, layout: BatchLayout, x_TD: torch.Tensor) -> dict[str, SampledToken]:
+        """Tokens, from the last stage; the others hand on."""
+        if self.next is not None:
+            if len(x_TD):
+                self.transport.exchange([(x_TD, self.next)], []).wait()
+            return {}
+        rows_E = torch.tensor([row for _, row in layout.emits], dtype=torch.int64, device=self.pool.device)
+        logits_EV = self.model.logits(x_TD[rows_E], self.tp)
+        return self._sample(logits_EV, [request_id for request_id, _ in layout.emits])
 
     def migrate(self, action: MigrateKV) -> None:
         """Send or receive the KV of a migration; the source's slots are free afterwards."""

@@ -30,10 +30,13 @@ def main(spec: WorkerSpec, pipe: Connection, folder: str) -> None:
     spec = pin(spec)
     line = _Line(pipe)
     # torch is imported here, in the process that needs it.
+    from longspan.worker.stages import agree_on_stages
     from longspan.worker.worker import Worker, failure_message
 
     try:
-        worker = Worker(spec, *_join(spec, folder))
+        transport, tp = _join(spec, folder)
+        spec = agree_on_stages(spec, transport)
+        worker = Worker(spec, transport, tp)
         line.start_beating(worker.progress.value)
         line.send(worker.ready())
         while not isinstance(command := line.commands.get(), Stop):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from longspan.attention.backend import backend_for
+from longspan.core.pipeline import PipelineStage
 from longspan.distributed.tensor_parallel import SingleDevice, TensorParallelGroup
 from longspan.distributed.transport import Transport
 from longspan.models.config import ModelConfig, load_model_config
@@ -28,8 +29,8 @@ from longspan.worker.device import (
 from longspan.worker.kv_pool import KVPool
 from longspan.worker.messages import (
     AllocateKV,
-    BatchDone,
     Command,
+    FirstStageDone,
     Free,
     KVAllocated,
     Migrate,
@@ -64,6 +65,7 @@ class Worker:
     """Loads its share of the model, then executes commands.
 
     model: a share that another thread of this process has loaded already, to use together with it.
+    only_layers: to load no more than these.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Worker:
         transport: Transport,
         tp: TensorParallelGroup | None = None,
         model: Model | None = None,
+        only_layers: range | None = None,
     ) -> None:
         torch.set_num_threads(threads_of(spec, len(os.sched_getaffinity(0))))
         keep_freed_memory()
@@ -85,19 +88,23 @@ class Worker:
         self.weight_format = resolve_quantization(spec.quantization, self.device, self.dtype, is_gguf=is_gguf)
         self.config: ModelConfig = load_model_config(spec.model_path)
         self.shard = TensorParallelShard.of(self.config, spec.tp_rank, spec.tp)
+        layers = (self.config.num_layers,) if spec.pp_layers is None else spec.pp_layers
+        self.stage = PipelineStage(only_layers) if only_layers else PipelineStage.of(spec.stage, layers)
         self.model: Model = model or self._load_model()
         self.runner: ModelRunner | None = None
 
     def _load_model(self) -> Model:
         source = open_weights(self.spec.model_path, self.config)
         family = model_class(self.config.architecture)
-        return family.load(self.config, source, self.shard, self.dtype, self.device, self.weight_format)
+        return family.load(self.config, source, self.shard, self.dtype, self.device, self.weight_format, self.stage)
 
     def ready(self) -> Ready:
         """What the worker found out about its device."""
         devices = torch.cuda.device_count() if self.device.type == "cuda" else 1
         sharing = -(-self.spec.world_size // devices)
-        per_token = self.config.kv_bytes_per_token(self.dtype.itemsize, self.shard.num_kv_heads)
+        per_token = self.config.kv_bytes_per_token(
+            self.dtype.itemsize, self.shard.num_kv_heads, len(self.stage.layers)
+        )
         return Ready(
             dtype=str(self.dtype).removeprefix("torch."),
             device=str(self.device),
@@ -106,20 +113,26 @@ class Worker:
             kernels=kernels_name(self.device),
             threads=torch.get_num_threads(),
             quantization=self.weight_format,
+            pp_layers=self.spec.pp_layers or (self.config.num_layers,),
         )
 
     @torch.inference_mode()
     def execute(self, command: Command) -> Reply | None:
-        """Carry out one command. Only the first device of an instance answers for it."""
+        """Carry out one command. One device of an instance answers for all; see `WorkerSpec.answers`."""
+        reply = self._carry_out(command)
+        return reply if isinstance(reply, KVAllocated) or self.spec.answers(command) else None
+
+    def _carry_out(self, command: Command) -> Reply | None:
         match command:
             case AllocateKV(num_tokens):
                 self.runner = self._make_runner(num_tokens)
                 return KVAllocated()
             case Run():
-                return self._answer(self._ready_runner.run(command))
+                done = self._ready_runner.run(command)
+                return done if self.stage.is_last else FirstStageDone(done.batch_id, done.instance)
             case Migrate(action):
                 self._ready_runner.migrate(action)
-                return self._answer(MigrationDone(action.migration_id, self.spec.instance))
+                return MigrationDone(action.migration_id, self.spec.instance)
             case Free(request_id):
                 self._ready_runner.free(request_id)
                 return None
@@ -131,13 +144,10 @@ class Worker:
         assert self.runner is not None, "AllocateKV comes first"
         return self.runner
 
-    def _answer(self, reply: BatchDone | MigrationDone) -> Reply | None:
-        return reply if self.spec.tp_rank == 0 else None
-
     def _make_runner(self, num_tokens: int) -> ModelRunner:
         config, spec = self.config, self.spec
         pool = KVPool(
-            config.num_layers, self.shard.num_kv_heads, num_tokens, config.head_dim, self.dtype, self.device
+            len(self.stage.layers), self.shard.num_kv_heads, num_tokens, config.head_dim, self.dtype, self.device
         )
         return ModelRunner(
             self.model,
@@ -146,7 +156,9 @@ class Worker:
             self.transport,
             self.tp,
             spec.instance,
-            rank_of=lambda instance: instance * spec.tp + spec.tp_rank,
+            rank_of=lambda instance: spec.rank_at(instance, spec.stage),
+            previous=None if self.stage.is_first else spec.rank_at(spec.instance, spec.stage - 1),
+            next=None if self.stage.is_last else spec.rank_at(spec.instance, spec.stage + 1),
             on_progress=self.progress.step,
         )
 

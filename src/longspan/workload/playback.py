@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from longspan.core.actions import Action, MigrateKV, RunBatch
-from longspan.core.events import BatchCompleted, Event, KVMigrated, RequestArrived, TokenOutput
+from longspan.core.events import BatchCompleted, Event, FirstStageFree, KVMigrated, RequestArrived, TokenOutput
 from longspan.core.scheduler import Scheduler
 
 Work = RunBatch | MigrateKV
@@ -42,15 +42,16 @@ def play(
 ) -> dict[str, Played]:
     """Until nothing runs and nobody is to come; every request generates as many tokens as it may.
 
-    arrivals: (time, request), in any order. seconds: how long a batch or migration takes. on_step: called after each
-        event is handled, with what was decided.
+    arrivals: (time, request), in any order. seconds: how long a batch or migration takes; pipeline stages share that of
+        a batch evenly. on_step: called after each event is handled, with what was decided.
     """
-    heap: list[tuple[float, int, RequestArrived | Work]] = []
-    free_at = [0.0] * scheduler.config.num_instances
+    heap: list[tuple[float, int, RequestArrived | FirstStageFree | Work]] = []
+    stages = scheduler.config.pp
+    free_at = [[0.0] * stages for _ in range(scheduler.config.num_instances)]
     played: dict[str, Played] = {}
     count = 0
 
-    def push(at: float, what: RequestArrived | Work) -> None:
+    def push(at: float, what: RequestArrived | FirstStageFree | Work) -> None:
         nonlocal count
         count += 1
         heappush(heap, (at, count, what))
@@ -66,16 +67,20 @@ def play(
         for action in actions:
             if isinstance(action, RunBatch | MigrateKV):
                 instances = action.group if isinstance(action, RunBatch) else (action.source, action.target)
-                end = max(now, *(free_at[number] for number in instances)) + seconds(action)
-                for number in instances:
-                    free_at[number] = end
+                end, stage_s = now, seconds(action) / stages
+                for stage in range(stages):
+                    end = max(end, *(free_at[number][stage] for number in instances)) + stage_s
+                    for number in instances:
+                        free_at[number][stage] = end
+                    if stage == 0 and stages > 1 and isinstance(action, RunBatch):
+                        push(end, FirstStageFree(action.batch_id))
                 push(end, action)
         on_step(now, event, actions)
     return played
 
 
-def _event(what: RequestArrived | Work, played: dict[str, Played], now: float) -> Event:
-    if isinstance(what, RequestArrived):
+def _event(what: RequestArrived | FirstStageFree | Work, played: dict[str, Played], now: float) -> Event:
+    if isinstance(what, RequestArrived | FirstStageFree):
         return what
     if isinstance(what, MigrateKV):
         return KVMigrated(what.migration_id)

@@ -43,7 +43,7 @@ class EpisodePolicy:
         ]
 
     def schedule(self, state: SchedulerState, now: float) -> None:
-        if len(state.cluster.idle()) < len(state.cluster):
+        if any(instance.is_working for instance in state.cluster.instances):
             return
         if self._begun is not None:
             self._take_time(now - self._begun)

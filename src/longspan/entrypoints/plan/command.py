@@ -17,7 +17,7 @@ from longspan.core.policies import create_policy
 from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions
 from longspan.entrypoints.bench.requests import make_requests
 from longspan.entrypoints.bench.tables import console
-from longspan.entrypoints.plan.options import PlanOptions
+from longspan.entrypoints.plan.options import PlanOptions, Split
 from longspan.entrypoints.simulate.command import make_slo, scheduler_config
 from longspan.entrypoints.simulate.fleet import make_fleet
 from longspan.errors import ConfigError
@@ -40,6 +40,7 @@ class Answer:
 
     policy: str
     tp: int
+    pp: int
     devices: int
     rate: float
     attainment: float | None = None
@@ -54,10 +55,10 @@ def plan(lengths: LengthOptions, arrivals: ArrivalOptions, options: PlanOptions)
     for name in options.policy_names:
         create_policy(name)
     requests = make_requests(lengths, arrivals)
-    degrees = _possible(options)
-    tasks = [(policy, tp) for policy in options.policy_names for tp in degrees]
-    answers = _solve_all(tasks, degrees, requests, options)
-    best_first = sorted(answers, key=lambda a: (a.devices == 0, a.rate == 0, a.devices, -a.rate, a.policy, a.tp))
+    splits = _possible(options)
+    tasks = [(policy, split) for policy in options.policy_names for split in splits]
+    answers = _solve_all(tasks, splits, requests, options)
+    best_first = sorted(answers, key=_goodness)
     _print(best_first, requests, options)
     if options.json is not None:
         settings = {**msgspec.to_builtins(lengths, enc_hook=str), **msgspec.to_builtins(arrivals, enc_hook=str)}
@@ -69,13 +70,18 @@ def plan(lengths: LengthOptions, arrivals: ArrivalOptions, options: PlanOptions)
     return 0 if best_first[0].devices and best_first[0].rate else FAILED
 
 
-def _possible(options: PlanOptions) -> list[int]:
-    """Degrees of tensor parallelism with which the model fits. Raises ConfigError: none."""
+def _goodness(answer: Answer) -> tuple[object, ...]:
+    none = answer.devices == 0 or answer.rate == 0
+    return (none, answer.devices, -answer.rate, answer.policy, answer.tp, answer.pp)
+
+
+def _possible(options: PlanOptions) -> list[Split]:
+    """Ways to make an instance with which the model fits. Raises ConfigError: none."""
     possible, reason = [], ""
-    for tp in options.tps:
+    for split in options.splits:
         try:
-            _cost(options, tp, options.devices)
-            possible.append(tp)
+            _cost(options, split, options.devices)
+            possible.append(split)
         except ConfigError as error:
             reason = str(error)
     if not possible:
@@ -83,46 +89,50 @@ def _possible(options: PlanOptions) -> list[int]:
     return possible
 
 
-def _cost(options: PlanOptions, tp: int, devices: int) -> IterationCost:
-    return IterationCost(make_fleet(options.hardware, options.model, devices // tp, tp))
+def _cost(options: PlanOptions, split: Split, devices: int) -> IterationCost:
+    instances = devices // split.devices
+    return IterationCost(make_fleet(options.hardware, options.model, instances, split.tp, split.pp))
 
 
 def _solve_all(
-    tasks: Sequence[tuple[str, int]], degrees: list[int], requests: list[TraceRequest], options: PlanOptions
+    tasks: Sequence[tuple[str, Split]], splits: list[Split], requests: list[TraceRequest], options: PlanOptions
 ) -> list[Answer]:
     """On all cores. Answers come in the order of their tasks, however long each takes."""
-    answers: dict[tuple[str, int], Answer] = {}
+    answers: dict[tuple[str, Split], Answer] = {}
     jobs = min(len(tasks), options.jobs or len(os.sched_getaffinity(0)))
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(_solve, *task, degrees, requests, options): task for task in tasks}
+        running = {pool.submit(_solve, *task, splits, requests, options): task for task in tasks}
         for number, future in enumerate(as_completed(running), start=1):
             answers[running[future]] = answer = future.result()
             print(
-                f"{number} of {len(tasks)}: {answer.policy}, tp {answer.tp}: {answer.rate:.3g} requests/s on "
-                f"{answer.devices} devices",
+                f"{number} of {len(tasks)}: {answer.policy}, tp {answer.tp}, pp {answer.pp}: {answer.rate:.3g} "
+                f"requests/s on {answer.devices} devices",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
     return [answers[task] for task in tasks]
 
 
 def _solve(
-    policy: str, tp: int, degrees: list[int], requests: list[TraceRequest], options: PlanOptions
+    policy: str, split: Split, splits: list[Split], requests: list[TraceRequest], options: PlanOptions
 ) -> Answer:
-    search = _Search(policy, tp, degrees, requests, options)
+    search = _Search(policy, split, splits, requests, options)
     return search.highest_rate() if options.find == "rate" else search.fewest_devices()
 
 
 class _Search:
-    """One policy and degree. What a prompt takes alone is the same for all: on the best way to cut up all devices."""
+    """One policy and way to make an instance.
+
+    What a prompt takes alone is the same for all: on the best way to cut up all devices.
+    """
 
     def __init__(
-        self, policy: str, tp: int, degrees: list[int], requests: list[TraceRequest], options: PlanOptions
+        self, policy: str, split: Split, splits: list[Split], requests: list[TraceRequest], options: PlanOptions
     ) -> None:
         self.policy = policy
-        self.tp = tp
+        self.split = split
         self.requests = requests
         self.options = options
-        costs = [_cost(options, degree, options.devices) for degree in degrees]
+        costs = [_cost(options, other, options.devices) for other in splits]
         config = scheduler_config(options, costs[0].fleet)
         self.goal = Goal(
             slo=make_slo(options.slo, config, costs), attainment=options.attainment,
@@ -134,27 +144,28 @@ class _Search:
         self.rate = (len(requests) - 1) / span_s
 
     def highest_rate(self) -> Answer:
-        devices = self.options.devices // self.tp * self.tp
+        size = self.split.devices
+        devices = self.options.devices // size * size
         guess = self.rate * _FIRST_LOAD / self._load(self.rate, devices)
         rate = highest(lambda rate: self._holds(rate, devices), guess)
         return self._answer(rate, devices)
 
     def fewest_devices(self) -> Answer:
-        instances = fewest(lambda number: self._holds(self.rate, number * self.tp), self.options.devices // self.tp)
-        return self._answer(self.rate, (instances or 0) * self.tp)
+        size = self.split.devices
+        instances = fewest(lambda number: self._holds(self.rate, number * size), self.options.devices // size)
+        return self._answer(self.rate, (instances or 0) * size)
 
     def _answer(self, rate: float, devices: int) -> Answer:
         if not rate or not devices:
-            return Answer(self.policy, self.tp, devices, rate)
-        return Answer(
-            self.policy, self.tp, devices, rate, self._attained(rate, devices), self._load(rate, devices)
-        )
+            return Answer(self.policy, self.split.tp, self.split.pp, devices, rate)
+        attained, load = self._attained(rate, devices), self._load(rate, devices)
+        return Answer(self.policy, self.split.tp, self.split.pp, devices, rate, attained, load)
 
     def _holds(self, rate: float, devices: int) -> bool:
         return self._attained(rate, devices) >= self.goal.attainment
 
     def _attained(self, rate: float, devices: int) -> float:
-        cost = _cost(self.options, self.tp, devices)
+        cost = _cost(self.options, self.split, devices)
         config = scheduler_config(
             self.options, cost.fleet, policy=self.policy, max_waiting=len(self.requests)
         )
@@ -162,7 +173,7 @@ class _Search:
         return self.goal.attained(self._at(rate), config, cost, model, self.options.output_limit)
 
     def _load(self, rate: float, devices: int) -> float:
-        cost = _cost(self.options, self.tp, devices)
+        cost = _cost(self.options, self.split, devices)
         return offered_load(self._at(rate), cost, scheduler_config(self.options, cost.fleet)) or 1.0
 
     def _at(self, rate: float) -> list[TraceRequest]:
@@ -171,19 +182,20 @@ class _Search:
 
 def _print(answers: Sequence[Answer], requests: Sequence[TraceRequest], options: PlanOptions) -> None:
     out = console()
-    fleet = _cost(options, answers[0].tp, options.devices).fleet
+    fleet = _cost(options, Split(answers[0].tp, answers[0].pp), options.devices).fleet
     asked = "highest rate" if options.find == "rate" else "fewest devices"
     out.print(
         f"{fleet.model.name}, {options.devices} x {fleet.machine.name}: {asked} at which {options.attainment:.0%} of "
         f"short and of long requests are within the SLO; {len(requests)} requests each",
         markup=False,
     )
-    table = Table("policy", "instances x tp", box=None, pad_edge=False)
+    table = Table("policy", "instances x pp x tp", box=None, pad_edge=False)
     for title in ("devices", "requests/s", "load", "attained"):
         table.add_column(title, justify="right")
     for a in answers:
         good = bool(a.devices and a.rate)
         cells = (str(a.devices), f"{a.rate:.3f}", f"{a.load:.2f}", f"{a.attainment:.1%}") if good else ("none",)
-        table.add_row(a.policy, f"{(a.devices or options.devices) // a.tp} x {a.tp}", *cells)
+        instances = (a.devices or options.devices) // (a.pp * a.tp)
+        table.add_row(a.policy, f"{instances} x {a.pp} x {a.tp}", *cells)
     out.print(table)
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from longspan.entrypoints.bench.options import check_writable, parse_slo
 from longspan.errors import ConfigError
 from longspan.simulator.limits import OutputLimit
 
 Question = Literal["rate", "devices"]
+
+
+class Split(NamedTuple):
+    """How an instance is made of devices."""
+
+    tp: int
+    pp: int
+
+    @property
+    def devices(self) -> int:
+        return self.tp * self.pp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +33,7 @@ class PlanOptions:
     model: str | None = None
     devices: int = 8
     tp: str = "1,2,4,8"
+    pp: str = "1"
     policies: str = "elastic_fcfs,loongserve,medha"
     kv_tokens: int | None = None
     output_limit: OutputLimit = "longest"
@@ -46,20 +58,25 @@ class PlanOptions:
                 raise ConfigError(f"{name} is {value}, but must be at least 1")
         if not self.policy_names:
             raise ConfigError("no policies are given; name some, such as loongserve,medha")
-        if not self.tps:
-            raise ConfigError(f"tp is {self.tp}, but there are {self.devices} devices")
+        if not self.splits:
+            raise ConfigError(f"tp is {self.tp} and pp {self.pp}, but there are {self.devices} devices")
 
     @property
     def policy_names(self) -> list[str]:
         return [name.strip() for name in self.policies.split(",") if name.strip()]
 
     @property
-    def tps(self) -> list[int]:
+    def splits(self) -> list[Split]:
         """Those that leave room for an instance."""
-        try:
-            degrees = [int(text) for text in self.tp.split(",") if text.strip()]
-        except ValueError:
-            degrees = [0]
-        if any(degree < 1 for degree in degrees):
-            raise ConfigError(f"tp is {self.tp!r}, but must be numbers, such as 1,2,4")
-        return [degree for degree in degrees if degree <= self.devices]
+        tps, pps = _degrees("tp", self.tp), _degrees("pp", self.pp)
+        return [Split(tp, pp) for tp in tps for pp in pps if tp * pp <= self.devices]
+
+
+def _degrees(name: str, text: str) -> list[int]:
+    try:
+        degrees = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        degrees = [0]
+    if any(degree < 1 for degree in degrees):
+        raise ConfigError(f"{name} is {text!r}, but must be numbers, such as 1,2,4")
+    return degrees

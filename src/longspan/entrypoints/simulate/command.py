@@ -64,7 +64,7 @@ def run(
     requests: list[TraceRequest], options: SimulateOptions, settings: dict[str, Any] | None = None
 ) -> SimulationReport:
     """Raises ConfigError, ModelError."""
-    fleet = make_fleet(options.hardware, options.model, options.instances, options.tp)
+    fleet = make_fleet(options.hardware, options.model, options.instances, options.tp, options.pp)
     config = scheduler_config(options, fleet)
     max_model_len = options.max_model_len or fleet.model.max_model_len
     cost = IterationCost(fleet)
@@ -100,7 +100,7 @@ def scheduler_config(options: DataclassInstance, fleet: Fleet, **changes: Any) -
     shared = {field.name for field in fields(SchedulerConfig)} & {field.name for field in fields(options)}
     given = {name: getattr(options, name) for name in shared}
     given["kv_tokens"] = kv_tokens_of(fleet, given.get("kv_tokens"))
-    return SchedulerConfig(**{**given, "num_instances": fleet.instances, **changes})
+    return SchedulerConfig(**{**given, "num_instances": fleet.instances, "pp": fleet.pp, **changes})
 
 
 def make_slo(text: str | None, config: SchedulerConfig, costs: Sequence[IterationCost]) -> SLO:

@@ -17,17 +17,17 @@ DEFAULT_MODEL = "lwm-1m"
 SIB_PREFIX = "sib:"
 
 
-def make_fleet(hardware: str, model: str | None, instances: int, tp: int) -> Fleet:
+def make_fleet(hardware: str, model: str | None, instances: int, tp: int, pp: int = 1) -> Fleet:
     """hardware: a name, or sib:FILE. model: a name, a folder with a config.json, or a .gguf file; without one it is
     the profiled model of a file, or the default one. Raises ConfigError, ModelError.
     """
     if not hardware.startswith(SIB_PREFIX):
         machine = known_machine(hardware)
-        return Fleet(machine=machine, model=find_model(model or DEFAULT_MODEL), instances=instances, tp=tp)
+        return Fleet(machine=machine, model=find_model(model or DEFAULT_MODEL), instances=instances, tp=tp, pp=pp)
     path = Path(hardware.removeprefix(SIB_PREFIX))
     sib = read_sib(path)
     simulated = measured_model(sib.deployment) if model is None else find_model(model)
-    return Fleet(machine=measured_machine(sib, path), model=simulated, instances=instances, tp=tp)
+    return Fleet(machine=measured_machine(sib, path), model=simulated, instances=instances, tp=tp, pp=pp)
 
 
 def find_model(name: str) -> SimulatedModel:

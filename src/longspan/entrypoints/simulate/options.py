@@ -20,6 +20,7 @@ class SimulateOptions:
     model: str | None = None
     instances: int = 4
     tp: int = 1
+    pp: int = 1
     policy: str = "elastic_fcfs"
     kv_tokens: int | None = None
     max_model_len: int | None = None

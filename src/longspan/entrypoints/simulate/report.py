@@ -69,8 +69,8 @@ class SimulationReport:
         out = console()
         fleet, everyone = self.fleet, self.metrics.classes["all"]
         out.print(
-            f"{fleet.model.name} on {fleet.instances} x {fleet.tp} {fleet.machine.name}, {self.config.kv_tokens:,} KV "
-            f"slots each; policy {self.config.policy}",
+            f"{fleet.model.name} on {fleet.instances} x {fleet.pp * fleet.tp} {fleet.machine.name}, "
+            f"{self.config.kv_tokens:,} KV slots each; policy {self.config.policy}",
             markup=False,
         )
         refused = f", {everyone.num_refused} refused" if everyone.num_refused else ""
@@ -103,6 +103,7 @@ class SimulationReport:
                 "model": asdict(self.fleet.model),
                 "instances": self.fleet.instances,
                 "tp": self.fleet.tp,
+                "pp": self.fleet.pp,
             },
             "scheduler": self.config,
             "cost_model": self.cost_model,

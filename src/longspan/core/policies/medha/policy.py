@@ -6,6 +6,7 @@ up with chunks in order of rank, and issue. What is left out simply keeps its KV
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from longspan.core.decision import Decision
@@ -39,6 +40,9 @@ class ChunkedPrefill:
       priority.
 
     A request that arrives while everything is busy waits for one batch: as long as the target, or a smallest chunk.
+
+    In a pipeline (SPP) it is asked whenever first stages are free, and a prompt's next chunk follows those that are in
+    later stages. Who is to give way lets these through first.
     """
 
     name = "chunked_prefill"
@@ -50,6 +54,7 @@ class ChunkedPrefill:
         self._known: Predictor | None = None
         self._concessions = Concessions()
         self._clearings = Clearings()
+        self._giving_way: set[str] = set()
 
     def schedule(self, state: SchedulerState, now: float) -> None:
         if _somebody_could_start(state):
@@ -62,9 +67,7 @@ class ChunkedPrefill:
             iteration = Iteration(self._predictor(state), sorted(instances))
             decodes = ready_decodes(state, iteration)
             victim = junior_victim(state, decodes)
-            if victim is not None:
-                state.explain(Decision("preempt for decodes", (victim.id,), state.placement.holders(victim.id)))
-                state.preempt(victim.id)
+            if victim is not None and self._give_way(state, victim, Decision("preempt for decodes", (victim.id,))):
                 continue
             add_decodes(state, iteration, decodes)
             max_share = state.config.max_space_share if self.shares_space else 0.0
@@ -92,15 +95,18 @@ class ChunkedPrefill:
 
     def _ranked(self, state: SchedulerState, now: float) -> list[Candidate]:
         """Who waits, and whose prefill can go on, first things first. Worked out anew: ranks change with time."""
-        ready = {
+        can_run = {
             request.id: request
             for instance in state.cluster.idle()
-            for request in instance.ready.values()
+            for request in (*instance.ready.values(), *instance.flowing.values())
             if request.status is RequestStatus.PREFILLING
         }
+        self._giving_way = {name for name in self._giving_way if name in can_run and can_run[name].flowing}
         predictor = self._predictor(state)
         candidates = []
-        for request in (*ready.values(), *state.waiting):
+        for request in (*can_run.values(), *state.waiting):
+            if request.id in self._giving_way:
+                continue
             standing = predictor.standing(request, now)
             candidates.append(Candidate(request, standing, self._key(request, standing)))
         return sorted(candidates, key=lambda candidate: candidate.key)
@@ -127,13 +133,20 @@ class ChunkedPrefill:
             beneficiary = packer.blocked.request
             victim = relief.preempt_for(packer.blocked)
             if victim is not None:
-                self._concessions.note(victim, beneficiary, state)
-                state.explain(
-                    Decision("preempt for", (victim.id, beneficiary.id), state.placement.holders(victim.id))
-                )
-                state.preempt(victim.id)
-                return True
+                if not victim.flowing:
+                    self._concessions.note(victim, beneficiary, state)
+                return self._give_way(state, victim, Decision("preempt for", (victim.id, beneficiary.id)))
         return False
+
+    def _give_way(self, state: SchedulerState, victim: Request, why: Decision) -> bool:
+        """Preempt it; while chunks of it are in later stages, send no more. Returns whether that is new."""
+        if victim.flowing:
+            is_new = victim.id not in self._giving_way
+            self._giving_way.add(victim.id)
+            return is_new
+        state.explain(replace(why, instances=state.placement.holders(victim.id)))
+        state.preempt(victim.id)
+        return True
 
     # acts
 

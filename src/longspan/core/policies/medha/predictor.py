@@ -53,7 +53,16 @@ class Predictor:
         return self.config.tpot_slo_s if request.service.tpot_s is None else request.service.tpot_s
 
     def prefill(self, tokens: int) -> float:
-        """Seconds of a prompt's first tokens, alone, chunk by chunk."""
+        """Seconds of a prompt's first tokens, alone, chunk by chunk.
+
+        In a pipeline every stage has its part of the work, and chunks follow each other; only one chunk's way through
+        the other stages comes on top.
+        """
+        serial, stages = self._serial(tokens), self.config.pp
+        return (serial + (stages - 1) * min(serial, self._default)) / stages
+
+    def _serial(self, tokens: int) -> float:
+        """As if one chunk left the last stage before the next entered the first."""
         if tokens <= self.shard_tokens:
             return self._first_shard(tokens)
         shards, rest = divmod(tokens - self.shard_tokens, self.shard_tokens)

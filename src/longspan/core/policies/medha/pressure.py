@@ -11,7 +11,7 @@ Nobody goes round in circles:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from longspan.core.policies.medha.chunking import Candidate
@@ -41,13 +41,12 @@ class Concessions:
 
 
 def junior_victim(state: SchedulerState, decodes: Sequence[Request]) -> Request | None:
-    """Whom to preempt for decodes that find no slot on any instance: the most junior of all."""
+    """Whom to preempt for decodes that find no slot on any instance: the most junior of all that can run."""
     growing = [request for request in decodes if not request.reserved]
     if not growing or any(instance.unreserved for instance in state.cluster.instances):
         return None
     senior = min(map(_seniority, growing))
-    ready = [request for request in state.with_kv() if request.is_ready]
-    victim = max(ready, key=_seniority)
+    victim = max((request for request in state.with_kv() if request.can_run), key=_seniority)
     return victim if _seniority(victim) > senior else None
 
 
@@ -75,7 +74,7 @@ class Relief:
         beneficiary = blocked.request
         rooms = sum(instance.room for instance in self.state.cluster.instances)
         deficit = beneficiary.num_tokens + self.state.headroom(beneficiary) - rooms
-        victims = self._victims(blocked)
+        victims = self._victims(blocked, self.state.with_kv())
         if deficit <= 0 or sum(map(_slots, victims)) < deficit:
             return None
         enough = [request for request in victims if _slots(request) >= deficit]
@@ -90,7 +89,8 @@ class Relief:
         """
         need = scattered.request.num_tokens + self.state.headroom(scattered.request)
         rooms = {instance.id: instance.room for instance in self.state.cluster.instances}
-        for victim in reversed(self._victims(scattered)):
+        ready = [request for request in self.state.with_kv() if request.is_ready]
+        for victim in reversed(self._victims(scattered, ready)):
             held = dict(self.state.placement.context(victim.id))
             for source in sorted({*held, *(planned.instance for planned in victim.reserved)}):
                 slots = shard_slots(self.state, victim, source)
@@ -100,12 +100,12 @@ class Relief:
                     return Clearing(source, target, victim.id)
         return None
 
-    def _victims(self, beneficiary: Candidate) -> list[Request]:
-        """Ready prefills below the beneficiary in rank, as if none of their work was done; the lowest last."""
+    def _victims(self, beneficiary: Candidate, requests: Iterable[Request]) -> list[Request]:
+        """Of these, prefills below the beneficiary in rank, as if none of their work was done; the lowest last."""
         ranked = []
-        for request in self.state.with_kv():
+        for request in requests:
             if (
-                request.is_ready
+                request.can_run
                 and request.status is RequestStatus.PREFILLING
                 and self.concessions.allow(request, beneficiary.request)
             ):
