@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import arguments, fixed_output, random_prompt, save, say
+from common import arguments, save, say
 from longspan.config import EngineConfig
 from longspan.core.actions import MigrateKV, RunBatch
-from longspan.engine.async_llm import AsyncLLM
-from longspan.errors import LongspanError
 from longspan.metrics.event_log import read_event_log
-from longspan.metrics.request_metrics import Outcome, RequestRecord, measure
+from longspan.metrics.request_metrics import measure
 from longspan.workload.arrivals import poisson
 from longspan.workload.traces import TraceRequest, read_trace
 from longspan.workload.transforms import first_seconds, scaled_to, with_arrivals
+from open_loop import serve, shape
 
 POLICIES = "loongserve,static_sp,replicated,loongserve_no_scale_up,loongserve_reactive"
 LONG = 1024
@@ -40,30 +38,6 @@ def workloads(options: Any) -> dict[str, list[TraceRequest]]:
         "mooncake_conversation": scaled_to(list(mooncake), options.mooncake_longest),
         "loongserve_mixed": scaled_to(list(first_seconds(mixed, options.seconds)), options.mixed_longest),
     }
-
-
-async def play(engine: AsyncLLM, requests: list[TraceRequest]) -> list[RequestRecord]:
-    """Every request leaves when it is due, however slow the engine is."""
-    begin = time.monotonic()
-
-    async def one(number: int, request: TraceRequest) -> RequestRecord:
-        due = begin + (request.arrived_at_s or 0.0)
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        times: list[float] = []
-        outcome: Outcome = "finished"
-        prompt = random_prompt(request.num_prompt_tokens, number)
-        try:
-            async for _ in engine.generate(prompt, fixed_output(request.num_output_tokens), f"{begin}-{number}"):
-                times.append(time.monotonic())
-        except LongspanError as error:
-            say(f"request {number}: {error}")
-            outcome = "failed"
-        return RequestRecord(
-            arrived_s=due, ended_s=time.monotonic(), num_prompt_tokens=request.num_prompt_tokens,
-            num_output_tokens=len(times), token_times_s=times, outcome=outcome,
-        )  # fmt: skip
-
-    return await asyncio.gather(*(one(*numbered) for numbered in enumerate(requests)))
 
 
 def decisions(log: Path) -> dict[str, Any]:
@@ -90,9 +64,7 @@ async def run(policy: str, loads: dict[str, list[TraceRequest]], options: Any) -
                 policy=policy, instances=options.instances, threads_per_device=options.threads, dtype="bfloat16",
                 kv_tokens=16_384, event_log=log, sib=Path(options.sib) if options.sib else None,
             )  # fmt: skip
-            engine = await AsyncLLM.start(config)
-            records = await play(engine, requests)
-            await engine.close()
+            records = await serve(config, requests)
             metrics = asdict(measure(records, long_threshold=LONG))
             results[name] = {"metrics": metrics, **decisions(log)}
         every = metrics["classes"]["all"]
@@ -113,9 +85,8 @@ def main() -> None:
     )  # fmt: skip
     loads = workloads(options)
     results = {policy: asyncio.run(run(policy, loads, options)) for policy in options.policies.split(",")}
-    shape = {name: {"requests": len(r), "prompt_tokens": sum(x.num_prompt_tokens for x in r),
-                    "output_tokens": sum(x.num_output_tokens for x in r)} for name, r in loads.items()}  # fmt: skip
-    save(options.name, {"workloads": shape, "long_from": LONG, "policies": results})
+    shapes = {name: shape(requests) for name, requests in loads.items()}
+    save(options.name, {"workloads": shapes, "long_from": LONG, "policies": results})
 
 
 if __name__ == "__main__":
