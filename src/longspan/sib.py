@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+QUANTIZED_BYTES = {"gguf": 0.5 + 4 / 32, "int8": 1 + 2 / 32}
+"""Of a weight in groups of 32: with a scale and a minimum, as in the default model's file (Q4_1), or with a scale."""
 _PACKAGES = ("longspan", "torch", "numpy")
 
 
@@ -66,7 +68,7 @@ class Deployment:
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             vocab_size=self.vocab_size,
-            weight_bytes=number_bytes,
+            weight_bytes=QUANTIZED_BYTES.get(self.quantization, number_bytes),
             kv_bytes=number_bytes,
         )
 

@@ -52,6 +52,13 @@ SIB = ScalingInformationBase(
 )
 
 
+def test_quantized_weights_are_small_and_kv_is_not() -> None:
+    """Else a decode, which reads both, would seem to read KV several times as fast as it does."""
+    shapes = {kind: replace(DEPLOYMENT, quantization=kind).model_shape for kind in ("none", "int8", "gguf")}
+    assert shapes["gguf"].weight_bytes < 1 < shapes["int8"].weight_bytes < 2 < shapes["none"].weight_bytes
+    assert {shape.kv_bytes for shape in shapes.values()} == {4}
+
+
 def test_round_trip_to_the_very_bits(tmp_path: Path) -> None:
     path = tmp_path / "sib.json"
     write_sib(SIB, path)
