@@ -47,7 +47,7 @@ class Load:
     longest: int
 
 
-LOADS = (Load("azure_conv_2023", 1.5, 2048), Load("loongserve_mixed", 0.5, 8000))
+LOADS = (Load("azure_conv_2023", 1.5, 2048), Load("loongserve_mixed", 0.5, 6000))
 
 
 def workload(load: Load, folder: Path, seconds: float) -> list[TraceRequest]:
