@@ -178,7 +178,7 @@ def test_the_driver_must_say_that_max_tokens_are_reached() -> None:
 
 def test_policies_by_name() -> None:
     assert create_policy("elastic_fcfs").name == "elastic_fcfs"
-    with pytest.raises(ConfigError, match="there is no policy 'magic'; there are: edf, elastic_fcfs"):
+    with pytest.raises(ConfigError, match="there is no policy 'magic'; there are: alise, distserve, edf"):
         create_policy("magic")
     assert [create_policy(name).name for name in POLICIES] == list(POLICIES)
 

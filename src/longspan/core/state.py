@@ -55,6 +55,11 @@ class SchedulerState:
         """How many requests have finished, and the tokens that they generated, all together."""
         return self._ledger.num_finished, self._ledger.num_finished_tokens
 
+    @property
+    def ended(self) -> Sequence[Request]:
+        """Requests that finished or were aborted by this call's event: to learn from, and to forget."""
+        return self._ledger.ended
+
     def with_kv(self) -> Iterator[Request]:
         """All requests that hold KV, also those that are draining."""
         return map(self.request, self.placement)

@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from longspan.core.policies.base import Policy
 
 POLICIES: dict[str, str] = {
+    "alise": "longspan.core.policies.speculative.alise:Alise",
+    "distserve": "longspan.core.policies.distserve:DistServe",
     "edf": "longspan.core.policies.medha.baselines:Edf",
     "elastic_fcfs": "longspan.core.policies.elastic_fcfs:ElasticFcfs",
+    "fastserve": "longspan.core.policies.fastserve:FastServe",
     "fcfs": "longspan.core.policies.medha.baselines:Fcfs",
     "least_slack": "longspan.core.policies.medha.baselines:LeastSlack",
     "loongserve": "longspan.core.policies.loongserve.policy:LoongServe",
@@ -23,9 +26,12 @@ POLICIES: dict[str, str] = {
     "medha": "longspan.core.policies.medha.policy:Medha",
     "replicated": "longspan.core.policies.one_instance:Replicated",
     "sarathi": "longspan.core.policies.medha.baselines:Sarathi",
+    "splitfuse": "longspan.core.policies.splitfuse:SplitFuse",
     "srpt": "longspan.core.policies.medha.baselines:Srpt",
+    "ssjf": "longspan.core.policies.speculative.ssjf:Ssjf",
     "static_sp": "longspan.core.policies.static_sp:StaticSP",
     "static_tp": "longspan.core.policies.one_instance:StaticTP",
+    "vllm": "longspan.core.policies.vllm:Vllm",
 }
 """name -> module:class"""
 

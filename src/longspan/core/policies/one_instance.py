@@ -13,7 +13,7 @@ A request that no instance can hold alone is refused: that is what these baselin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from longspan.core.cluster import Instance
 from longspan.core.policies.parts.decode_groups import (
@@ -34,14 +34,14 @@ class OneInstanceEach(ABC):
     needs_cost_model = False
 
     def schedule(self, state: SchedulerState, now: float) -> None:
-        _refuse_the_too_long(state)
+        refuse_the_too_long(state)
         if not somebody_is_overdue(state):
             for instance in sorted(state.cluster.idle(), key=lambda instance: (-instance.room, instance.id)):
                 prompts = _gather(state, instance, self.queue(state, instance))
                 if prompts:
                     kept = {request.id: [(instance.id, request.num_tokens)] for request in prompts}
                     run_prefill(state, prompts, [instance.id], kept)
-        _decode(state)
+        decode_each(state)
 
     @abstractmethod
     def queue(self, state: SchedulerState, instance: Instance) -> Iterator[Request]:
@@ -63,7 +63,7 @@ class Replicated(OneInstanceEach):
         return (request for request in state.waiting if request.arrival_index % instances == instance.id)
 
 
-def _refuse_the_too_long(state: SchedulerState) -> None:
+def refuse_the_too_long(state: SchedulerState) -> None:
     """Called at every event, so only who has just arrived can be too long."""
     if not state.waiting:
         return
@@ -89,10 +89,10 @@ def _gather(state: SchedulerState, instance: Instance, queue: Iterator[Request])
     return gathered
 
 
-def _decode(state: SchedulerState) -> None:
-    """Each instance for itself."""
+def decode_each(state: SchedulerState, held: Collection[int] = frozenset()) -> None:
+    """An iteration on each instance for itself, but for those in `held`."""
     while True:
-        groups, _ = form_groups(state)
+        groups, _ = form_groups(state, held)
         victim = choose_victim_inside(groups)
         if victim is None:
             break

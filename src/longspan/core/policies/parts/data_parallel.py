@@ -1,0 +1,81 @@
+"""Data parallelism: a request belongs to one instance, and each instance serves its own as if it were alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from longspan.core.cluster import Instance
+from longspan.core.decision import Decision
+from longspan.core.policies.one_instance import refuse_the_too_long
+from longspan.core.policies.parts.lanes import Lane, Rank
+from longspan.core.request import Request
+from longspan.core.state import SchedulerState
+
+
+class DataParallel(ABC):
+    """A frame: newcomers go to the instance with the least load, in requests; subclasses say what an instance runs.
+
+    A request that no instance can hold alone is refused.
+    """
+
+    def __init__(self) -> None:
+        self._lanes: list[Lane] = []
+        self._lane_of: dict[str, Lane] = {}
+
+    def schedule(self, state: SchedulerState, now: float) -> None:
+        for request in state.ended:
+            self.let_go(request)
+        self._take_in(state, now)
+        for instance in state.cluster.idle():
+            lane = self._lanes[instance.id]
+            if lane or lane.running:
+                self.iterate(state, instance, lane, now)
+        if self._somebody_could_start(state, now):
+            state.hold_back()
+
+    @abstractmethod
+    def iterate(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> None:
+        """Run the next batch on an idle instance: something, if it is not at work, and its lane is not empty."""
+
+    @abstractmethod
+    def may_start(
+        self, state: SchedulerState, instance: Instance, lane: Lane, request: Request, taken: int = 0
+    ) -> bool:
+        """Whether there is a place for a waiting request. taken: free slots that others get before it."""
+
+    def rank(self, state: SchedulerState, request: Request, now: float) -> Rank:
+        """Of a request that begins to wait, new or preempted: first come first served."""
+        return ()
+
+    def first(self, lane: Lane, now: float) -> Request:
+        """Of those that wait, who goes next."""
+        return lane.first
+
+    def let_go(self, request: Request) -> None:
+        """It has finished, or was aborted: forget it."""
+        self._lane_of.pop(request.id).drop(request)
+
+    def preempt(self, state: SchedulerState, request: Request, now: float) -> None:
+        """Drop its KV, to be computed again when its turn comes."""
+        state.explain(Decision("preempt", (request.id,), state.placement.holders(request.id)))
+        state.preempt(request.id)
+        self._lane_of[request.id].wait(request, self.rank(state, request, now))
+
+    def _take_in(self, state: SchedulerState, now: float) -> None:
+        """Called at every event, so at most one request is new, and it is the last that arrived."""
+        if not self._lanes:
+            self._lanes = [Lane() for _ in state.cluster.instances]
+        refuse_the_too_long(state)
+        if state.waiting and (newcomer := state.waiting.last).id not in self._lane_of:
+            lane = min(self._lanes, key=lambda lane: lane.load)
+            self._lane_of[newcomer.id] = lane
+            lane.wait(newcomer, self.rank(state, newcomer, now))
+
+    def _somebody_could_start(self, state: SchedulerState, now: float) -> bool:
+        """On an instance whose next iteration could be queued ahead; it would put off the newcomer's first."""
+        return any(
+            instance.queued is None
+            and len(lane := self._lanes[instance.id]) > 0
+            and self.may_start(state, instance, lane, self.first(lane, now))
+            for instance in state.cluster.decoding()
+        )

@@ -1,0 +1,74 @@
+"""A lane: one instance's share of the requests, where each request belongs to one instance from its arrival on."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+
+from longspan.core.request import Request
+from longspan.core.waiting_queue import WaitingQueue
+
+Rank = tuple[float, ...]
+"""The lowest goes first."""
+
+_WAITING_WEIGHT = 4
+
+
+class Lane:
+    """Who waits for the instance, by rank, and of equal rank by arrival; and who runs there, with KV or about to.
+
+    by_arrival: those that wait, once more.
+    """
+
+    def __init__(self) -> None:
+        self.by_arrival = WaitingQueue()
+        self.running: dict[str, Request] = {}
+        self._ranked: list[tuple[Rank, int, Request]] = []
+        self._ranks: dict[str, Rank] = {}
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._ranked)
+
+    def __iter__(self) -> Iterator[Request]:
+        return (request for _, _, request in self._ranked)
+
+    @property
+    def first(self) -> Request:
+        return self._ranked[0][2]
+
+    def runnable(self) -> list[Request]:
+        """Who runs and is not in a batch now, but for prompts in a pipeline whose next chunk may follow the last."""
+        return [request for request in self.running.values() if request.can_run]
+
+    @property
+    def load(self) -> int:
+        """vLLM's, by which its front end chooses among data-parallel engines."""
+        return _WAITING_WEIGHT * len(self) + len(self.running)
+
+    def rank_of(self, request: Request) -> Rank:
+        """Of one that waits."""
+        return self._ranks[request.id]
+
+    def wait(self, request: Request, rank: Rank) -> None:
+        """It waits; if it did already, from now on with this rank."""
+        self.drop(request)
+        self.by_arrival.add(request)
+        self._ranks[request.id] = rank
+        insort(self._ranked, (rank, request.arrival_index, request), key=_place)
+
+    def start(self, request: Request) -> None:
+        self.drop(request)
+        self.running[request.id] = request
+
+    def drop(self, request: Request) -> None:
+        """Neither waits nor runs any more."""
+        self.running.pop(request.id, None)
+        rank = self._ranks.pop(request.id, None)
+        if rank is not None:
+            self.by_arrival.remove(request)
+            del self._ranked[bisect_left(self._ranked, (rank, request.arrival_index), key=_place)]
+
+
+def _place(entry: tuple[Rank, int, Request]) -> tuple[Rank, int]:
+    return entry[0], entry[1]

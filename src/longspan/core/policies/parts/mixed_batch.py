@@ -1,0 +1,48 @@
+"""A mixed batch: decodes and chunks of prompts in one iteration of one instance, within a budget of tokens."""
+
+from __future__ import annotations
+
+from longspan.core.cluster import Instance
+from longspan.core.request import Request
+from longspan.core.state import SchedulerState
+
+
+class MixedBatch:
+    """Put together request by request, then run.
+
+    left: tokens that may still be added. slots: free slots that it will take and that nobody has reserved.
+    """
+
+    def __init__(self, instance: Instance, budget: int) -> None:
+        self.instance = instance
+        self.left = budget
+        self.slots = 0
+        self._tokens: dict[Request, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def requests(self) -> list[Request]:
+        return list(self._tokens)
+
+    def add(self, request: Request, most: int | None = None) -> None:
+        """As many of its tokens without KV as there are budget and slots for, `most` at most; a decode has one."""
+        tokens = min(request.num_tokens - request.num_stored, self.left)
+        if most is not None:
+            tokens = min(tokens, most)
+        if not request.reserved:
+            tokens = min(tokens, self.instance.unreserved - self.slots)
+        if tokens:
+            self.left -= tokens
+            self.slots += 0 if request.reserved else tokens
+            self._tokens[request] = tokens
+
+    def run(self, state: SchedulerState) -> None:
+        """Nothing, if it is empty."""
+        if self._tokens:
+            here = self.instance.id
+            segments = [
+                state.prefill_segment(request, (here,), ((here, tokens),)) for request, tokens in self._tokens.items()
+            ]
+            state.run_batch((here,), segments)

@@ -1,0 +1,144 @@
+"""ALISE: speculative scheduling with preemption (arXiv 2410.23537), as a small change to SSJF."""
+
+from __future__ import annotations
+
+from functools import partial
+from heapq import nsmallest
+from itertools import islice
+
+from longspan.core.cluster import Instance
+from longspan.core.cost_model import Chunk
+from longspan.core.decision import Decision
+from longspan.core.policies.parts.lanes import Lane, Rank
+from longspan.core.policies.parts.mixed_batch import MixedBatch
+from longspan.core.policies.speculative.ssjf import Ssjf
+from longspan.core.request import Request, RequestStatus
+from longspan.core.state import SchedulerState
+
+AGING = 0.1
+"""Seconds of predicted time that a second of age outweighs. (SSJF's code lets nobody wait ten times its own time.)"""
+
+Ranks = dict[Request, Rank]
+
+
+class Alise(Ssjf):
+    """Each iteration goes to those with least predicted time left, whether they run or wait.
+
+    Time left is that of the prefill and, for each token expected, of a decode behind the context (the paper's linear
+    model, here the cost model); it is worked out anew as tokens come. Who is passed over pauses where its KV is. If a
+    waiting request lacks memory, those that it outranks give up theirs, the last in rank first, and are computed again;
+    the paper swaps it to the host and compresses it.
+
+    Nobody starves: a newcomer outranks only those whose predicted time is longer, by more than a tenth of what they are
+    older. Nobody goes round in circles: a request gives way to a waiting one only if it was never preempted before; and
+    for decodes that lack slots the last in rank gives up its KV, never the first, which so comes to its end.
+    """
+
+    name = "alise"
+    needs_cost_model = True
+
+    def rank(self, state: SchedulerState, request: Request, now: float) -> Rank:
+        tokens = self.lengths.left(request)
+        seconds = _seconds_left(state, request, tokens)
+        predicted = {"output_tokens": float(tokens), "work_s": seconds}
+        state.explain(Decision("predict", (request.id,), predicted=predicted))
+        return _aged(seconds, request)
+
+    def first(self, lane: Lane, now: float) -> Request:
+        return lane.first
+
+    def iterate(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> None:
+        ranks = self._ranks(state, lane)
+        while len(_decoding(state, ranks)) > instance.unreserved:
+            last = max(ranks, key=partial(_place, ranks))
+            if not last.is_ready:
+                break  # A prompt in a later pipeline stage; until it is back the first in rank take what there is.
+            self._preempt_from(state, ranks, last, now)
+        for request in self._with_room(state, instance, lane, ranks, now):
+            ranks[request] = lane.rank_of(request)
+        key = partial(_place, ranks)
+        chosen = nsmallest(state.config.max_batch_requests, ranks, key=key)
+        batch = MixedBatch(instance, self.token_budget)
+        for request in sorted(chosen, key=lambda request: (request.num_tokens - request.num_stored > 1, key(request))):
+            if request.status is RequestStatus.WAITING and batch.left:
+                self.admit(state, instance, lane, request)
+            batch.add(request)
+        batch.run(state)
+
+    def may_start(
+        self, state: SchedulerState, instance: Instance, lane: Lane, request: Request, taken: int = 0
+    ) -> bool:
+        """There is a place, or somebody that it outranks may have to leave one."""
+        if super().may_start(state, instance, lane, request, taken):
+            return True
+        return any(rank > lane.rank_of(request) for rank in self._ranks(state, lane).values())
+
+    def _ranks(self, state: SchedulerState, lane: Lane) -> Ranks:
+        """Of those that run and may be in the next batch, as of now."""
+        return {
+            request: _aged(_seconds_left(state, request, self.lengths.left(request)), request)
+            for request in lane.runnable()
+        }
+
+    def _with_room(
+        self, state: SchedulerState, instance: Instance, lane: Lane, ranks: Ranks, now: float
+    ) -> list[Request]:
+        """Those that wait and may start, by rank; nobody passes one that lacks memory."""
+        newcomers: list[Request] = []
+        tokens = 0
+        for request in list(islice(lane, state.config.max_batch_requests)):
+            tokens += request.num_tokens
+            places = state.config.max_batch_requests - len(newcomers)
+            while (lacking := tokens + len(_decoding(state, ranks)) - instance.unreserved) > 0:
+                victims = _victims(ranks, lane.rank_of(request), lacking, places)
+                if not victims:
+                    return newcomers
+                for victim in victims:
+                    self._preempt_from(state, ranks, victim, now)
+            newcomers.append(request)
+        return newcomers
+
+    def _preempt_from(self, state: SchedulerState, ranks: Ranks, request: Request, now: float) -> None:
+        del ranks[request]
+        self.preempt(state, request, now)
+
+
+def _decoding(state: SchedulerState, ranks: Ranks) -> list[Request]:
+    """Who takes a free slot, if those that run go on and nobody joins them."""
+    best = nsmallest(state.config.max_batch_requests, ranks, key=partial(_place, ranks))
+    return [request for request in best if not request.reserved]
+
+
+def _victims(ranks: Ranks, rank: Rank, lacking: int, places: int) -> list[Request]:
+    """Who gives way to a newcomer of this rank: the last of those below it, as many as it takes; none if it is in vain.
+
+    lacking: slots. places: in the batch, for those above it and itself.
+    """
+    outranked = [request for request in ranks if ranks[request] > rank]
+    if len(ranks) - len(outranked) >= places:
+        return []
+    victims: list[Request] = []
+    for request in sorted(outranked, key=partial(_place, ranks), reverse=True):
+        if lacking > 0 and request.is_ready and request.num_preemptions == 0:
+            victims.append(request)
+            lacking -= request.num_stored + request.num_reserved
+    return victims if lacking <= 0 else []
+
+
+def _aged(seconds: float, request: Request) -> Rank:
+    """Predicted time less `AGING` times the age; without what is the same for all at any time."""
+    return (seconds + AGING * request.arrived,)
+
+
+def _seconds_left(state: SchedulerState, request: Request, tokens: int) -> float:
+    """If it ran alone: its prefill, and the tokens that it is expected to generate."""
+    model = state.cost_model
+    chunk = Chunk(request.num_tokens - request.num_stored, request.num_stored)
+    decode = model.decode(1, request.num_tokens, 1, 1)
+    if chunk.length == 1 and chunk.context:
+        return tokens * decode
+    return model.prefill((chunk,), 1) + (tokens - 1) * decode
+
+
+def _place(ranks: Ranks, request: Request) -> tuple[Rank, int]:
+    return ranks[request], request.arrival_index

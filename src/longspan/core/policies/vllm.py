@@ -1,0 +1,83 @@
+"""vLLM's scheduler: iterations of a fixed number of tokens, first come first served, recompute when memory is full.
+
+The scheduler of its V1 engine (vllm/v1/core/sched/scheduler.py), with the defaults of version 0.33. The version that
+LoongServe compares itself with, 0.3.0, did not chunk prompts: it prefilled whole ones, before any decode, as the policy
+`static_tp` does; there it ran as one instance of all devices.
+"""
+
+from __future__ import annotations
+
+from longspan.core.actions import KVRange
+from longspan.core.cluster import Instance
+from longspan.core.policies.parts.data_parallel import DataParallel
+from longspan.core.policies.parts.lanes import Lane
+from longspan.core.policies.parts.mixed_batch import MixedBatch
+from longspan.core.request import Request
+from longspan.core.state import SchedulerState
+
+TOKEN_BUDGET = 2048
+"""vLLM's `max_num_batched_tokens` where nothing sets it. (`max_num_seqs` is the configuration's max_batch_requests.)"""
+
+
+class Vllm(DataParallel):
+    """An iteration: first those that run, decodes before the prompt that is half done, then those that wait.
+
+    Who waits is admitted in order, if all its known tokens have room (`scheduler_reserve_full_isl`); here they are set
+    aside. If decodes outnumber the free slots, the latest arrival goes back to its place in the queue, and nobody is
+    admitted in this iteration. So the oldest request on an instance always goes on, and comes to its end.
+    """
+
+    name = "vllm"
+    needs_cost_model = False
+
+    def __init__(self, token_budget: int = TOKEN_BUDGET) -> None:
+        super().__init__()
+        self.token_budget = token_budget
+
+    def budget(self, state: SchedulerState) -> int:
+        """Tokens in a batch."""
+        return self.token_budget
+
+    def piece(self, state: SchedulerState) -> int | None:
+        """Tokens of one prompt in a batch, at most."""
+        return None
+
+    def iterate(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> None:
+        preempted = self.make_room(state, instance, lane, now)
+        batch = MixedBatch(instance, self.budget(state))
+        for request in sorted(lane.runnable(), key=_decodes_first):
+            batch.add(request, self.piece(state))
+        while not preempted and lane and batch.left:
+            request = self.first(lane, now)
+            if not self.may_start(state, instance, lane, request, batch.slots):
+                break
+            self.admit(state, instance, lane, request)
+            batch.add(request, self.piece(state))
+        batch.run(state)
+
+    def may_start(
+        self, state: SchedulerState, instance: Instance, lane: Lane, request: Request, taken: int = 0
+    ) -> bool:
+        if len(lane.running) >= state.config.max_batch_requests:
+            return False
+        return request.num_tokens <= instance.unreserved - taken
+
+    def admit(self, state: SchedulerState, instance: Instance, lane: Lane, request: Request) -> None:
+        """To be run in this very iteration. All its tokens have their slots, so its prefill can always go on."""
+        lane.start(request)
+        state.reserve(request.id, [KVRange(instance.id, 0, request.num_tokens)])
+
+    def make_room(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> bool:
+        """A slot for every decode; returns whether anybody was preempted for that."""
+        preempted = False
+        while sum(not request.reserved for request in lane.runnable()) > instance.unreserved:
+            latest = max(lane.running.values(), key=lambda request: request.arrival_index)
+            if not latest.is_ready:
+                break  # It is in a later pipeline stage, and comes back; until then the oldest take what there is.
+            self.preempt(state, latest, now)
+            preempted = True
+        return preempted
+
+
+def _decodes_first(request: Request) -> tuple[bool, int]:
+    return request.num_tokens - request.num_stored > 1, request.arrival_index

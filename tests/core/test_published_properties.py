@@ -1,0 +1,144 @@
+"""The published baselines under any workload, in any order of completion: everyone gets an end, and nobody goes round
+in circles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longspan.core.actions import Action, FreeKV, MigrateKV, RunBatch
+from longspan.core.cost_model import FittedCostModel
+from longspan.core.events import Event
+from longspan.core.policies.base import Policy
+from longspan.core.policies.distserve import DistServe
+from longspan.core.policies.fastserve import FastServe
+from longspan.core.policies.speculative.alise import Alise
+from longspan.core.policies.speculative.ssjf import Ssjf
+from longspan.core.policies.splitfuse import SplitFuse
+from longspan.core.policies.vllm import Vllm
+
+from .cost_models import cost_models
+from .driver import Driver
+from .test_properties import FirstComeFirstServed, Workload, run, workloads
+
+budgets = st.sampled_from([1, 3, 7, 2048])
+times = st.sampled_from([0.0, 0.05, 3.0])
+POLICIES: dict[str, st.SearchStrategy[Policy]] = {
+    "vllm": st.builds(Vllm, budgets),
+    "splitfuse": st.builds(SplitFuse),
+    "distserve": st.builds(DistServe),
+    "fastserve": st.builds(FastServe, st.sampled_from([1e-4, 0.01, 1.0]), starvation_s=times),
+    "ssjf": st.builds(Ssjf, budgets, times),
+    "alise": st.builds(Alise, budgets),
+}
+
+
+class OnOneInstanceEach(Driver):
+    """A request computes, stores and has its context on one instance, that of the batch."""
+
+    def handle(self, event: Event) -> list[Action]:
+        actions = super().handle(event)
+        for action in actions:
+            if isinstance(action, RunBatch):
+                (instance,) = action.group
+                assert all(segment.compute == (instance,) for segment in action.segments)
+        self.check(event, actions)
+        return actions
+
+    def check(self, event: Event, actions: list[Action]) -> None:
+        """What else must hold of a policy."""
+
+    def preempted(self, actions: list[Action]) -> list[str]:
+        return [action.request_id for action in actions if isinstance(action, FreeKV) and action.reason == "preempted"]
+
+
+class NeverTheOldest(OnOneInstanceEach):
+    """Only a request that arrived later than another one on its instance is ever preempted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.home: dict[str, int] = {}
+
+    def check(self, event: Event, actions: list[Action]) -> None:
+        order = {request_id: place for place, request_id in enumerate(self.lives)}
+        for request_id in self.preempted(actions):
+            others = [
+                other
+                for other in self.alive()
+                if self.home.get(other) == self.home[request_id] and order[other] < order[request_id]
+            ]
+            assert others, f"{request_id} was preempted for later ones"
+            del self.home[request_id]
+        for action in actions:
+            if isinstance(action, RunBatch):
+                self.home |= {segment.request_id: action.group[0] for segment in action.segments}
+
+
+class TokenEachBatch(OnOneInstanceEach):
+    """Every batch generates a token for each request in it; so preemption costs work, and never progress."""
+
+    def check(self, event: Event, actions: list[Action]) -> None:
+        for action in actions:
+            assert not isinstance(action, RunBatch) or all(segment.emits for segment in action.segments)
+
+
+class InPhases(TokenEachBatch):
+    """Prompts in one half, decodes in the other, and one migration in between; one instance alone does both."""
+
+    def check(self, event: Event, actions: list[Action]) -> None:
+        super().check(event, actions)
+        half = self.config.num_instances // 2
+        for action in actions:
+            if isinstance(action, MigrateKV):
+                assert action.source < half <= action.target
+            elif isinstance(action, RunBatch) and half:
+                assert all((segment.start == 0) == (action.group[0] < half) for segment in action.segments)
+
+
+class GivesWayOnce(OnOneInstanceEach):
+    """One preemption of each for a waiting one; more are for decodes that lack slots, and these get on by that."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.num_preempted = 0
+
+    def check(self, event: Event, actions: list[Action]) -> None:
+        self.num_preempted += len(self.preempted(actions))
+        tokens = sum(life.outputs for life in self.lives.values())
+        assert self.num_preempted <= len(self.lives) + 2 * tokens, "work is lost again and again, and for nothing"
+
+
+SIDES: dict[str, Callable[..., Driver]] = {
+    "vllm": NeverTheOldest,
+    "splitfuse": NeverTheOldest,
+    "distserve": InPhases,
+    "fastserve": TokenEachBatch,
+    "ssjf": NeverTheOldest,
+    "alise": GivesWayOnce,
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=60)
+@given(data=st.data(), workload=workloads(), cost_model=cost_models(), chunk_size=st.sampled_from([1, 5, 512]))
+def test_everybody_comes_to_an_end(
+    policy: str, data: st.DataObject, workload: Workload, cost_model: FittedCostModel, chunk_size: int
+) -> None:
+    config = replace(workload.config, policy=policy, chunk_size=chunk_size)
+    by = data.draw(POLICIES[policy])
+    run(SIDES[policy](config, by, seed=workload.seed, cost_model=cost_model), workload)
+
+
+@pytest.mark.parametrize("policy", ["vllm", "splitfuse", "distserve"])
+@settings(max_examples=40)
+@given(workload=workloads(), instances=st.integers(1, 3))
+def test_first_come_first_served(policy: str, workload: Workload, instances: int) -> None:
+    """Of all where there is one queue: on one instance, or before DistServe's prefill instances."""
+    instances = instances if policy == "distserve" else 1
+    config = replace(workload.config, policy=policy, num_instances=instances, chunk_size=5)
+    run(FirstComeFirstServed(config, seed=workload.seed), workload)
