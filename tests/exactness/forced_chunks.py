@@ -33,6 +33,7 @@ class ForcedChunks(Sarathi):
         KV, and is computed again behind the others.
 
     chunks: tokens of each chunk of the watched request. holders: instances that ever held its KV.
+    most_in_flight: batches with chunks of it that were under way at the same time.
     paused_at: the tokens that it had stored when it stood still; None if it never did.
     """
 
@@ -46,6 +47,7 @@ class ForcedChunks(Sarathi):
         self.watched: Request | None = None
         self.chunks: list[int] = []
         self.holders: set[int] = set()
+        self.most_in_flight = 0
         self.paused_at: int | None = None
         self._stored = 0
 
@@ -86,4 +88,5 @@ class ForcedChunks(Sarathi):
         self.holders.update(state.placement.holders(watched.id))
         if watched.num_stored > self._stored and not watched.num_output_tokens:
             self.chunks.append(watched.num_stored - self._stored)
+            self.most_in_flight = max(self.most_in_flight, watched.in_flight)
         self._stored = watched.num_stored

@@ -1,9 +1,9 @@
 """Prompts in chunks against Hugging Face transformers, in fp32: the same tokens, whatever is forced on them.
 
-Every size of chunks, over every number of KV shards, paused in the middle or not: with random weights and prompts long
-enough that every size makes several chunks of every shard, and with the real model as far as time allows. Each case has
-passages of its own. Chunks run in the frame of Medha's policies, in mixed batches with other requests' chunks and
-decodes.
+Every size of chunks, over every number of KV shards, paused in the middle or not, on one pipeline stage and on two,
+where chunks of a prompt follow one another. With random weights and prompts long enough that every size makes several
+chunks of every shard, and with the real model as far as time allows. Each case has passages of its own. Chunks run in
+the frame of Medha's policies, in mixed batches with other requests' chunks and decodes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from .conftest import TOP, Reference, refer, require_same
 from .forced_chunks import ForcedChunks, Replaceable
 
 pytestmark = pytest.mark.heavy
-PP = (1,)
+STAGES = (1, 2)
 ALL = 1 << 20
 CHUNK_SIZES, SHARDS = (1, 7, 64, 512, ALL), (1, 2, 3)
 NUM_TOKENS, INSTANCES = 4, 3
+MANY = 4  # chunks, of which some follow one another through the stages
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=TOP)
 
 # Tokens of the prompt in chunks, and of those beside it.
@@ -94,6 +95,10 @@ class Sides:
         assert len(forced.holders) == case.shards
         assert forced.chunks[0] == min(case.chunk_size, shard_tokens, length)
         assert max(forced.chunks) <= case.chunk_size
+        stages = self.llm.engine.config.pp
+        assert forced.most_in_flight <= stages
+        if len(forced.chunks) >= MANY:
+            assert forced.most_in_flight == stages
         if case.pauses:
             assert forced.paused_at is not None
             has_boundary = length > min(case.chunk_size, shard_tokens)
@@ -102,10 +107,9 @@ class Sides:
 
 def start(path: Path, pp: int, theirs: Theirs) -> Iterator[Sides]:
     policy = Replaceable()
-    stages = {"pp": pp} if pp > 1 else {}
     with LLM(
         str(path), policy=policy, instances=INSTANCES, dtype="float32", executor="inproc", threads_per_device=1,
-        kv_tokens=2048, **stages,
+        kv_tokens=2048, pp=pp,
     ) as llm:  # fmt: skip
         yield Sides(llm, policy, theirs)
 
@@ -126,12 +130,12 @@ def real_theirs(hf_model) -> Theirs:
     return Theirs(hf_model)
 
 
-@pytest.fixture(scope="module", params=PP)
+@pytest.fixture(scope="module", params=STAGES)
 def tiny(tiny_folder: Path, tiny_theirs: Theirs, request) -> Iterator[Sides]:
     yield from start(tiny_folder, request.param, tiny_theirs)
 
 
-@pytest.fixture(scope="module", params=PP)
+@pytest.fixture(scope="module", params=STAGES)
 def real(model: ResolvedModel, real_theirs: Theirs, request) -> Iterator[Sides]:
     yield from start(model.path, request.param, real_theirs)
 
