@@ -79,6 +79,14 @@ def paired_ratio(over: list[float], under: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
+def timed(work: Callable[[], Any], repeats: int = 1) -> float:
+    """Seconds of one of the calls."""
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return (time.perf_counter() - begin) / repeats
+
+
 def random_prompt(length: int, seed: int) -> list[int]:
     draw = random.Random(seed)
     return [draw.randrange(VOCAB) for _ in range(length)]

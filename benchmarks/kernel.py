@@ -8,14 +8,13 @@ the better one of two ways in each round. Every round measures all sides in turn
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
 
-from common import arguments, interleaved, paired_ratio, save, say
+from common import arguments, interleaved, paired_ratio, save, say, timed
 from longspan.attention.backend import AttentionBackend, PagedSegment
 from longspan.attention.cpu import CpuBackend
 from longspan.attention.native import NativeCpuBackend
@@ -33,13 +32,6 @@ POOL_BYTES = 400_000_000  # far more than the caches hold
 
 Sides = dict[str, AttentionBackend]
 Side = Callable[[int], float]
-
-
-def timed(work: Callable[[], Any], repeats: int = 1) -> float:
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    return (time.perf_counter() - begin) / repeats
 
 
 def computed(sides: dict[str, Side], flops: float, peak: MachinePeak, rounds: int) -> dict[str, Any]:

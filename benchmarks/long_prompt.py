@@ -15,35 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from common import arguments, save, say, time_prefill
 from longspan import LLM
-from longspan.engine.tokenizer import Tokenizer
-from longspan.models.catalog import resolve_model
+from random_model import RandomModel
 
-LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB = 4, 9, 3, 64, 1536, 49_152
+MODEL = RandomModel()
 INSTANCES = 2
 GEMM_SIZE, GEMM_REPEATS = 1536, 40
 
 
-def write_model(folder: Path, max_tokens: int) -> None:
-    """Random weights, and the default model's tokenizer."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=HEADS * HEAD_DIM, intermediate_size=FFN, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, max_position_embeddings=max_tokens,
-        tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 5e6},
-    )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    Tokenizer.load(resolve_model("smollm2-135m")).backend.save(str(folder / "tokenizer.json"))
-
-
 def flops(tokens: int) -> dict[str, float]:
     """Of one prefill. Causal attention sees half of all pairs: 4 K flops for each pair and query head."""
-    hidden = HEADS * HEAD_DIM
-    weights = LAYERS * (hidden * (2 * HEADS + 2 * KV_HEADS) * HEAD_DIM + 3 * hidden * FFN)
-    return {"linear": 2.0 * weights * tokens, "attention": 2.0 * LAYERS * HEADS * HEAD_DIM * tokens**2}
+    attention = 2.0 * MODEL.layers * MODEL.heads * MODEL.head_dim * tokens**2
+    return {"linear": 2.0 * MODEL.weights * tokens, "attention": attention}
 
 
 def gemm_gflops(_: int) -> float:
@@ -76,7 +61,7 @@ def main() -> None:
     options = arguments(__doc__ or "", [("tokens", 131_072, "length of the prompt")])
     tokens = options.tokens
     with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder), tokens + 64)
+        MODEL.write(Path(folder), tokens + 64)
         before = peak_gflops()
         settings: dict[str, Any] = {"dtype": "bfloat16", "threads_per_device": 1, "kv_tokens": tokens // 2 + 1024}
         with LLM(folder, instances=INSTANCES, **settings) as llm:
@@ -87,12 +72,12 @@ def main() -> None:
         after = peak_gflops()
     work, peak = flops(tokens), (before + after) / 2
     share = sum(work.values()) / seconds / 1e9 / peak
-    kv_gib = tokens * LAYERS * 2 * KV_HEADS * HEAD_DIM * 2 / 2**30
+    kv_gib = tokens * MODEL.kv_bytes_per_token / 2**30
     say(f"{seconds:.1f} s, {tokens / seconds:.0f} tokens/s, {100 * share:.1f} % of the matrix product; peak memory "
         + ", ".join(f"{name} {gib:.2f} GiB" for name, gib in memory.items()) + f"; KV {kv_gib:.2f} GiB")  # fmt: skip
     save("long_prompt", {
-        "tokens": tokens, "instances": INSTANCES, "model": {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS,
-        "head_dim": HEAD_DIM, "ffn": FFN}, "seconds": seconds, "tokens_per_s": tokens / seconds, "flops": work,
+        "tokens": tokens, "instances": INSTANCES, "model": MODEL.facts(), "seconds": seconds,
+        "tokens_per_s": tokens / seconds, "flops": work,
         "gemm_gflops": {"before": before, "after": after}, "share_of_gemm": share, "kv_gib": kv_gib,
         "peak_memory_gib": memory,
     })  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rendering import cpu, loongserve_paper, medha_paper, policies, rerun, simulator
+from rendering import cpu, loongserve_paper, medha, medha_paper, policies, rerun, simulator
 from rendering.record import DOCS, Record, load
 
 Section = Callable[[Record], str]
@@ -27,6 +27,10 @@ SECTIONS: tuple[Section, ...] = (
     simulator.simulator_speed,
     loongserve_paper.paper_loongserve,
     medha_paper.paper_medha,
+    medha.mixed_load,
+    medha.kvp,
+    medha.spp,
+    medha.chunk_overhead,
 )
 
 

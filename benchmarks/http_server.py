@@ -1,0 +1,76 @@
+"""An OpenAI server as a process of its own, on the loopback interface: started, watched, and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+HOST = "127.0.0.1"
+START_S, STOP_S = 600.0, 60.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class HttpServer:
+    """url: where it answers. The process leads a session of its own, so that all its children count as its."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
+        self.process = process
+        self.url = url
+
+    def cpu_seconds(self) -> float:
+        """Processor time that it has taken so far, with all its children that are alive."""
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:  # it has just ended
+                continue
+            if int(fields[3]) == self.process.pid:
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / _TICKS
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/v1/models", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+@contextmanager
+def serving(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Iterator[HttpServer]:
+    """Run `command --port PORT` until it answers, and end it afterwards. Raises RuntimeError: it does not start."""
+    port = _free_port()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)], stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
+    server = HttpServer(process, f"http://{HOST}:{port}")
+    try:
+        deadline = time.monotonic() + START_S
+        while not server.answers():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command} does not start:\n{log.read_text()[-4000:]}")
+            time.sleep(0.5)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its session's, which is its own
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
