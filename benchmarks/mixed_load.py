@@ -48,7 +48,7 @@ THEIRS: dict[str, list[str]] = {
     "vllm_tuned": ["--max-num-batched-tokens", "512", "--long-prefill-token-threshold", "256"],
 }
 VLLM_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "2"}  # GiB: 90,000 tokens; two servers and ours have to fit
-LONG_FROM = 4096
+LONG_FROM, FIRST_LONG_S = 4096, 15.0
 WARM_UP_S, WARM_UP_SEED = 20.0, 10_000
 GRACE_S = 60.0
 
@@ -182,6 +182,8 @@ def main() -> None:
          ("sib", "", "SIB file, for our policies that predict"), ("medha-flags", "", "of `longspan serve`"),
          ("name", "mixed_load", "name of the result")],
     )  # fmt: skip
+    if options.seconds < FIRST_LONG_S:
+        raise SystemExit(f"a turn has to take more than {FIRST_LONG_S:.0f} s: that is when the first long prompt comes")
     flags = flags_of(options)
     with all_serving(flags, options) as servers:
         one_round(servers, options.warm_up, WARM_UP_SEED, 0)
