@@ -182,7 +182,7 @@ def main() -> None:
          ("sib", "", "SIB file, for our policies that predict"), ("medha-flags", "", "of `longspan serve`"),
          ("name", "mixed_load", "name of the result")],
     )  # fmt: skip
-    if options.seconds < FIRST_LONG_S:
+    if options.seconds <= FIRST_LONG_S:
         raise SystemExit(f"a turn has to take more than {FIRST_LONG_S:.0f} s: that is when the first long prompt comes")
     flags = flags_of(options)
     with all_serving(flags, options) as servers:
