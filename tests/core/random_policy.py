@@ -22,7 +22,7 @@ class RandomPolicy:
         acts = (self._batch, self._batch, self._batch, self._migrate, self._preempt, self._refuse)
         for _ in range(self.rng.randrange(4)):
             self.rng.choice(acts)(state)
-        if len(state.cluster.idle()) == len(state.cluster):
+        if not any(instance.is_working for instance in state.cluster.instances):
             self._make_progress(state)
 
     def _batch(self, state: SchedulerState) -> None:
@@ -33,7 +33,7 @@ class RandomPolicy:
         free = {instance.id: instance.free for instance in idle}
         segments: list[Segment] = []
         ring = [instance.id for instance in idle][: self.rng.randint(1, 4)]
-        for request in self._some([*_ready(state), *state.waiting])[: self.rng.randint(1, 5)]:
+        for request in self._some([*_ready(state), *_flowing(state), *state.waiting])[: self.rng.randint(1, 5)]:
             if set(state.placement.holders(request.id)) <= free.keys():
                 segment = self._segment(state, request, ring, free)
                 if segment is not None:
@@ -133,6 +133,11 @@ def _fill(request: Request, instances: list[Instance]) -> list[tuple[int, int]]:
 def _ready(state: SchedulerState) -> list[Request]:
     ready = {r.id: r for instance in state.cluster.instances for r in instance.ready.values()}
     return sorted(ready.values(), key=lambda request: request.arrival_index)
+
+
+def _flowing(state: SchedulerState) -> list[Request]:
+    flowing = {r.id: r for instance in state.cluster.instances for r in instance.flowing.values()}
+    return sorted(flowing.values(), key=lambda request: request.arrival_index)
 
 
 def _members(segments: list[Segment]) -> tuple[int, ...]:

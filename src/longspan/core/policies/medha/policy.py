@@ -59,6 +59,9 @@ class ChunkedPrefill:
     def schedule(self, state: SchedulerState, now: float) -> None:
         if _somebody_could_start(state):
             state.hold_back()
+        self._giving_way = {
+            name for name in self._giving_way if name in state.placement and state.request(name).flowing
+        }
         while state.cluster.idle():
             clearings = self._clearings.advance(state)
             pairs = [(clearing.source, clearing.target) for clearing in clearings.values()]
@@ -101,7 +104,6 @@ class ChunkedPrefill:
             for request in (*instance.ready.values(), *instance.flowing.values())
             if request.status is RequestStatus.PREFILLING
         }
-        self._giving_way = {name for name in self._giving_way if name in can_run and can_run[name].flowing}
         predictor = self._predictor(state)
         candidates = []
         for request in (*can_run.values(), *state.waiting):
