@@ -6,8 +6,9 @@ run throughout; in every round each has its turn, with the same requests, while 
 they take nevertheless is noted). A turn that is not through in time is cut off, and what has not finished is counted.
 One turn before the first round does not count.
 
-Of ours: the policy `medha`; `longspan serve` without any flag; the policy `loongserve`. Of vLLM: without any flag, and
-tuned for shorts. Weights are bf16, save that ours without flags keeps the GGUF's own 4 bits.
+Of ours: the policy `medha`; the same tuned for shorts, on one instance of two pipeline stages; `longspan serve` without
+any flag; the policy `loongserve`. Of vLLM: without any flag, and tuned for shorts. Weights are bf16, save that ours
+without flags keeps the GGUF's own 4 bits.
 
     benchmarks/peers/setup_vllm_cpu.sh VLLM
     python benchmarks/peers/export_safetensors.py MODEL_DIR
@@ -40,9 +41,11 @@ PEERS = Path(__file__).parent / "peers"
 BF16 = ["--dtype", "bfloat16", "--quantization", "none", "--kv-tokens", "16384"]
 OURS: dict[str, list[str]] = {
     "medha": ["--policy", "medha", *BF16],
+    "medha_tuned": ["--policy", "medha", "--instances", "1", "--pp", "2", "--tpot-slo-s", "0.2",
+                    "--ttft-slo-floor-s", "0.1", *BF16],
     "defaults": [],
     "loongserve": ["--policy", "loongserve", *BF16],
-}
+}  # fmt: skip
 THEIRS: dict[str, list[str]] = {
     "vllm": [],
     "vllm_tuned": ["--max-num-batched-tokens", "512", "--long-prefill-token-threshold", "256"],
