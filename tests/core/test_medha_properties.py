@@ -61,7 +61,7 @@ class Tally(Driver):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(workloads(), cost_models(), settings_of_chunking)
 def test_everybody_comes_to_an_end(
     policy: str, workload: Workload, cost_model: FittedCostModel, changes: dict[str, float]
@@ -81,7 +81,7 @@ class Demanding(Tally):
         return super().arrive(prompt, max_tokens, request_id, service)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(workloads(), cost_models(), settings_of_chunking)
 def test_service_levels_of_all_kinds(
     workload: Workload, cost_model: FittedCostModel, changes: dict[str, float]

@@ -136,7 +136,7 @@ class WorkConserving(FirstComeFirstServed):
         return actions
 
 
-@settings(max_examples=3000)
+@settings(max_examples=1500)
 @given(workloads())
 def test_elastic_fcfs(workload: Workload) -> None:
     run(FirstComeFirstServed(workload.config, seed=workload.seed), workload)
@@ -158,7 +158,7 @@ def test_baselines(policy: str, workload: Workload) -> None:
     run(side(replace(workload.config, policy=policy), seed=workload.seed), workload)
 
 
-@settings(max_examples=3000)
+@settings(max_examples=1500)
 @given(workloads())
 def test_arbitrary_policy(workload: Workload) -> None:
     run(Driver(workload.config, RandomPolicy(workload.seed), seed=workload.seed), workload)

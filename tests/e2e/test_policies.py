@@ -21,8 +21,10 @@ from longspan.workload.transforms import scaled_to, with_arrivals
 from tests.conftest import DATA
 
 REQUESTS, LONGEST, OUTPUT, RATE = 16, 700, 12, 8.0
-BASELINES, FEW, SHORT = ("alise", "distserve", "fastserve", "splitfuse", "ssjf", "vllm"), 4, 160
-"""Of other systems. They take turns on one engine, to save time; that their logs replay is tested on the simulator."""
+RULES = ("edf", "fcfs", "least_slack", "srpt")  # Medha's frame with another rank
+OTHERS = ("alise", "distserve", "fastserve", "splitfuse", "ssjf", "vllm")  # of other systems
+FEW, SHORT = 4, 160
+"""Baselines take turns on one engine, to save time; that their logs replay is tested on the simulator."""
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def alone(model: ResolvedModel, trace: list[TraceRequest], moby_dick: str) -> li
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("policy", sorted(set(POLICIES).difference(BASELINES)))
+@pytest.mark.parametrize("policy", sorted(set(POLICIES).difference(RULES, OTHERS)))
 def test_a_policy_changes_no_token_and_its_log_replays(
     policy: str, trace: list[TraceRequest], moby_dick: str, alone: list[list[int]], tmp_path: Path
 ) -> None:
@@ -95,7 +97,7 @@ def test_a_policy_changes_no_token_and_its_log_replays(
 
 
 @pytest.mark.heavy
-def test_baselines_of_other_systems_change_no_token(trace: list[TraceRequest], moby_dick: str) -> None:
+def test_baselines_change_no_token(trace: list[TraceRequest], moby_dick: str) -> None:
     """Beside the default policy, which changes none either."""
     short = list(scaled_to(trace[:FEW], SHORT))
 
@@ -103,7 +105,7 @@ def test_baselines_of_other_systems_change_no_token(trace: list[TraceRequest], m
         taking_turns, got = TakingTurns(), {}
         engine = await AsyncLLM.start(settings("elastic_fcfs", instances=3), taking_turns)
         try:
-            for policy in ("elastic_fcfs", *BASELINES):
+            for policy in ("elastic_fcfs", *RULES, *OTHERS):
                 taking_turns.now_at_work = create_policy(policy)
                 got[policy] = await serve(engine, short, moby_dick)
         finally:

@@ -43,7 +43,8 @@ def test_degree_of_parallelism(model, reference, dop: int) -> None:
 
 @pytest.mark.parametrize("keepers", [k for size in (1, 2) for k in combinations(range(3), size)])
 def test_retention_onto_some_of_three(model, reference, keepers: Sequence[int]) -> None:
-    """Every proper subset; all three are above."""
+    """Every proper subset; all three are above. The longest prompt on one of them alone."""
+    reference = reference if keepers == (1,) else reference.first(len(reference.prompts) - 1)
     check(model, reference, instances=3, policy=FixedPolicy(range(3), keepers))
 
 
@@ -80,3 +81,17 @@ def test_processes(model, reference, transport: str) -> None:
     reference = reference if transport == "shared_memory" else reference.first(15)
     check(model, reference, instances=2, tp=2, executor="multiproc", transport=transport, policy=policy,
           lookahead=False)
+
+
+def test_two_stages_in_two_processes(model, reference) -> None:
+    """Stages balanced by measurement; what they hand on goes through shared memory."""
+    check(model, reference, instances=1, pp=2, policy="medha", executor="multiproc")
+
+
+def test_uneven_stages_under_a_policy_that_does_not_chunk(model, reference) -> None:
+    check(model, reference.first(20), instances=2, pp=3, pp_layers=(5, 24, 1), policy="elastic_fcfs")
+
+
+def test_all_kinds_of_parallelism_together(model, reference) -> None:
+    """Eight devices: prompts grow over both instances, each of two stages of two devices."""
+    check(model, reference.first(15), instances=2, tp=2, pp=2, policy="medha", kvp_tokens_per_shard=16)

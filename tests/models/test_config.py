@@ -32,8 +32,8 @@ def test_defaults_of_old_files(tmp_path: Path) -> None:
     config = read(tmp_path, LLAMA)
     assert (config.num_kv_heads, config.head_dim, config.rope) == (4, 16, RopeConfig(theta=10000.0))
     assert not config.tie_word_embeddings and config.eos_token_ids == ()
-    assert config.kv_bytes_per_token(2) == 2 * 2 * 4 * 16 * 2
-    assert config.kv_bytes_per_token(2, num_kv_heads=1) == 2 * 2 * 1 * 16 * 2
+    assert config.kv_bytes_per_token(2, num_kv_heads=4, num_layers=2) == 2 * 2 * 4 * 16 * 2
+    assert config.kv_bytes_per_token(2, num_kv_heads=1, num_layers=1) == 2 * 1 * 1 * 16 * 2
 
 
 @pytest.mark.parametrize("spelling", [

@@ -62,13 +62,13 @@ def batch(*lengths: int, context: int = 0, requests: int = 0) -> RunBatch:
 
 def test_spans_join_what_goes_on_without_a_pause() -> None:
     usage = Usage(3)
-    usage.work(batch(8), 0.0, 1.0)
-    usage.work(batch(requests=2), 1.0, 1.1)
-    usage.work(batch(requests=2), 1.1, 1.2)
-    usage.work(batch(requests=1), 1.25, 1.35)
-    usage.work(batch(requests=1), 3.0, 3.1)
-    usage.work(batch(4, context=4, requests=1), 4.0, 4.5)
-    usage.work(MigrateKV(0, "a", 2, 0, ((0, 3),)), 5.0, 5.5)
+    usage.work(batch(8), 0.0, 1.0, 1.0)
+    usage.work(batch(requests=2), 1.0, 1.1, 0.1)
+    usage.work(batch(requests=2), 1.1, 1.2, 0.1)
+    usage.work(batch(requests=1), 1.25, 1.35, 0.1)
+    usage.work(batch(requests=1), 3.0, 3.1, 0.1)
+    usage.work(batch(4, context=4, requests=1), 4.0, 4.5, 0.5)
+    usage.work(MigrateKV(0, "a", 2, 0, ((0, 3),)), 5.0, 5.5, 0.5)
     spans = [(span.kind, span.begin_s, span.end_s, span.group) for span in usage.spans]
     assert spans == [
         ("prefill", 0.0, 1.0, (0, 1)),

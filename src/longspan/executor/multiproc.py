@@ -230,4 +230,4 @@ def _default_environment(variables: dict[str, str]) -> Iterator[None]:
         yield
     finally:
         for name in added:
-            del os.environ[name]
+            os.environ.pop(name, None)  # a library that loads meanwhile may have put back what it saw before
