@@ -85,7 +85,7 @@ def test_processes(model, reference, transport: str) -> None:
 
 def test_two_stages_in_two_processes(model, reference) -> None:
     """Stages balanced by measurement; what they hand on goes through shared memory."""
-    check(model, reference, instances=1, pp=2, policy="medha", executor="multiproc")
+    check(model, reference.first(48), instances=1, pp=2, policy="medha", executor="multiproc")
 
 
 def test_uneven_stages_under_a_policy_that_does_not_chunk(model, reference) -> None:
