@@ -98,6 +98,8 @@ class VirtualEngine:
     def _complete(self, batch: RunBatch) -> BatchCompleted:
         outputs = []
         for segment in batch.segments:
+            if not segment.emits:
+                continue
             self.left[segment.request_id] -= 1
             ended = self.left[segment.request_id] == 0
             outputs.append(TokenOutput(segment.request_id, "stop" if ended else None))

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.core.cost_model import CostModel
-from longspan.core.policies.loongserve.allocation import allocate, emptyings
+from longspan.core.policies.loongserve.allocation import allocate, could_pay, emptyings
 from longspan.core.policies.loongserve.dispatching import dispatch
+from longspan.core.policies.loongserve.joining import Queue
 from longspan.core.policies.loongserve.predictions import OutputLengths, longest_prefix, peak_kv
 from longspan.core.policies.loongserve.prefill_times import PrefillTimes
 from longspan.core.policies.loongserve.scaling import (
@@ -45,7 +46,7 @@ def decoding(
 
 
 def go(queue: list[Prompt], free: dict[int, int], *batches: DecodeBatch, most: int = 10**9):  # type: ignore[no-untyped-def]
-    return dispatch(queue, Survey(free, batches), LWM, most, KV_TOKENS)
+    return dispatch(Queue.of(queue, LWM, most), Survey(free, lambda: batches), KV_TOKENS)
 
 
 # predictions
@@ -137,6 +138,31 @@ def test_without_any_room_it_asks_for_instances_to_be_emptied() -> None:
     assert go(prompts(120_000), {}, busy[0]).prompts == ()  # its KV has nowhere to go
 
 
+@given(
+    st.lists(st.integers(1, 200_000), min_size=1, max_size=6),
+    st.sampled_from([1, 2, 8, 9, 49, 80]),  # many instances are looked at in arrays
+    st.integers(1, 900_000),
+)
+def test_who_joins_is_who_would_rather_not_wait(lengths: list[int], E: int, room: int) -> None:
+    times = PrefillTimes(scaling_model(80), 80)
+
+    def pays(others: list[int], tokens: int) -> bool:
+        n, now = len(others), times.batch(others, E)
+        together = times.batch([*others, tokens], E)
+        beside = [times.batch(others, E - c) * n - n * now + times.batch([tokens], c) for c in range(1, E)]
+        return min([n * (together - now) + together, *beside]) <= now + times.batch([tokens], E) + 1e-12
+
+    count = 0
+    while count < len(lengths) and sum(lengths[: count + 1]) + 100 * (count + 1) <= room:
+        if count and not pays(lengths[:count], lengths[count]):
+            break
+        count += 1
+    found, seconds = Queue.of(prompts(*lengths), times, 10**9).join(E, room)
+    assert found == count
+    assert abs(seconds - times.batch(lengths[:count], E)) < 1e-9
+    assert Queue.of(prompts(*lengths), times, 10**9).first(2).join(E, room)[0] == min(2, count)
+
+
 # allocation
 
 
@@ -150,6 +176,16 @@ def test_instances_are_emptied_while_it_pays() -> None:
     assert abs(long.decisions[0].predicted["cost"] - scaling_model(8).migration(20_000) / 150_000) < 1e-12
     short = allocate(prompts(200), 1, 0, batches, LWM, scaling_model(8).migration)
     assert short is not None and short.emptied == ()
+
+
+@given(st.integers(1, 200_000), st.integers(1, 7), st.integers(1, KV_TOKENS), st.sampled_from([1e-9, 1e-6, 1e-4]))
+def test_where_no_instance_could_pay_none_is_emptied(tokens: int, allocated: int, room: int, per_token: float) -> None:
+    migration_s = scaling_model(8, migration_per_token=per_token).migration
+    batches = [decoding({6: room}), decoding({7: KV_TOKENS}, requests=0)]
+    found = allocate(prompts(tokens), allocated, 0, batches, LWM, migration_s)
+    assert found is not None
+    assert could_pay(prompts(tokens), allocated, LWM, migration_s) or not found.emptied
+    assert not could_pay(prompts(tokens), 8, LWM, migration_s)  # there are no more
 
 
 def test_a_lacking_instance_is_emptied_if_waiting_would_take_longer() -> None:
@@ -243,4 +279,5 @@ def test_connected_parts_by_their_lowest(sets: list[set[int]]) -> None:
     for _ in range(10):
         for number, part in reached.items():
             reached[number] = part.union(*(held for held in sets if held & part))
-    assert connect(10, [tuple(sorted(held)) for held in sets]) == [min(reached[number]) for number in range(10)]
+    leader = connect([tuple(sorted(held)) for held in sets])
+    assert [leader[number] for number in range(10)] == [min(reached[number]) for number in range(10)]

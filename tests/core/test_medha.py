@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,22 @@ from longspan.core.actions import Action, KVRange, RunBatch
 from longspan.core.analytic_cost_model import Hardware, ModelShape, analytic_cost_model
 from longspan.core.cost_model import Chunk, FittedCostModel
 from longspan.core.events import Event, RequestArrived
+from longspan.core.ledger import Ledger
 from longspan.core.load import Load, batch_seconds
 from longspan.core.policies.medha.iteration import Iteration
 from longspan.core.policies.medha.kvp import plan_shards
-from longspan.core.policies.medha.predictor import Predictor, chunk_floor, tokens_per_shard
+from longspan.core.policies.medha.predictor import Predictor, chunk_floor, longest, tokens_per_shard
+from longspan.core.policies.medha.priority import (
+    earliest_deadline,
+    first_come,
+    lars,
+    least_slack,
+    shortest_remaining,
+)
+from longspan.core.policies.medha.ranking import Backlog
 from longspan.core.request import Request
 from longspan.core.scheduler import Scheduler
+from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError, RequestError
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
 from longspan.service_level import ServiceLevel
@@ -126,9 +137,26 @@ def test_the_chunk_is_what_trying_all_sizes_finds(
         iteration.add_chunk(Request(f"c{number}", 999, 9, 0.0, number), 0, ((0, context),) if context else (), length)
     holders = tuple((number, tokens) for number, tokens in ((0, here), (1, there)) if tokens)
     found = iteration.largest_chunk(0, holders, most, 1e9)
-    allowed = predictor.target([Request("d", 1, 9, 0.0, 0)] if decodes else [])
+    allowed = predictor.target()
     fitting = [length for length in range(1, most + 1) if iteration.seconds_with(0, holders, length) <= allowed]
     assert found == len(fitting) == max(fitting, default=0)
+
+
+@given(
+    st.integers(0, 300),
+    st.lists(st.tuples(st.integers(1, 300), st.sampled_from([0.0, 1e-6, 0.01, 5.0])), max_size=5),
+    st.sampled_from([0.0, 1e-3, 1.0]),
+    st.floats(0.0, 20.0),
+)
+def test_the_longest_is_found_whatever_the_curve(
+    most: int, kinks: list[tuple[int, float]], slope: float, limit: float
+) -> None:
+    """Lines, steps, parabolas, and nothing at all."""
+
+    def seconds(length: int) -> float:
+        return slope * length + sum(cost * max(0, length - kink) ** (kink % 3) for kink, cost in kinks if length > kink)
+
+    assert longest(most, seconds, limit) == sum(seconds(length) <= limit for length in range(1, most + 1))
 
 
 @settings(max_examples=40)
@@ -142,7 +170,7 @@ def test_prediction_of_a_whole_prefill_is_the_sum_of_its_chunks(
         fits = [
             length
             for length in range(1, min(400, tokens - context) + 1)
-            if cost_model.prefill((Chunk(length, context),), 1) <= predictor.target(())
+            if cost_model.prefill((Chunk(length, context),), 1) <= predictor.target()
         ]
         length = min(tokens - context, 400, max(len(fits), predictor.floor))
         total += cost_model.prefill((Chunk(length, context),), 1)
@@ -231,6 +259,36 @@ def test_ranks_change_with_time() -> None:
     later = [predictor.standing(request, 1.0).relative_slack for request in (long, short)]
     assert first[0] == pytest.approx(0.5) and first[1] == pytest.approx(4.0)
     assert later[0] == pytest.approx(0.3) and later[1] == pytest.approx(-6.0)
+
+
+@given(
+    arrivals=st.lists(
+        st.tuples(st.integers(1, 5000), st.sampled_from([None, 0.01, 5.0]), st.integers(0, 2), st.floats(0.0, 1.0)),
+        min_size=1,
+        max_size=12,
+    ),
+    rule=st.sampled_from([lars, first_come, earliest_deadline, shortest_remaining, least_slack]),
+    leaving=st.data(),
+)
+def test_the_waiting_are_ranked_as_one_by_one(
+    arrivals: list[tuple[int, float | None, int, float]], rule: Any, leaving: st.DataObject
+) -> None:
+    """All together in columns, however they came and left in between."""
+    config = SchedulerConfig(num_instances=1, kv_tokens=10**6)
+    state, predictor, backlog = SchedulerState(Ledger(config)), Predictor(model(), config), Backlog()
+    now = 0.0
+    for number, (tokens, ttft_s, priority, after_s) in enumerate(arrivals):
+        now += after_s
+        state.waiting.add(Request(str(number), tokens, 9, now, number, ServiceLevel(ttft_s, None, priority)))
+        if leaving.draw(st.booleans()):
+            state.waiting.remove(leaving.draw(st.sampled_from(list(state.waiting))))
+        backlog.follow(state, lambda request: predictor.standing(request, 0.0))
+
+        def key(request: Request) -> tuple[float, ...]:
+            return (-request.service.priority, rule(predictor.standing(request, now)), request.arrival_index)
+
+        assert [backlog.queue[place] for place in backlog.order(now, rule)] == sorted(state.waiting, key=key)
+        assert backlog.least_need() == min([r.num_tokens + state.headroom(r) for r in state.waiting], default=inf)
 
 
 def test_deadlines_are_in_proportion_to_the_work_above_the_floor() -> None:
@@ -390,11 +448,13 @@ def test_shards_cover_the_prompt_within_the_rooms(tokens: int, headroom: int, ro
 
 def test_an_iteration_over_shards_takes_as_long_as_the_busiest() -> None:
     cost = scaling_model(2)
-    here = Load(chunks=(Chunk(100, 1000),)).seconds(cost)
-    there = Load(answers=(Chunk(100, 50_000),)).seconds(cost)
-    assert here == cost.prefill((Chunk(100, 1000),), 1)
-    assert there == pytest.approx(2 * 100 * 50_000 * 7.8e-10)
-    assert Load(answered_context=1000).seconds(cost) == pytest.approx(1000 * 1e-8)
+    here, there, answering = Load(cost), Load(cost), Load(cost)
+    here.add_chunk(100, 1000)
+    there.add_answers(100, 50_000)
+    answering.add_answered(1000)
+    assert here.seconds() == cost.prefill((Chunk(100, 1000),), 1)
+    assert there.seconds() == pytest.approx(2 * 100 * 50_000 * 7.8e-10)
+    assert answering.seconds() == pytest.approx(1000 * 1e-8)
 
 
 # service levels

@@ -15,7 +15,9 @@ from longspan.core.cost_model import Chunk, DecodeCoefficients, FittedCostModel,
 from longspan.errors import ConfigError
 from longspan.profiler.check import check_predictions
 from longspan.profiler.fit import fit_cost_model, nonnegative_least_squares
+from longspan.profiler.grid import numbers_measured
 from longspan.sib import MeasuredIteration, MeasuredMigration, Measurements
+from tests.core.cost_models import scaling_model
 
 LENGTHS = (16, 64, 256, 1024, 4096)
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -85,6 +87,26 @@ def test_a_machine_that_is_as_the_model_says_is_found_again(model: FittedCostMod
         assert found.fixed == pytest.approx(true.fixed, rel=1e-5)
         assert found.per_token == pytest.approx(true.per_token, rel=1e-5, abs=1e-9)
         assert found.per_pair == pytest.approx(true.per_pair, rel=1e-5, abs=1e-13)
+
+
+def test_numbers_between_those_measured_are_interpolated() -> None:
+    """Exactly, where what is fixed grows by the same for each instance and work is divided by their number."""
+    true = scaling_model(40)
+    assert {17, 22, 30} - set(numbers_measured(40)) == {17, 22, 30} and numbers_measured(40)[-1] == 40
+    shapes = [
+        *(BatchShape(num_instances=n, chunks=(Chunk(length),)) for n in numbers_measured(40) for length in LENGTHS),
+        *(
+            BatchShape(num_instances=n, num_requests=batch, context_tokens=batch * context, num_masters=m)
+            for n in numbers_measured(40)
+            for m, batch, context in product({1, n}, (1, 4, 40, 160), LENGTHS)
+        ),
+    ]
+    measured = [MeasuredIteration(shape=shape, seconds=shape.predict(true), samples=1) for shape in shapes]
+    fitted = fit_cost_model(Measurements(iterations=tuple(measured), migrations=()), 40)
+    for n in range(1, 41):
+        assert fitted.prefill([Chunk(700, 50)], n) == pytest.approx(true.prefill([Chunk(700, 50)], n), rel=1e-6)
+        for masters in (1, n):
+            assert fitted.decode(99, 5000, n, masters) == pytest.approx(true.decode(99, 5000, n, masters), rel=1e-6)
 
 
 @given(model=models(), seed=st.integers(0, 1000))

@@ -66,18 +66,21 @@ def involved_instances(segments: Sequence[Segment]) -> set[int]:
     involved: set[int] = set()
     for segment in segments:
         involved.update(segment.compute)
-        involved.update(stored.instance for stored in segment.store)
-        involved.update(instance for instance, _ in segment.context)
+        for stored in segment.store:
+            involved.add(stored.instance)
+        for instance, _ in segment.context:
+            involved.add(instance)
     return involved
 
 
 def _check_idle(ledger: Ledger, group: tuple[int, ...]) -> None:
     if len(set(group)) != len(group):
         raise InternalError(f"group {group} names an instance twice")
+    instances = ledger.cluster.instances
     for number in group:
-        if not 0 <= number < len(ledger.cluster):
+        if not 0 <= number < len(instances):
             raise InternalError(f"there is no instance {number}")
-        if not ledger.cluster[number].is_idle:
+        if not instances[number].is_idle:
             raise InternalError(f"instance {number} is busy")
 
 
@@ -87,12 +90,13 @@ def _check_segment(ledger: Ledger, segment: Segment) -> None:
         raise InternalError(f"request {segment.request_id} is unknown or has ended")
     if request.status is not RequestStatus.WAITING and not request.flowing:
         check_ready(request)
-    if segment.start != request.num_stored or not segment.start < segment.end <= request.num_tokens:
+    end = segment.start + segment.length
+    if segment.start != request.num_stored or not segment.start < end <= request.num_tokens:
         raise InternalError(
             f"{segment} does not continue request {request.id}: "
             f"{request.num_stored} of {request.num_tokens} tokens have KV"
         )
-    if segment.emits != (segment.end == request.num_tokens):
+    if segment.emits != (end == request.num_tokens):
         raise InternalError(f"{segment} must sample a token exactly if it reaches the last one known")
     if segment.context != ledger.placement.context(request.id):
         raise InternalError(f"{segment}: its context is not where the KV is, {ledger.placement.context(request.id)}")
@@ -126,10 +130,10 @@ def _check_ring(segments: Sequence[Segment]) -> None:
     ring: tuple[int, ...] | None = None
     for segment in segments:
         compute = segment.compute
-        if not compute or len(set(compute)) != len(compute):
-            raise InternalError(f"{segment}: nobody computes, or somebody twice")
         if len(compute) == 1:
             continue
+        if not compute or len(set(compute)) != len(compute):
+            raise InternalError(f"{segment}: nobody computes, or somebody twice")
         if ring is None:
             ring = compute
         shift = ring.index(compute[0]) if compute[0] in ring else 0
@@ -144,11 +148,11 @@ def _check_group(group: tuple[int, ...], segments: Sequence[Segment]) -> None:
 
 
 def _check_room(ledger: Ledger, segments: Sequence[Segment]) -> None:
-    needed: Counter[int] = Counter()
+    needed: dict[int, int] = {}
     for segment in segments:
         if not ledger.requests[segment.request_id].reserved:
             for stored in segment.store:
-                needed[stored.instance] += stored.length
+                needed[stored.instance] = needed.get(stored.instance, 0) + stored.end - stored.start
     for instance, tokens in needed.items():
         free = ledger.cluster[instance].unreserved
         if tokens > free:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from longspan.core.actions import MigrateKV, RunBatch
@@ -82,10 +85,14 @@ class Instance:
 
 
 class Cluster:
-    """All instances, by number."""
+    """All instances, by number, and at hand those that a decision may be about, so that it need not look for them."""
 
     def __init__(self, num_instances: int, capacity: int, stages: int = 1) -> None:
         self.instances = tuple(Instance(number, capacity, stages) for number in range(num_instances))
+        self._idle = list(self.instances)
+        self._decoding: list[Instance] = []
+        self._resting: set[int] = set()
+        self._engaged: set[int] = set()
 
     def __getitem__(self, instance: int) -> Instance:
         return self.instances[instance]
@@ -94,15 +101,30 @@ class Cluster:
         return len(self.instances)
 
     def idle(self) -> list[Instance]:
-        return [instance for instance in self.instances if instance.is_idle]
+        """By number, as are all of these."""
+        return self._idle.copy()
+
+    @property
+    def all_idle(self) -> bool:
+        return len(self._idle) == len(self.instances)
+
+    def resting(self) -> list[Instance]:
+        """Idle, and with requests that are ready or flow."""
+        return [self.instances[number] for number in sorted(self._resting)] if self._resting else []
 
     def decoding(self) -> list[Instance]:
         """Busy, but back at their iteration's end: soon."""
-        return [instance for instance in self.instances if instance.is_decoding]
+        return self._decoding.copy()
+
+    @property
+    def engaged(self) -> Set[int]:
+        """Numbers of all others: they run a prefill or a migration, or their later stages are full; that may take long."""
+        return self._engaged
 
     def take(self, instance: int, tokens: int) -> None:
-        self.instances[instance].used += tokens
-        if self.instances[instance].free < 0:
+        taker = self.instances[instance]
+        taker.used += tokens
+        if taker.used > taker.capacity:
             raise InternalError(f"instance {instance} has no room for {tokens} tokens more")
 
     def give_back(self, instance: int, tokens: int) -> None:
@@ -110,11 +132,46 @@ class Cluster:
         if self.instances[instance].used < 0:
             raise InternalError(f"instance {instance} frees more than it holds")
 
+    def list_ready(self, request: Request, holders: Iterable[int]) -> None:
+        for number in holders:
+            instance = self.instances[number]
+            instance.ready[request.id] = request
+            if instance.is_idle:
+                self._resting.add(number)
+
+    def unlist_ready(self, request: Request, holders: Iterable[int]) -> None:
+        for number in holders:
+            instance = self.instances[number]
+            instance.ready.pop(request.id, None)
+            if not instance.ready and not instance.flowing:
+                self._resting.discard(number)
+
+    def list_flowing(self, request: Request, holders: Iterable[int]) -> None:
+        for number in holders:
+            instance = self.instances[number]
+            instance.flowing[request.id] = request
+            if instance.is_idle:
+                self._resting.add(number)
+
+    def unlist_flowing(self, request: Request, holders: Iterable[int]) -> None:
+        for number in holders:
+            instance = self.instances[number]
+            del instance.flowing[request.id]
+            if not instance.ready and not instance.flowing:
+                self._resting.discard(number)
+
     def start(self, work: Work[RunBatch] | Work[MigrateKV]) -> None:
         for number in work.instances:
-            if not self.instances[number].is_idle:
+            instance = self.instances[number]
+            if not instance.is_idle:
                 raise InternalError(f"instance {number} is busy")
-            self.instances[number].running = work
+            instance.running = work
+            del self._idle[bisect_left(self._idle, number, key=_NUMBER)]
+            self._resting.discard(number)
+            if work.is_decode:
+                insort(self._decoding, instance, key=_NUMBER)
+            else:
+                self._engaged.add(number)
 
     def queue(self, work: Work[RunBatch]) -> None:
         """Put a batch behind the running one of the very same group."""
@@ -134,12 +191,18 @@ class Cluster:
                 raise InternalError(f"{work.action} leaves the first stage of instance {number}, but is not there")
             instance.running = None
             instance.later.append(work)
+            self._leave(instance, work)
 
     def finish(self, work: Work[RunBatch] | Work[MigrateKV]) -> Work[RunBatch] | None:
         """Work is done; returns the batch behind it, which runs now."""
         if work in self.instances[work.instances[0]].later:
             for number in work.instances:
-                self.instances[number].later = [other for other in self.instances[number].later if other is not work]
+                instance = self.instances[number]
+                was_idle = instance.is_idle
+                instance.later = [other for other in instance.later if other is not work]
+                if instance.is_idle and not was_idle:
+                    self._engaged.remove(number)
+                    self._rest(instance)
             return None
         promoted = self.instances[work.instances[0]].queued
         for number in work.instances:
@@ -147,4 +210,25 @@ class Cluster:
             if instance.running is not work:
                 raise InternalError(f"{work.action} completed, but does not run on instance {number}")
             instance.running, instance.queued = promoted, None
+            if promoted is None:
+                self._leave(instance, work)
         return promoted
+
+    def _leave(self, instance: Instance, work: Work[RunBatch] | Work[MigrateKV]) -> None:
+        """Nothing is in the instance's first stage any more, after `work`."""
+        if work.is_decode:
+            del self._decoding[bisect_left(self._decoding, instance.id, key=_NUMBER)]
+        else:
+            self._engaged.remove(instance.id)
+        if instance.is_idle:
+            self._rest(instance)
+        else:
+            self._engaged.add(instance.id)
+
+    def _rest(self, instance: Instance) -> None:
+        insort(self._idle, instance, key=_NUMBER)
+        if instance.ready or instance.flowing:
+            self._resting.add(instance.id)
+
+
+_NUMBER = attrgetter("id")

@@ -28,11 +28,17 @@ class CostModel(Protocol):
     def prefill(self, chunks: Iterable[Chunk], num_instances: int) -> float:
         """Seconds of one batch of prompts or chunks, striped over so many instances."""
 
+    def work(self, length: int, context: int, num_instances: int) -> float:
+        """Seconds that a chunk adds to an iteration. The work of several chunks adds up."""
+
     def decode(self, num_requests: int, context_tokens: int, num_instances: int, num_masters: int) -> float:
         """Seconds of one decode iteration. context_tokens: of all its requests together."""
 
     def mixed(self, chunks: Iterable[Chunk], num_requests: int, context_tokens: int, num_instances: int) -> float:
         """Seconds of one iteration that has both; one fixed cost, and the work of each."""
+
+    def iteration(self, work_s: float, num_requests: int, context_tokens: int, num_instances: int) -> float:
+        """`mixed`, of chunks whose work is summed up already."""
 
     def migration(self, num_tokens: int) -> float:
         """Seconds to move the KV of so many tokens from one instance to another."""
@@ -98,8 +104,12 @@ class FittedCostModel:
         return {(row.num_instances, row.num_masters): row for row in self.decode_coefficients}
 
     def prefill(self, chunks: Iterable[Chunk], num_instances: int) -> float:
+        seconds = self.prefill_coefficients[num_instances - 1].fixed
+        return seconds + sum([self.work(length, context, num_instances) for length, context in chunks])
+
+    def work(self, length: int, context: int, num_instances: int) -> float:
         row = self.prefill_coefficients[num_instances - 1]
-        return row.fixed + _work(row, chunks)
+        return length * (row.per_token + row.per_pair * (length + 2 * context))
 
     def decode(self, num_requests: int, context_tokens: int, num_instances: int, num_masters: int) -> float:
         row = self._decode_rows.get((num_instances, num_masters))
@@ -111,22 +121,19 @@ class FittedCostModel:
         return one + (all_ - one) * (num_masters - 1) / (num_instances - 1)
 
     def mixed(self, chunks: Iterable[Chunk], num_requests: int, context_tokens: int, num_instances: int) -> float:
+        work_s = sum([self.work(length, context, num_instances) for length, context in chunks])
+        return self.iteration(work_s, num_requests, context_tokens, num_instances)
+
+    def iteration(self, work_s: float, num_requests: int, context_tokens: int, num_instances: int) -> float:
         row = self.prefill_coefficients[num_instances - 1]
-        work = _work(row, chunks)
         if not num_requests:
-            return row.fixed + work
-        if not work:
+            return row.fixed + work_s
+        if not work_s:
             return self.decode(num_requests, context_tokens, num_instances, 1)
         # What is computed while the weights are read is the chunks' part: no request decodes for free beside them.
         decodes = self._decode_rows[(num_instances, 1)]
         fixed = max(row.fixed, decodes.fixed)
-        return fixed + work + decodes.per_request * num_requests + decodes.per_context_token * context_tokens
+        return fixed + work_s + decodes.per_request * num_requests + decodes.per_context_token * context_tokens
 
     def migration(self, num_tokens: int) -> float:
         return self.migration_fixed + self.migration_per_token * num_tokens
-
-
-def _work(row: PrefillCoefficients, chunks: Iterable[Chunk]) -> float:
-    return sum(
-        length * (row.per_token + row.per_pair * (length + 2 * context)) for length, context in chunks
-    )

@@ -47,6 +47,7 @@ def every_token_has_one_owner(ledger: Ledger) -> None:
         )
         _require(dict(counts) == ledger.placement.counts(request.id), f"request {request.id}: wrong counts")
         _require(tuple(sorted(counts)) == ledger.placement.holders(request.id), "wrong holders")
+        _require(tuple(sorted(counts.items())) == ledger.placement.context(request.id), "wrong context")
 
 
 def instances_run_one_batch(ledger: Ledger) -> None:
@@ -68,6 +69,17 @@ def instances_run_one_batch(ledger: Ledger) -> None:
     for work in in_flight:
         places = {_slot(ledger.cluster[number], work) for number in work.instances}
         _require(places in ({"running"}, {"queued"}, {"later"}), f"{work.action} is {places} on its instances")
+
+
+def instances_are_at_hand(ledger: Ledger) -> None:
+    """The cluster's lists have exactly the instances that they are about, by number."""
+    cluster = ledger.cluster
+    idle = [instance for instance in cluster.instances if instance.is_idle]
+    _require(cluster.idle() == idle, "others are idle")
+    _require(cluster.resting() == [i for i in idle if i.ready or i.flowing], "others are at rest")
+    _require(cluster.decoding() == [i for i in cluster.instances if i.is_decoding], "others decode")
+    engaged = {i.id for i in cluster.instances if not i.is_idle and not i.is_decoding}
+    _require(cluster.engaged == engaged, "others are engaged")
 
 
 def counts_in_flight_are_right(ledger: Ledger) -> None:
@@ -189,6 +201,7 @@ INVARIANTS: tuple[Callable[[Ledger], None], ...] = (
     kv_is_conserved,
     every_token_has_one_owner,
     instances_run_one_batch,
+    instances_are_at_hand,
     counts_in_flight_are_right,
     nothing_refers_to_the_ended,
     the_queue_is_in_order,

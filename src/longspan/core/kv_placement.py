@@ -12,22 +12,33 @@ from longspan.core.internal_error import InternalError
 
 @dataclass(slots=True)
 class _Residence:
-    """One request's KV: ranges in token order without gap, neighbours merged; tokens per instance.
+    """One request's KV: who owns which tokens, in token order without gap, neighbours merged; tokens per instance.
 
-    holders: the instances of `counts`, sorted; context: `counts`, sorted, None until it is asked for. Both are kept
-        because they are asked for several times between changes.
+    owners[i] has the tokens from starts[i] on, up to the next start, or to `end`.
+    counts: by instance, in that order; holders: its instances; context: its items, None until it is asked for. These
+        two are kept because they are asked for several times between changes.
     """
 
-    ranges: list[KVRange] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    end: int = 0
     counts: dict[int, int] = field(default_factory=dict)
     holders: tuple[int, ...] = ()
     context: tuple[tuple[int, int], ...] | None = None
 
-    def count(self, instance: int, tokens: int) -> None:
-        if instance not in self.counts:
-            self.counts[instance] = 0
-            self.holders = tuple(sorted(self.counts))
-        self.counts[instance] += tokens
+    def ranges(self) -> Iterator[KVRange]:
+        return map(KVRange, self.owners, self.starts, [*self.starts[1:], self.end])
+
+    def extend(self, owner: int, end: int) -> None:
+        """`owner` gets the tokens up to `end`."""
+        if not self.owners or self.owners[-1] != owner:
+            self.owners.append(owner)
+            self.starts.append(self.end)
+            if owner not in self.counts:
+                self.counts = dict(sorted({**self.counts, owner: 0}.items()))
+                self.holders = tuple(self.counts)
+        self.counts[owner] += end - self.end
+        self.end = end
         self.context = None
 
 
@@ -50,7 +61,7 @@ class KVPlacement:
         return len(self._residences)
 
     def ranges(self, request_id: str) -> tuple[KVRange, ...]:
-        return tuple(self._residences[request_id].ranges) if request_id in self._residences else ()
+        return tuple(self._residences[request_id].ranges()) if request_id in self._residences else ()
 
     def counts(self, request_id: str) -> dict[int, int]:
         """Instance -> tokens, a copy. Empty for a request without KV."""
@@ -62,7 +73,7 @@ class KVPlacement:
         if residence is None:
             return ()
         if residence.context is None:
-            residence.context = tuple([(instance, residence.counts[instance]) for instance in residence.holders])
+            residence.context = tuple(residence.counts.items())
         return residence.context
 
     def holders(self, request_id: str) -> tuple[int, ...]:
@@ -71,7 +82,7 @@ class KVPlacement:
 
     def last_holder(self, request_id: str) -> int:
         """The instance that holds the newest token."""
-        return self._residences[request_id].ranges[-1].instance
+        return self._residences[request_id].owners[-1]
 
     def total(self, instance: int) -> int:
         """Tokens of all requests on an instance. Sums over all requests: for checks, not for decisions."""
@@ -80,27 +91,21 @@ class KVPlacement:
     def add(self, request_id: str, new: KVRange) -> None:
         """Store the next tokens of a request: `new` begins where its KV ends."""
         residence = self._residences.get(request_id)
-        stored = residence.ranges[-1].end if residence is not None else 0
+        stored = residence.end if residence is not None else 0
         if new.start != stored or new.end <= new.start:
             raise InternalError(f"request {request_id}: {new} does not extend its {stored} stored tokens")
         if residence is None:
             residence = self._residences[request_id] = _Residence()
-        last = residence.ranges[-1] if residence.ranges else None
-        if last is not None and last.instance == new.instance:
-            residence.ranges[-1] = KVRange(new.instance, last.start, new.end)
-        else:
-            residence.ranges.append(new)
-        residence.count(new.instance, new.length)
+        residence.extend(new.instance, new.end)
 
     def move(self, request_id: str, source: int, target: int, ranges: Iterable[tuple[int, int]]) -> None:
         """Give the tokens of `ranges`, all of them at `source`, to `target`."""
         moved = sorted(ranges)
         self.require_held(request_id, source, moved)
-        residence = self._residences[request_id]
-        residence.ranges = _merged(_reassigned(residence.ranges, target, moved))
-        residence.counts = {}
-        for piece in residence.ranges:
-            residence.count(piece.instance, piece.length)
+        after = _Residence()
+        for piece in _reassigned(self._residences[request_id].ranges(), target, moved):
+            after.extend(piece.instance, piece.end)
+        self._residences[request_id] = after
 
     def free(self, request_id: str) -> dict[int, int]:
         """Forget a request; returns what it held, instance -> tokens."""
@@ -122,7 +127,7 @@ class KVPlacement:
             raise InternalError(f"request {request_id}: no ranges to move")
 
 
-def _reassigned(ranges: list[KVRange], target: int, moved: Iterable[tuple[int, int]]) -> Iterator[KVRange]:
+def _reassigned(ranges: Iterable[KVRange], target: int, moved: Iterable[tuple[int, int]]) -> Iterator[KVRange]:
     """`ranges`, with the parts in `moved` given to `target`; each of them lies inside one range."""
     pending = sorted(moved, reverse=True)
     for owned in ranges:
@@ -135,13 +140,3 @@ def _reassigned(ranges: list[KVRange], target: int, moved: Iterable[tuple[int, i
             position = end
         if position < owned.end:
             yield KVRange(owned.instance, position, owned.end)
-
-
-def _merged(pieces: Iterable[KVRange]) -> list[KVRange]:
-    merged: list[KVRange] = []
-    for piece in pieces:
-        if merged and merged[-1].instance == piece.instance:
-            merged[-1] = KVRange(piece.instance, merged[-1].start, piece.end)
-        else:
-            merged.append(piece)
-    return merged

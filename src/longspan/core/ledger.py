@@ -86,8 +86,7 @@ class Ledger:
             request = self.requests[segment.request_id]
             if request.status is RequestStatus.PREFILLING and request.num_stored < request.num_tokens:
                 request.flowing = True
-                for number in self.placement.holders(request.id):
-                    self.cluster[number].flowing[request.id] = request
+                self.cluster.list_flowing(request, self.placement.holders(request.id))
 
     def finish_batch(self, work: Work[RunBatch]) -> None:
         del self.batches[work.action.batch_id]
@@ -173,8 +172,7 @@ class Ledger:
         request.ready_order = self._ready_moments
         request.prefills_seen = self.num_prefills
         self._ready_moments += 1
-        for number in self.placement.holders(request.id):
-            self.cluster[number].ready[request.id] = request
+        self.cluster.list_ready(request, self.placement.holders(request.id))
 
     def drop_kv(self, request: Request, reason: Literal["finished", "aborted", "preempted"]) -> None:
         self._leave_ready(request)
@@ -243,22 +241,14 @@ class Ledger:
     def stop_flowing(self, request: Request) -> None:
         if request.flowing:
             request.flowing = False
-            for number in self.placement.holders(request.id):
-                del self.cluster[number].flowing[request.id]
+            self.cluster.unlist_flowing(request, self.placement.holders(request.id))
 
     def _leave_ready(self, request: Request) -> None:
-        for number in self.placement.holders(request.id):
-            self.cluster[number].ready.pop(request.id, None)
+        self.cluster.unlist_ready(request, self.placement.holders(request.id))
 
 
 def decode_segment(ledger: Ledger, request: Request, master: int) -> Segment:
     """One more token of `request` at `master`, which keeps its KV."""
     start = request.num_stored
-    return Segment(
-        request_id=request.id,
-        start=start,
-        length=1,
-        compute=(master,),
-        store=(KVRange(master, start, start + 1),),
-        context=ledger.placement.context(request.id),
-    )
+    context = ledger.placement.context(request.id)
+    return Segment(request.id, start, 1, (master,), (KVRange(master, start, start + 1),), context)

@@ -56,9 +56,8 @@ def complete_batch(ledger: Ledger, event: BatchCompleted) -> None:
     if work is None:
         raise InternalError(f"batch {event.batch_id} completed, but is not in flight")
     ledger.finish_batch(work)
-    outputs = _outputs_by_request(work.action, event)
-    for segment in work.action.segments:
-        _settle(ledger, ledger.requests[segment.request_id], outputs.get(segment.request_id))
+    for segment, output in zip(work.action.segments, _outputs(work.action, event), strict=True):
+        _settle(ledger, ledger.requests[segment.request_id], output)
 
 
 def complete_migration(ledger: Ledger, event: KVMigrated) -> None:
@@ -88,12 +87,14 @@ def _refusal(ledger: Ledger, event: RequestArrived) -> RefuseRequest | None:
     return None
 
 
-def _outputs_by_request(batch: RunBatch, event: BatchCompleted) -> dict[str, TokenOutput]:
+def _outputs(batch: RunBatch, event: BatchCompleted) -> list[TokenOutput | None]:
+    """Segment by segment."""
     expected = [segment.request_id for segment in batch.segments if segment.emits]
     got = [output.request_id for output in event.outputs]
     if got != expected:
         raise InternalError(f"batch {batch.batch_id} brought tokens for {got}, but should for {expected}")
-    return dict(zip(expected, event.outputs, strict=True))
+    outputs = iter(event.outputs)
+    return [next(outputs) if segment.emits else None for segment in batch.segments]
 
 
 def _settle(ledger: Ledger, request: Request, output: TokenOutput | None) -> None:

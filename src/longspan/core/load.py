@@ -6,54 +6,83 @@ takes as long as its busiest instance, and one exchange. (Where all stripe the s
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from longspan.core.actions import RunBatch, Segment
 from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk, CostModel
+from longspan.core.cost_model import CostModel
 
 
-class Load(NamedTuple):
-    """One instance's part.
+class Load:
+    """One instance's part, summed up: what one more chunk would make of it is soon told, and asked often.
 
-    chunks: computed here, each with as much of its context as is here.
-    num_decodes, decode_context: requests that decode here, and what of their contexts is here.
-    answers: queries of chunks computed elsewhere, with as much of their context as is here.
-    answered_context: context of requests that decode elsewhere.
+    tokens: of chunks computed here.
     """
 
-    chunks: tuple[Chunk, ...] = ()
-    num_decodes: int = 0
-    decode_context: int = 0
-    answers: tuple[Chunk, ...] = ()
-    answered_context: int = 0
+    __slots__ = ("_answered_context", "_answers_s", "_chunks_s", "_decode_context", "_model", "_num_decodes",
+                 "_seconds", "tokens")  # fmt: skip
 
-    def with_chunk(self, chunk: Chunk) -> Load:
-        return self._replace(chunks=(*self.chunks, chunk))
+    def __init__(self, model: CostModel) -> None:
+        self._model = model
+        self.tokens = 0
+        self._chunks_s = 0.0
+        self._num_decodes = 0
+        self._decode_context = 0
+        self._answered_context = 0
+        self._answers_s: list[float] = []
+        self._seconds: float | None = 0.0  # None: to be worked out anew
 
-    def with_answers(self, chunk: Chunk) -> Load:
-        return self._replace(answers=(*self.answers, chunk))
+    def add_chunk(self, length: int, context: int) -> None:
+        """Computed here, with as much of its context as is here."""
+        self.tokens += length
+        self._chunks_s += self._model.work(length, context, 1)
+        self._seconds = None
 
-    def with_decode(self, context: int) -> Load:
-        return self._replace(num_decodes=self.num_decodes + 1, decode_context=self.decode_context + context)
+    def add_answers(self, length: int, context: int) -> None:
+        """Queries of a chunk computed elsewhere, with as much of its context as is here."""
+        self._answers_s.append(context_seconds(self._model, length, context))
+        self._seconds = None
 
-    def with_answered(self, context: int) -> Load:
-        return self._replace(answered_context=self.answered_context + context)
+    def add_decode(self, context: int) -> None:
+        """Of a request that decodes here, with what of its context is here."""
+        self._num_decodes += 1
+        self._decode_context += context
+        self._seconds = None
 
-    def seconds(self, model: CostModel) -> float:
-        seconds = 0.0
-        if self.chunks or self.num_decodes:
-            seconds = model.mixed(self.chunks, self.num_decodes, self.decode_context, 1)
-        if self.answered_context:
-            seconds += model.decode(1, self.answered_context, 1, 1) - model.decode(1, 0, 1, 1)
-        for length, context in self.answers:
-            seconds += context_seconds(model, length, context)
+    def add_answered(self, context: int) -> None:
+        """Context of a request that decodes elsewhere."""
+        self._answered_context += context
+        self._seconds = None
+
+    def seconds(self) -> float:
+        if self._seconds is None:
+            own_s = 0.0
+            if self.tokens or self._num_decodes:
+                own_s = self._model.iteration(self._chunks_s, self._num_decodes, self._decode_context, 1)
+            self._seconds = self._with_answers(own_s)
+        return self._seconds
+
+    def seconds_with_chunk(self, length: int, context: int) -> float:
+        """As if it were added."""
+        work_s = self._chunks_s + self._model.work(length, context, 1)
+        return self._with_answers(self._model.iteration(work_s, self._num_decodes, self._decode_context, 1))
+
+    def seconds_with_answers(self, length: int, context: int) -> float:
+        """As if they were added."""
+        return self.seconds() + context_seconds(self._model, length, context)
+
+    def _with_answers(self, seconds: float) -> float:
+        if self._answered_context:
+            seconds += self._model.decode(1, self._answered_context, 1, 1) - self._model.decode(1, 0, 1, 1)
+        for answer_s in self._answers_s:
+            seconds += answer_s
         return seconds
 
 
 def context_seconds(model: CostModel, length: int, context: int) -> float:
     """What a chunk takes for its queries' meeting the context, beside all that it takes without one."""
-    return model.prefill((Chunk(length, context),), 1) - model.prefill((Chunk(length),), 1)
+    fixed_s = model.prefill((), 1)
+    return (fixed_s + model.work(length, context, 1)) - (fixed_s + model.work(length, 0, 1))
 
 
 def exchange_seconds(model: CostModel, num_instances: int) -> float:
@@ -67,23 +96,25 @@ def batch_seconds(batch: RunBatch, model: CostModel) -> float:
     """Predicted seconds of any batch."""
     if any(len(segment.compute) > 1 for segment in batch.segments):
         return BatchShape.of(batch).predict(model)
-    loads = dict.fromkeys(batch.group, Load())
+    loads = {number: Load(model) for number in batch.group}
     for segment in batch.segments:
         add_segment(loads, segment)
-    return max(load.seconds(model) for load in loads.values()) + exchange_seconds(model, len(batch.group))
+    return max(load.seconds() for load in loads.values()) + exchange_seconds(model, len(batch.group))
 
 
-def add_segment(loads: dict[int, Load], segment: Segment) -> None:
+def add_segment(loads: Mapping[int, Load], segment: Segment) -> None:
     """Add to each instance its part of a segment that one instance computes.
 
     A single token behind a context counts as a decode, whatever its request calls it: it costs the same.
     """
     (computes,) = segment.compute
     context = dict(segment.context)
-    is_decode = segment.length == 1 and segment.start > 0
     here = context.pop(computes, 0)
-    load = loads[computes]
-    loads[computes] = load.with_decode(here) if is_decode else load.with_chunk(Chunk(segment.length, here))
-    for holder, tokens in context.items():
-        load = loads[holder]
-        loads[holder] = load.with_answered(tokens) if is_decode else load.with_answers(Chunk(segment.length, tokens))
+    if segment.length == 1 and segment.start > 0:
+        loads[computes].add_decode(here)
+        for holder, tokens in context.items():
+            loads[holder].add_answered(tokens)
+    else:
+        loads[computes].add_chunk(segment.length, here)
+        for holder, tokens in context.items():
+            loads[holder].add_answers(segment.length, tokens)

@@ -10,8 +10,6 @@ Not in a pipeline: there the last stage samples, and the first would need the to
 
 from __future__ import annotations
 
-from collections import Counter
-
 from longspan.core.actions import RunBatch, Segment
 from longspan.core.batch_rules import involved_instances
 from longspan.core.cluster import Work
@@ -39,10 +37,12 @@ def _somebody_needs_instances(ledger: Ledger) -> bool:
     """
     if ledger.waiting:
         head = ledger.waiting.first
-        most_room = sum(max(0, instance.room) for instance in ledger.cluster.instances)
-        if head.num_tokens + ledger.headroom(head) <= most_room:
-            return True
-    return any(instance.ready for instance in ledger.cluster.idle())
+        lacking = head.num_tokens + ledger.headroom(head)
+        for instance in ledger.cluster.instances:
+            lacking -= max(0, instance.room)
+            if lacking <= 0:
+                return True
+    return any([instance.ready for instance in ledger.cluster.resting()])
 
 
 def _somebody_is_left_out(ledger: Ledger, work: Work[RunBatch]) -> bool:
@@ -53,14 +53,14 @@ def _somebody_is_left_out(ledger: Ledger, work: Work[RunBatch]) -> bool:
 def _next_iteration(ledger: Ledger, work: Work[RunBatch]) -> list[Segment]:
     """The segments of the iteration after `work`; none if it would differ in more than a request's end."""
     segments: list[Segment] = []
-    stored: Counter[int] = Counter()
+    stored: dict[int, int] = {}
     for segment in work.action.segments:
-        request = ledger.requests[segment.request_id]
+        request, master = ledger.requests[segment.request_id], segment.compute[0]
         last_one = request.num_output_tokens + request.in_flight >= request.max_tokens
         if request.status is RequestStatus.DECODING and not last_one:
-            segments.append(decode_segment(ledger, request, segment.compute[0]))
-            stored[segment.compute[0]] += 1
-    if any(tokens > ledger.cluster[number].unreserved for number, tokens in stored.items()):
+            segments.append(decode_segment(ledger, request, master))
+            stored[master] = stored.get(master, 0) + 1
+    if any([tokens > ledger.cluster[number].unreserved for number, tokens in stored.items()]):
         return []
     # A group that lost its last request on some instance shrinks: that is for the policy, at the iteration's
     # end.

@@ -93,7 +93,7 @@ class Request:
 
     @property
     def num_reserved(self) -> int:
-        return sum(planned.length for planned in self.reserved)
+        return sum([planned.length for planned in self.reserved]) if self.reserved else 0
 
     @property
     def max_kv_tokens(self) -> int:

@@ -62,7 +62,7 @@ class SchedulerState:
 
     def with_kv(self) -> Iterator[Request]:
         """All requests that hold KV, also those that are draining."""
-        return map(self.request, self.placement)
+        return map(self._ledger.requests.__getitem__, self.placement)
 
     def request(self, request_id: str) -> Request:
         request = self._ledger.requests.get(request_id)

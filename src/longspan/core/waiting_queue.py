@@ -11,13 +11,18 @@ from longspan.core.request import Request
 
 
 class WaitingQueue:
-    """Sorted by arrival. A preempted request returns to its old place, before everyone who came later."""
+    """Sorted by arrival. A preempted request returns to its old place, before everyone who came later.
+
+    changes: how often somebody has come or left. A request does not change while it waits, so what was worked out from
+        the queue holds until this does.
+    """
 
     def __init__(self) -> None:
         # Two parallel lists, so that bisect compares plain integers. Time never runs backwards, so the
         # arrival index alone is the order by arrival time, ties by order of arrival.
         self._indices: list[int] = []
         self._requests: list[Request] = []
+        self.changes = 0
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -41,6 +46,7 @@ class WaitingQueue:
         place = bisect_left(self._indices, request.arrival_index)
         self._indices.insert(place, request.arrival_index)
         self._requests.insert(place, request)
+        self.changes += 1
 
     def remove(self, request: Request) -> None:
         place = bisect_left(self._indices, request.arrival_index)
@@ -48,3 +54,4 @@ class WaitingQueue:
             raise InternalError(f"request {request.id} does not wait")
         del self._indices[place]
         del self._requests[place]
+        self.changes += 1

@@ -7,30 +7,41 @@ takes less time. With two to four columns every set of them that is not zero can
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import combinations
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from itertools import combinations, pairwise
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from longspan.core.cost_model import DecodeCoefficients, FittedCostModel, PrefillCoefficients
 from longspan.errors import ConfigError
+from longspan.profiler.grid import numbers_measured
 from longspan.sib import MeasuredIteration, MeasuredMigration, Measurements
 
 
 def fit_cost_model(measurements: Measurements, num_instances: int) -> FittedCostModel:
     """The model that is closest, for all numbers of instances up to this one.
 
-    Raises ConfigError: for some number of instances or masters there is no measurement. A whole round of `fit_groups`
-        has them all, if only there is room for a batch with a request for each master.
+    Raises ConfigError: for some number of instances or masters that is to be measured there is no measurement. A whole
+        round of `fit_groups` has them all, if only there is room for a batch with a request for each master.
     """
-    iterations = measurements.iterations
-    numbers = range(1, num_instances + 1)
+    points: defaultdict[tuple[str, int], list[MeasuredIteration]] = defaultdict(list)
+    for point in measurements.iterations:
+        points[point.shape.kind, point.shape.num_instances].append(point)
+    numbers = numbers_measured(num_instances)
+    prefill = [_fit_prefill(points["prefill", number], number) for number in numbers]
+    one_master = [_fit_decode(points["decode", number], number, 1) for number in numbers]
+    all_masters = [_fit_decode(points["decode", number], number, number) for number in numbers[1:]]
     migration_fixed, migration_per_token = _fit_migration(measurements.migrations)
     return FittedCostModel(
-        prefill_coefficients=tuple(_fit_prefill(iterations, number) for number in numbers),
+        prefill_coefficients=tuple(_with_those_between(prefill)),
         decode_coefficients=tuple(
-            _fit_decode(iterations, number, masters) for number in numbers for masters in sorted({1, number})
+            sorted(
+                (*_with_those_between(one_master), *_with_those_between(all_masters)),
+                key=lambda row: (row.num_instances, row.num_masters),
+            )
         ),
         migration_fixed=migration_fixed,
         migration_per_token=migration_per_token,
@@ -65,8 +76,7 @@ def nonnegative_least_squares(rows: Sequence[Sequence[float]], targets: Sequence
     return Fit(tuple(float(x) for x in best / scale), best_error)
 
 
-def _fit_prefill(iterations: Iterable[MeasuredIteration], num_instances: int) -> PrefillCoefficients:
-    points = _points(iterations, "prefill", num_instances)
+def _fit_prefill(points: Sequence[MeasuredIteration], num_instances: int) -> PrefillCoefficients:
     if not points:
         raise ConfigError(f"no prefill on {num_instances} instances was measured: the KV pool is too small")
     rows = [
@@ -84,9 +94,9 @@ def _fit_prefill(iterations: Iterable[MeasuredIteration], num_instances: int) ->
 
 
 def _fit_decode(
-    iterations: Iterable[MeasuredIteration], num_instances: int, num_masters: int
+    decodes: Sequence[MeasuredIteration], num_instances: int, num_masters: int
 ) -> DecodeCoefficients:
-    points = [p for p in _points(iterations, "decode", num_instances) if p.shape.num_masters == num_masters]
+    points = [point for point in decodes if point.shape.num_masters == num_masters]
     if not points:
         raise ConfigError(
             f"no decode on {num_instances} instances with {num_masters} masters was measured: the KV pool is too small"
@@ -118,5 +128,27 @@ def _fit_migration(migrations: Sequence[MeasuredMigration]) -> tuple[float, floa
     return fixed, per_token
 
 
-def _points(iterations: Iterable[MeasuredIteration], kind: str, num_instances: int) -> list[MeasuredIteration]:
-    return [i for i in iterations if i.shape.kind == kind and i.shape.num_instances == num_instances]
+RowT = TypeVar("RowT", PrefillCoefficients, DecodeCoefficients)
+
+
+def _with_those_between(rows: Sequence[RowT]) -> Iterator[RowT]:
+    """Rows of all numbers of instances, from those of some, in order."""
+    for low, high in pairwise(rows):
+        yield low
+        for number in range(low.num_instances + 1, high.num_instances):
+            yield _between(low, high, number)
+    yield from rows[-1:]
+
+
+def _between(low: RowT, high: RowT, num_instances: int) -> RowT:
+    """What is fixed grows with each instance added; work is divided by their number, so its cost goes with 1 / n."""
+    a, b, n = low.num_instances, high.num_instances, num_instances
+    along, divided = (n - a) / (b - a), (1 / a - 1 / n) / (1 / a - 1 / b)
+
+    def mean(name: str) -> float:
+        share = divided if name.startswith("per_") else along
+        return (1 - share) * float(getattr(low, name)) + share * float(getattr(high, name))
+
+    names = [field.name for field in fields(low) if not field.name.startswith("num_")]
+    masters = {} if isinstance(low, PrefillCoefficients) else {"num_masters": 1 if high.num_masters == 1 else n}
+    return replace(low, num_instances=n, **masters, **{name: mean(name) for name in names})

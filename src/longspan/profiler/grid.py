@@ -13,6 +13,7 @@ from itertools import pairwise, zip_longest
 from longspan.config import SchedulerConfig
 from longspan.core.episode import Episode, Iterate, Move, Step
 
+_EVERY = 16  # instances
 _SHORTEST = 16
 _GROWTH = 4
 _MOST_DECODES = 64
@@ -21,6 +22,17 @@ _OUTPUTS = 32  # more than any request generates
 
 Group = tuple[Episode, ...]
 """The same episode on one, two, ... instances, as far as it fits."""
+
+
+def numbers_measured(num_instances: int) -> list[int]:
+    """Of instances: all up to _EVERY, then each a quarter more than the one before, and all together.
+
+    What lies between, `fit_cost_model` interpolates; a thousand instances would take forever to measure one by one.
+    """
+    numbers = list(range(1, min(num_instances, _EVERY) + 1))
+    while numbers[-1] < num_instances:
+        numbers.append(min(num_instances, numbers[-1] + numbers[-1] // 4))
+    return numbers
 
 
 def fit_groups(config: SchedulerConfig, max_model_len: int) -> list[Group]:
@@ -55,7 +67,7 @@ def _groups(
     config: SchedulerConfig, max_model_len: int, episodes: Callable[[_Place], Iterator[Episode]]
 ) -> list[Group]:
     rows = []
-    for instances in range(1, config.num_instances + 1):
+    for instances in numbers_measured(config.num_instances):
         # The first instance keeps most of what is generated; in small pools that is more than the prompts.
         room = max(instances * (config.kv_tokens - _MOST_DECODES * _OUTPUTS), config.kv_tokens // 4)
         largest = max(1, min(max_model_len - _OUTPUTS, room))

@@ -99,6 +99,7 @@ class IterationCost:
         self._query_bytes = query_size * ACTIVATION_BYTES / fleet.tp
         self._reply_bytes = (query_size + shape.num_heads) * PARTIAL_BYTES / fleet.tp
         self._dense_s = lru_cache(maxsize=4096)(self._dense)  # decode batches have few different sizes
+        self._head_s = lru_cache(maxsize=4096)(self._head)
 
     def duration(self, action: RunBatch | MigrateKV) -> Seconds:
         if isinstance(action, MigrateKV):
@@ -107,24 +108,22 @@ class IterationCost:
         return self.batch(action)
 
     def batch(self, batch: RunBatch) -> Seconds:
-        if len(batch.group) == 1:
-            load = _Load()
-            for segment in batch.segments:
-                self._add_alone(load, segment)
-            loads, attention_s = [load], load.own_s
-        else:
+        overheads, others = self._overheads, len(batch.group) - 1
+        if others:
             loads, attention_s = self._across(batch)
-        dense_s = self._dense_s(max(load.rows for load in loads))
-        head_s = self._head(max(load.emitting for load in loads))
-        layer_s = dense_s + attention_s + self._overheads.layer_s
+            rows = max([load.rows for load in loads])
+            emitting = max([load.emitting for load in loads])
+        else:
+            rows, emitting, attention_s = self._alone(batch.segments)
+        layer_s = self._dense_s(rows) + attention_s + overheads.layer_s
         host_s = (
-            self._overheads.iteration_s
-            + self._overheads.prompts_s * any(segment.length > 1 for segment in batch.segments)
-            + self._overheads.request_s * len(batch.segments)
-            + self._overheads.instance_s * (len(batch.group) - 1)
+            overheads.iteration_s
+            + overheads.prompts_s * any([segment.length > 1 for segment in batch.segments])
+            + overheads.request_s * len(batch.segments)
+            + overheads.instance_s * others
         )
-        slowed = 1.0 + self._overheads.contention * (len(batch.group) - 1)
-        return Seconds(host_s, self._stages(slowed * layer_s, slowed * head_s, batch))
+        slowed = 1.0 + overheads.contention * others
+        return Seconds(host_s, self._stages(slowed * layer_s, slowed * self._head_s(emitting), batch))
 
     def _stages(self, layer_s: float, head_s: float, batch: RunBatch) -> tuple[float, ...]:
         """Of each pipeline stage: its layers, what comes in from the stage before, and in the last one the head."""
@@ -155,7 +154,7 @@ class IterationCost:
         share = num_requests / num_instances
         attention_s = share * context * self._context_s
         layer_s = self._dense_s(max(1.0, share)) + attention_s + self._overheads.layer_s
-        return self._shape.num_layers * layer_s + self._head(ceil(share))
+        return self._shape.num_layers * layer_s + self._head_s(ceil(share))
 
     def migration(self, num_tokens: int, instances: Sequence[int]) -> float:
         """Each device sends its own heads' part."""
@@ -188,15 +187,19 @@ class IterationCost:
 
     # attention
 
-    def _add_alone(self, load: _Load, segment: Segment) -> None:
-        """A segment of a group of one: everything is here."""
-        load.emitting += segment.emits
-        if segment.length == 1:
-            load.rows += 1
-            load.own_s += (segment.start + 1) * self._context_s
-        else:
-            load.rows += segment.length
-            load.own_s += self._new_tokens(segment.length) + self._over(segment.length, segment.start)
+    def _alone(self, segments: Sequence[Segment]) -> tuple[int, int, float]:
+        """A group of one: everything is here. Rows, those emitting, and the seconds of attention in one layer."""
+        rows = emitting = 0
+        own_s, context_s = 0.0, self._context_s
+        for segment in segments:
+            length = segment.length
+            rows += length
+            emitting += segment.emits
+            if length == 1:
+                own_s += (segment.start + 1) * context_s
+            else:
+                own_s += self._new_tokens(length) + self._over(length, segment.start)
+        return rows, emitting, own_s
 
     def _across(self, batch: RunBatch) -> tuple[list[_Load], float]:
         """Each instance's load, and the seconds of attention in one layer."""

@@ -58,8 +58,12 @@ class Simulation:
 
 @dataclass(slots=True)
 class _Life:
-    """A request that goes on, and what only the client knows: num_output_tokens, at which it will end."""
+    """A request that goes on, and what only the client knows: num_output_tokens, at which it will end.
 
+    token: what the scheduler hears of each but the last.
+    """
+
+    token: TokenOutput
     num_prompt_tokens: int
     num_output_tokens: int
     arrived_s: float
@@ -148,7 +152,7 @@ class Simulator:
                 self._ended.append(_refused(at, at, prompt))
                 continue
             request_id = f"r{number}"
-            self._lives[request_id] = _Life(prompt, output, at, array("d"))
+            self._lives[request_id] = _Life(TokenOutput(request_id), prompt, output, at, array("d"))
             most = min(max_tokens(self.limit, output, longest), self.max_model_len - prompt)
             yield at, RequestArrived(request_id, prompt, most)
 
@@ -163,8 +167,8 @@ class Simulator:
 
     def _event(self, what: _Coming, now: float) -> Event:
         if isinstance(what, RunBatch):
-            emitting = [segment.request_id for segment in what.segments if segment.emits]
-            return BatchCompleted(what.batch_id, tuple([self._sample(request_id, now) for request_id in emitting]))
+            sampled = [self._sample(segment.request_id, now) for segment in what.segments if segment.emits]
+            return BatchCompleted(what.batch_id, tuple(sampled))
         return KVMigrated(what.migration_id) if isinstance(what, MigrateKV) else what
 
     def _sample(self, request_id: str, now: float) -> TokenOutput:
@@ -173,7 +177,7 @@ class Simulator:
             return TokenOutput(request_id)
         life.token_times_s.append(now)
         if len(life.token_times_s) < life.num_output_tokens:
-            return TokenOutput(request_id)
+            return life.token
         del self._lives[request_id]
         record = RequestRecord(
             arrived_s=life.arrived_s, ended_s=now, num_prompt_tokens=life.num_prompt_tokens,
@@ -190,7 +194,7 @@ class Simulator:
                 begin_s = self._occupy(action, action.group, now)
                 self._num_batches += 1
                 for segment in action.segments:
-                    if segment.length > 1 or segment.start == 0:
+                    if segment.start == 0:
                         life = self._lives[segment.request_id]
                         life.began_s = begin_s if life.began_s is None else life.began_s
             case MigrateKV():
@@ -207,8 +211,7 @@ class Simulator:
         seconds = self.cost.duration(action)
         begin_s, end_s = 0.0, now + seconds.host
         for stage, (stage_s, free_at) in enumerate(zip(seconds.stages, self._free_at, strict=True)):
-            for instance in instances:
-                end_s = max(end_s, free_at[instance])
+            end_s = max(end_s, max([free_at[instance] for instance in instances]))
             if stage == 0:
                 begin_s = end_s
             end_s += stage_s

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import mul
@@ -37,7 +39,7 @@ class Usage:
         self.group_s: defaultdict[tuple[WorkKind, int], float] = defaultdict(float)
         self.spans: list[Span] = []
         self.sample_times_s: list[float] = []
-        self.samples: list[tuple[int, ...]] = []
+        self.samples: list[array[int]] = []
         self._latest: dict[tuple[int, ...], Span] = {}
         self.next_sample_s = 0.0
         self._apart_s = 1e-3
@@ -56,10 +58,10 @@ class Usage:
             self._latest[group] = span = Span(begin_s, end_s, group, kind)
             self.spans.append(span)
 
-    def kv(self, now: float, used: tuple[int, ...]) -> None:
+    def kv(self, now: float, used: Sequence[int]) -> None:
         """So many slots are taken. Worth calling from `next_sample_s` on."""
         self.sample_times_s.append(now)
-        self.samples.append(used)
+        self.samples.append(array("q", used))
         if len(self.samples) > MOST_SAMPLES:
             self.sample_times_s, self.samples = self.sample_times_s[::2], self.samples[::2]
             self._apart_s = 2 * max(self._apart_s, (now - self.sample_times_s[0]) / MOST_SAMPLES)

@@ -7,7 +7,7 @@ holds nor computes anything for the batch is no longer in it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from longspan.core.cluster import Instance
 from longspan.core.policies.parts.decode_groups import (
@@ -40,11 +40,13 @@ def start_decodes(state: SchedulerState) -> None:
             run_decode(state, requests, _choose_masters(state, requests, group.instances))
 
 
-def _relieve_crowding(state: SchedulerState, groups: list[DecodeGroup], spare: list[Instance]) -> None:
+def _relieve_crowding(state: SchedulerState, groups: list[DecodeGroup], spare: Iterator[Instance]) -> None:
     """Scale up for compute: a spare instance as another master while each one has too many requests."""
     for group in groups:
-        while spare and group.size > state.config.max_requests_per_master * len(group.instances):
-            group.instances.append(spare.pop(0))
+        while group.size > state.config.max_requests_per_master * len(group.instances) and (
+            extra := next(spare, None)
+        ):
+            group.add(extra)
 
 
 def _choose_masters(state: SchedulerState, requests: Sequence[Request], instances: Sequence[Instance]) -> list[int]:

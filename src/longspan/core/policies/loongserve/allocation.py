@@ -52,6 +52,19 @@ def emptyings(batches: Sequence[DecodeBatch]) -> Iterator[Emptying]:
         yield Emptying(e_min, used[e_min], targets)
 
 
+def could_pay(
+    prompts: Sequence[Prompt], num_allocated: int, times: PrefillTimes, migration_s: Callable[[int], float]
+) -> bool:
+    """Whether one more instance would pay if it were empty at once, with next to nothing to move.
+
+    If not, `allocate` empties none, whatever the decode batches are like.
+    """
+    if num_allocated == len(times.fixed):
+        return False
+    lengths = [prompt.tokens for prompt in prompts]
+    return times.batch(lengths, num_allocated) - times.batch(lengths, num_allocated + 1) > migration_s(0)
+
+
 def allocate(
     prompts: Sequence[Prompt],
     num_allocated: int,
@@ -66,7 +79,7 @@ def allocate(
     batches: decode batches that go on. migration_s: of so many tokens.
     """
     wait_s = max((batch.iteration_s for batch in batches if batch.is_running), default=0.0)
-    end_s = min((batch.left_s for batch in batches), default=0.0)
+    end_s = min((batch.left_s for batch in batches), default=0.0) if num_lacking else 0.0
     lengths = [prompt.tokens for prompt in prompts]
     weight = sum(1.0 / tokens for tokens in lengths)
     chosen: list[Emptying] = []

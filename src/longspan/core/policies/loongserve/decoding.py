@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from longspan.core.cluster import Instance
@@ -51,6 +51,8 @@ def start_decodes(state: SchedulerState, scaling: DecodeScaling, held: Collectio
     """One iteration for every group that has room and is not held, making room by preemption if nothing else can."""
     while True:
         groups, spare = form_groups(state, held)
+        if not groups:
+            return
         if scaling.scale_up:
             groups = relieve_shortage(groups, spare)
             _add_masters(groups, spare, scaling)
@@ -67,14 +69,17 @@ def start_decodes(state: SchedulerState, scaling: DecodeScaling, held: Collectio
             _run(state, requests, group, scaling)
 
 
-def _add_masters(groups: Sequence[DecodeGroup], spare: list[Instance], scaling: DecodeScaling) -> None:
+def _add_masters(groups: Sequence[DecodeGroup], spare: Iterator[Instance], scaling: DecodeScaling) -> None:
     """Scale up for compute: idle instances, as masters beside the present ones."""
     for group in groups:
-        while spare and len(group.instances) < scaling.masters_wanted(group.size):
-            group.instances.append(spare.pop(0))
+        while len(group.instances) < scaling.masters_wanted(group.size) and (extra := next(spare, None)):
+            group.add(extra)
 
 
 def _run(state: SchedulerState, requests: Sequence[Request], group: DecodeGroup, scaling: DecodeScaling) -> None:
+    if len(group.instances) == 1:
+        run_decode(state, requests, [group.instances[0].id] * len(requests))
+        return
     contexts = [dict(state.placement.context(request.id)) for request in requests]
     masters = _choose_masters(contexts, {instance.id: instance.free for instance in group.instances}, scaling)
     _explain_scale_up(state, group, set(masters), scaling)
@@ -112,9 +117,8 @@ def _choose_masters(
 def _explain_scale_up(
     state: SchedulerState, group: DecodeGroup, masters: Collection[int], scaling: DecodeScaling
 ) -> None:
-    holders = {number for request in group.requests for number in state.placement.holders(request.id)}
-    if joining := tuple(sorted(set(masters) - holders)):
+    if joining := tuple(sorted(instance.id for instance in group.added if instance.id in masters)):
         ids = tuple(request.id for request in group.requests)
-        left = sum(state.cluster[number].free for number in holders)
+        left = group.room - sum(instance.free for instance in group.added)
         reasons = {"requests": len(ids), "per_master": scaling.per_master, "slots_left": left}
         state.explain(Decision("scale up", ids, joining, reasons))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from longspan.core.decision import Decision
-from longspan.core.policies.loongserve.allocation import Allocation, allocate
+from longspan.core.policies.loongserve.allocation import Allocation, allocate, could_pay
 from longspan.core.policies.loongserve.batching import Batching, BatchPlan, Objective, Prompts, plan_batches
 from longspan.core.policies.loongserve.decoding import DecodeScaling, start_decodes
-from longspan.core.policies.loongserve.dispatching import MAX_BATCHING, Dispatch, dispatch
+from longspan.core.policies.loongserve.dispatching import Dispatch, dispatch
+from longspan.core.policies.loongserve.joining import MAX_BATCHING, Queue
 from longspan.core.policies.loongserve.migrations import empty
 from longspan.core.policies.loongserve.predictions import OutputLengths, longest_prefix, peak_kv
 from longspan.core.policies.loongserve.prefill_times import PrefillTimes
@@ -68,6 +69,8 @@ class LoongServe:
         self._max_masters = max_masters
         self._gathering: Gathering | None = None
         self._known: tuple[PrefillTimes, DecodeScaling] | None = None
+        self._queue: Queue | None = None
+        self._queue_changes = 0
 
     def schedule(self, state: SchedulerState, now: float) -> None:
         self._step(state)
@@ -90,15 +93,15 @@ class LoongServe:
     def _start_prefills(self, state: SchedulerState, times: PrefillTimes) -> Collection[int]:
         """Steps 1 to 4 until nobody more can be dispatched. Returns instances that shall not decode now."""
         while state.waiting:
-            queue = _fitting_queue(state)
-            if not queue:
+            queue = self._fitting_queue(state, times)
+            if not queue.prompts:
                 break
             lengths = OutputLengths.seen(state)
             before = state.num_batches if self._gathering is None else self._gathering.before
             found = survey(state, lengths, before)
-            chosen = self._dispatch(state, queue, found, times)
-            if chosen.prompts and (fitting := _growing_queue(state, chosen.prompts, lengths)) != chosen.prompts:
-                chosen = self._dispatch(state, fitting, found, times)
+            chosen = dispatch(queue, found, state.config.kv_tokens)
+            if (fitting := _num_growing(state, chosen.prompts, lengths)) < len(chosen.prompts):
+                chosen = dispatch(queue.first(fitting), found, state.config.kv_tokens)
             allocation = self._allocate(state, chosen, found, times) if chosen.prompts else None
             if allocation is None:
                 break
@@ -114,11 +117,17 @@ class LoongServe:
         self._gathering = None
         return ()
 
-    def _dispatch(
-        self, state: SchedulerState, queue: Sequence[Prompt], found: Survey, times: PrefillTimes
-    ) -> Dispatch:
-        """Step 1."""
-        return dispatch(queue, found, times, state.config.max_batch_tokens, state.config.kv_tokens)
+    def _fitting_queue(self, state: SchedulerState, times: PrefillTimes) -> Queue:
+        """The first waiting requests that instances which are idle, or decode and soon will be, have room for now."""
+        if self._queue is None or self._queue_changes != state.waiting.changes:
+            prompts = [
+                Prompt(request.id, request.num_tokens, request.num_tokens + state.headroom(request))
+                for request in islice(state.waiting, MAX_BATCHING)
+            ]
+            self._queue = Queue.of(prompts, times, state.config.max_batch_tokens)
+            self._queue_changes = state.waiting.changes
+        instances = chain(state.cluster.idle(), state.cluster.decoding())
+        return self._queue.first(self._queue.joining.fitting(sum([max(0, instance.room) for instance in instances])))
 
     def _allocate(
         self, state: SchedulerState, chosen: Dispatch, found: Survey, times: PrefillTimes
@@ -126,11 +135,12 @@ class LoongServe:
         """Step 2; emptying instances, once begun, goes on as it was decided."""
         if self._gathering is not None and self._gathering.allocation.emptied:
             return self._gathering.allocation
+        migration_s = state.cost_model.migration
+        if not chosen.lacking and not could_pay(chosen.prompts, len(chosen.rooms), times, migration_s):
+            return Allocation()
         others = [batch for batch in found.batches if batch not in chosen.paused]
         lacking = len(chosen.lacking)
-        return allocate(
-            chosen.prompts, len(chosen.rooms), lacking, others, times, state.cost_model.migration
-        )
+        return allocate(chosen.prompts, len(chosen.rooms), lacking, others, times, migration_s)
 
     def _gather(
         self, state: SchedulerState, chosen: Dispatch, found: Survey, gathering: Gathering, needed: Collection[int]
@@ -190,29 +200,16 @@ class LoongServe:
         return self._known
 
 
-def _fitting_queue(state: SchedulerState) -> Sequence[Prompt]:
-    """The first waiting requests that instances which are idle, or decode and soon will be, have room for now."""
-    room = sum(max(0, instance.room) for instance in [*state.cluster.idle(), *state.cluster.decoding()])
-    queue: list[Prompt] = []
-    for request in islice(state.waiting, MAX_BATCHING):
-        prompt = Prompt(request.id, request.num_tokens, request.num_tokens + state.headroom(request))
-        room -= prompt.need
-        if room < 0:
-            break
-        queue.append(prompt)
-    return queue
-
-
-def _growing_queue(
-    state: SchedulerState, queue: tuple[Prompt, ...], lengths: OutputLengths
-) -> tuple[Prompt, ...]:
-    """The first prompts for which the pool has room even when all have grown, so that nobody need be evicted.
+def _num_growing(state: SchedulerState, prompts: Sequence[Prompt], lengths: OutputLengths) -> int:
+    """How many prompts the pool has room for even when all have grown, so that nobody need be evicted.
 
     As far as output lengths can be predicted; a request that is alone always has room.
     """
-    running = lengths.growth(state.with_kv())
-    new = lengths.growth(state.request(prompt.id) for prompt in queue)
     total = state.config.total_kv_tokens
+    requests = [state.request(prompt.id) for prompt in prompts]
+    if sum([request.num_prompt_tokens + request.max_tokens for request in chain(state.with_kv(), requests)]) <= total:
+        return len(prompts)  # even if each generates all that it may
+    running, new = lengths.growth(state.with_kv()), lengths.growth(requests)
     if sum(map(sum, running)) + sum(map(sum, new)) <= total:
-        return queue
-    return queue[: longest_prefix(queue, lambda count: peak_kv(running + new[:count]) <= total)]
+        return len(prompts)
+    return longest_prefix(prompts, lambda count: peak_kv(running + new[:count]) <= total)

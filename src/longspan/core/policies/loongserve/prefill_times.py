@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from longspan.core.cost_model import Chunk, CostModel
+import numpy as np
+from numpy.typing import NDArray
+
+from longspan.core.cost_model import CostModel
 
 CACHED_LENGTHS = 4096
 
@@ -19,7 +22,9 @@ class PrefillTimes:
     def __init__(self, cost_model: CostModel, max_instances: int) -> None:
         self._cost_model = cost_model
         self.fixed = [cost_model.prefill((), number) for number in range(1, max_instances + 1)]
+        self.fixed_array = np.array(self.fixed)
         self._work: dict[int, list[float]] = {}
+        self._work_arrays: dict[int, NDArray[np.float64]] = {}
 
     def work(self, tokens: int) -> list[float]:
         """What a prompt of so many tokens adds to a batch, by number of instances."""
@@ -27,9 +32,17 @@ class PrefillTimes:
         if work is None:
             if len(self._work) >= CACHED_LENGTHS:
                 self._work.clear()
-            chunk = (Chunk(tokens),)
-            work = [self._cost_model.prefill(chunk, n) - fixed for n, fixed in enumerate(self.fixed, start=1)]
+                self._work_arrays.clear()
+            added = self._cost_model.work
+            work = [(fixed + added(tokens, 0, n)) - fixed for n, fixed in enumerate(self.fixed, start=1)]
             self._work[tokens] = work
+        return work
+
+    def work_array(self, tokens: int) -> NDArray[np.float64]:
+        """The same, for where many instances are compared."""
+        work = self._work_arrays.get(tokens)
+        if work is None:
+            work = self._work_arrays[tokens] = np.array(self.work(tokens))
         return work
 
     def batch(self, lengths: Iterable[int], num_instances: int) -> float:

@@ -5,7 +5,10 @@ Plain data, taken from the state at one moment. The steps read nothing else.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from longspan.core.actions import RunBatch
@@ -23,8 +26,7 @@ class Prompt(NamedTuple):
     need: int
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeBatch:
+class DecodeBatch(NamedTuple):
     """Requests that decode together: B_i, on instances G_i.
 
     rooms: slots of each of its instances that nobody counts on. used: slots taken there, or promised.
@@ -41,46 +43,38 @@ class DecodeBatch:
     @property
     def left_s(self) -> float:
         """Seconds until its last request ends, as expected: (AvgLat_d - min exec_time)+ of equation 2."""
-        return max(map(self.lengths.left, self.requests), default=0) * self.iteration_s
+        return max([self.lengths.left(request) for request in self.requests], default=0) * self.iteration_s
 
     def lateness(self, pause_s: float) -> float:
         """How much later each of its tokens is after a pause, all requests together: the cost in equation 1."""
-        return sum(pause_s / self.lengths.total(request) for request in self.requests)
+        return sum([pause_s / self.lengths.total(request) for request in self.requests])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Survey:
-    """free: room of each idle instance that nobody can decode on. batches: those at rest before those that run, and
-    those with most room first."""
+    """free: room of each idle instance that nobody can decode on. find_batches: what `batches` are worked out with, when
+    they are first asked for; that must be before anything changes."""
 
     free: dict[int, int]
-    batches: tuple[DecodeBatch, ...]
+    find_batches: Callable[[], Sequence[DecodeBatch]]
+
+    @cached_property
+    def batches(self) -> Sequence[DecodeBatch]:
+        """Those at rest before those that run, and those with most room first."""
+        return self.find_batches()
 
 
 def survey(state: SchedulerState, lengths: OutputLengths, before: int) -> Survey:
     """before: of the running decode batches only those with a lower number may be waited for; others do not count."""
-    idle = {instance.id for instance in state.cluster.idle()}
     running = _running_decodes(state, before)
     soon = {number for batch in running for number in batch.group}
-    members = dict(find_candidates(state, idle, soon))
-    for batch in running:
-        for segment in batch.segments:
-            request = state.request(segment.request_id)
-            if request.status is not RequestStatus.DRAINING:
-                members[request] = batch.group
-    leader = connect(len(state.cluster), [*members.values(), *(batch.group for batch in running)])
-    requests: dict[int, list[Request]] = {leader[batch.group[0]]: [] for batch in running}
-    occupied = set(soon)
-    for request, holders in members.items():
-        requests.setdefault(leader[holders[0]], []).append(request)
-        occupied.update(holders)
-    batches = [
-        _decode_batch(state, lengths, those, [n for n in sorted(occupied) if leader[n] == lead], soon)
-        for lead, those in requests.items()
-    ]
-    batches.sort(key=lambda batch: (batch.is_running, -sum(batch.rooms.values()), tuple(batch.rooms)))
-    free = {number: max(0, state.cluster[number].room) for number in sorted(idle - occupied)}
-    return Survey(free, tuple(batches))
+    unavailable = state.cluster.engaged
+    if len(soon) < len(state.cluster.decoding()):
+        unavailable = unavailable | {i.id for i in state.cluster.decoding() if i.id not in soon}
+    at_rest = find_candidates(state, state.cluster.resting(), unavailable)
+    occupied = {number for holders in at_rest.values() for number in holders}
+    free = {instance.id: max(0, instance.room) for instance in state.cluster.idle() if instance.id not in occupied}
+    return Survey(free, lambda: _decode_batches(state, lengths, at_rest, running))
 
 
 def _running_decodes(state: SchedulerState, before: int) -> list[RunBatch]:
@@ -93,20 +87,44 @@ def _running_decodes(state: SchedulerState, before: int) -> list[RunBatch]:
     return list(found.values())
 
 
-def _decode_batch(
+def _decode_batches(
     state: SchedulerState,
     lengths: OutputLengths,
-    requests: list[Request],
-    numbers: list[int],
-    soon: set[int],
+    at_rest: Mapping[Request, tuple[int, ...]],
+    running: Sequence[RunBatch],
+) -> list[DecodeBatch]:
+    """What is at rest or runs on connected instances goes on as one batch."""
+    leader = connect([*at_rest.values(), *(batch.group for batch in running)])
+    requests: defaultdict[int, list[Request]] = defaultdict(list)
+    numbers: defaultdict[int, set[int]] = defaultdict(set)
+    for request, holders in at_rest.items():
+        requests[leader[holders[0]]].append(request)
+        numbers[leader[holders[0]]].update(holders)
+    for batch in running:
+        lead = leader[batch.group[0]]
+        for segment in batch.segments:
+            request = state.request(segment.request_id)
+            if request.status is not RequestStatus.DRAINING:
+                requests[lead].append(request)
+        numbers[lead].update(batch.group)
+    soon = {leader[batch.group[0]] for batch in running}
+    batches = [
+        _decode_batch(state, lengths, requests[lead], sorted(numbers[lead]), lead in soon) for lead in numbers
+    ]
+    batches.sort(key=lambda batch: (batch.is_running, -sum(batch.rooms.values()), tuple(batch.rooms)))
+    return batches
+
+
+def _decode_batch(
+    state: SchedulerState, lengths: OutputLengths, requests: Sequence[Request], numbers: Sequence[int], is_running: bool
 ) -> DecodeBatch:
     instances = [state.cluster[number] for number in numbers]
-    context = sum(instance.used for instance in instances)
+    context = sum([instance.used for instance in instances])
     return DecodeBatch(
-        requests=tuple(requests),
-        rooms={instance.id: max(0, instance.room) for instance in instances},
-        used={instance.id: instance.used + instance.promised for instance in instances},
-        iteration_s=state.cost_model.decode(len(requests), context, len(instances), 1),
-        is_running=not soon.isdisjoint(numbers),
-        lengths=lengths,
+        tuple(requests),
+        {instance.id: max(0, instance.room) for instance in instances},
+        {instance.id: instance.used + instance.promised for instance in instances},
+        state.cost_model.decode(len(requests), context, len(instances), 1),
+        is_running,
+        lengths,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from longspan.core.policies.medha.policy import ChunkedPrefill
 from longspan.core.policies.medha.predictor import Predictor, TokenBudget
 from longspan.core.policies.medha.priority import (
+    N,
     Standing,
     earliest_deadline,
     first_come,
@@ -21,7 +22,7 @@ class Sarathi(ChunkedPrefill):
     needs_cost_model = False
     makes_room = False
 
-    def rule(self, standing: Standing) -> float:
+    def rule(self, standing: Standing[N]) -> N:
         return first_come(standing)
 
     def predictor(self, state: SchedulerState) -> Predictor:
@@ -33,7 +34,7 @@ class Fcfs(ChunkedPrefill):
 
     name = "fcfs"
 
-    def rule(self, standing: Standing) -> float:
+    def rule(self, standing: Standing[N]) -> N:
         return first_come(standing)
 
 
@@ -42,7 +43,7 @@ class Edf(ChunkedPrefill):
 
     name = "edf"
 
-    def rule(self, standing: Standing) -> float:
+    def rule(self, standing: Standing[N]) -> N:
         return earliest_deadline(standing)
 
 
@@ -51,7 +52,7 @@ class Srpt(ChunkedPrefill):
 
     name = "srpt"
 
-    def rule(self, standing: Standing) -> float:
+    def rule(self, standing: Standing[N]) -> N:
         return shortest_remaining(standing)
 
 
@@ -60,5 +61,5 @@ class LeastSlack(ChunkedPrefill):
 
     name = "least_slack"
 
-    def rule(self, standing: Standing) -> float:
+    def rule(self, standing: Standing[N]) -> N:
         return least_slack(standing)

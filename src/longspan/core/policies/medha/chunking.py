@@ -16,18 +16,9 @@ from longspan.core.actions import KVRange
 from longspan.core.policies.medha.clearing import Clearing
 from longspan.core.policies.medha.iteration import Context, Iteration
 from longspan.core.policies.medha.kvp import plan_shards, span
-from longspan.core.policies.medha.priority import Standing
-from longspan.core.request import Request, RequestStatus
+from longspan.core.policies.medha.ranking import Candidate, Ranking
+from longspan.core.request import Request
 from longspan.core.state import SchedulerState
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A request that waits or prefills, and how it stands now. key: candidates are ranked by it."""
-
-    request: Request
-    standing: Standing
-    key: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,32 +63,40 @@ class Packer:
         self.admissions: list[Admission] = []
         self.blocked: Candidate | None = None
         self.scattered: Candidate | None = None
-        self.rooms = {instance.id: max(0, instance.room) for instance in state.cluster.instances}
-        for part in iteration.parts():
-            for request, master in part.decodes:
-                self.rooms[master] = max(0, self.rooms[master] - (not request.reserved))
-        for clearing in clearings.values():
-            self.rooms[clearing.source] = self.rooms[clearing.target] = 0
         self._full: set[int] = set()
         self._served: set[int] = set()
         self._with_long: set[int] = set()
         self._limits: dict[int, float] = {}
         self._deferred: list[_Deferred] = []
 
-    def pack(self, ranked: Sequence[Candidate]) -> None:
-        for candidate in ranked:
-            if candidate.request.status is not RequestStatus.WAITING:
+    def pack(self, ranking: Ranking) -> None:
+        waiting = ranking.waiting()
+        first = next(waiting, None)
+        for candidate in (*ranking.ready, None):
+            while first is not None and (candidate is None or first.key < candidate.key) and self._admits():
+                self._admit(first)
+                first = next(waiting, None)
+            if candidate is not None:
                 self._go_on(candidate)
-            elif self.blocked is None and candidate.request.id not in self.clearings and self._has_time():
-                self._admit(candidate)
         for late in self._deferred:
             request = late.candidate.request
             context = self.state.placement.context(request.id)
             self._add_chunk(request, request.reserved[0], context, late.is_next, math.inf)
 
-    def _has_time(self) -> bool:
-        """Whether any instance may take another request."""
-        return any(number not in self._full for number in self.iteration.instances)
+    def _admits(self) -> bool:
+        """Whether any waiting request may start: some instance has time for it, and nobody before it is kept back."""
+        return self.blocked is None and len(self._full) < len(self.iteration.instances)
+
+    @cached_property
+    def rooms(self) -> dict[int, int]:
+        """Slots of each instance for requests that wait, beside this iteration's decodes."""
+        rooms = {instance.id: max(0, instance.room) for instance in self.state.cluster.instances}
+        for part in self.iteration.parts():
+            for request, master in part.decodes:
+                rooms[master] = max(0, rooms[master] - (not request.reserved))
+        for clearing in self.clearings.values():
+            rooms[clearing.source] = rooms[clearing.target] = 0
+        return rooms
 
     @cached_property
     def pending(self) -> dict[int, float]:
@@ -121,7 +120,7 @@ class Packer:
         planned = request.reserved[0]
         context = self.state.placement.context(request.id)
         is_next = self._is_next(planned.instance)
-        limit = min((self._limits.get(number, math.inf) for number in instances), default=math.inf)
+        limit = min([self._limits.get(number, math.inf) for number in instances]) if self._limits else math.inf
         if self.max_share and self.predictor.is_attention_bound(max(tokens for _, tokens in context)):
             if not self._with_long.isdisjoint(instances):
                 return
@@ -137,7 +136,7 @@ class Packer:
         It keeps (1 - rho) of the target, with rho its relative slack, at most `max_share`; and it is never left with
         less than its smallest chunk. What the short ones do not use, it gets after all.
         """
-        rho = min(candidate.standing.relative_slack, self.max_share)
+        rho = float(min(candidate.standing.relative_slack, self.max_share))
         if rho <= 0.0:
             return False
         instances = span(self.state, candidate.request)
@@ -154,6 +153,8 @@ class Packer:
 
     def _admit(self, candidate: Candidate) -> None:
         request = candidate.request
+        if request.id in self.clearings:
+            return
         headroom = self.state.headroom(request)
         need = request.num_tokens + headroom
         if sum(self.rooms.values()) < need:
@@ -184,13 +185,15 @@ class Packer:
         def cannot_start(number: int) -> bool:
             return number not in self.iteration or number in self._full
 
+        def by_work(number: int) -> tuple[float, ...]:
+            return (cannot_start(number), self.pending[number], -self.rooms[number], number)
+
         with_room = [number for number, room in self.rooms.items() if room > 0]
-        by_work = sorted(with_room, key=lambda n: (cannot_start(n), self.pending[n], -self.rooms[n], n))
         if need > self.predictor.shard_tokens:
-            return by_work
-        whole = [number for number in by_work if self.rooms[number] >= need]
+            return sorted(with_room, key=by_work)
+        whole = [number for number in with_room if self.rooms[number] >= need]
         if whole:
-            return whole
+            return [min(whole, key=by_work)]
         if self.scattered is None:
             self.scattered = candidate
         return sorted(with_room, key=lambda n: (cannot_start(n), -self.rooms[n], n))

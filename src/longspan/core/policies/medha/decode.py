@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from longspan.core.policies.medha.iteration import Iteration
 from longspan.core.policies.medha.kvp import span
 from longspan.core.request import Request, RequestStatus
@@ -12,7 +14,7 @@ def ready_decodes(state: SchedulerState, iteration: Iteration) -> list[Request]:
     """Those whose instances can all take a batch."""
     found = {
         request.id: request
-        for instance in state.cluster.idle()
+        for instance in state.cluster.resting()
         for request in instance.ready.values()
         if request.status is RequestStatus.DECODING and iteration.covers(span(state, request))
     }
@@ -21,24 +23,30 @@ def ready_decodes(state: SchedulerState, iteration: Iteration) -> list[Request]:
 
 def add_decodes(state: SchedulerState, iteration: Iteration, requests: list[Request]) -> None:
     """As many as a batch takes, in turn; the oldest if slots are short: perhaps one of them ends."""
-    slots = {instance.id: instance.unreserved for instance in state.cluster.idle() if instance.id in iteration}
+    if not requests:
+        return
+    slots = {number: state.cluster[number].unreserved for number in iteration.instances}
     short = sum(slots.values()) < len(requests)
-    requests.sort(key=lambda request: request.arrival_index if short else request.ready_order)
+    requests.sort(key=attrgetter("arrival_index" if short else "ready_order"))
     left = state.config.max_batch_requests
     for request in requests:
         master = _take_slot(state, request, slots)
-        if left and master is not None:
+        if master is not None:
             iteration.add_decode(request, master, state.placement.context(request.id))
             left -= 1
+            if not left:
+                return
 
 
 def _take_slot(state: SchedulerState, request: Request, slots: dict[int, int]) -> int | None:
     """Where the newest token is, else the holder with most of the KV, else who has most slots; None if nobody has."""
     if request.reserved:  # the prompt's last token
         return request.reserved[0].instance
-    held, newest = state.placement.counts(request.id), state.placement.last_holder(request.id)
-    able = [number for number, free in slots.items() if free > 0]
-    master = max(able, key=lambda n: (n == newest, held.get(n, 0), slots[n], -n), default=None)
+    master: int | None = state.placement.last_holder(request.id)
+    if slots.get(master, 0) <= 0:
+        held = state.placement.counts(request.id)
+        able = [number for number, free in slots.items() if free > 0]
+        master = max(able, key=lambda n: (held.get(n, 0), slots[n], -n), default=None)
     if master is not None:
         slots[master] -= 1
     return master

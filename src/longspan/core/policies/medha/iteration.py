@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from longspan.core.cost_model import Chunk
-from longspan.core.load import Load, exchange_seconds
-from longspan.core.policies.medha.predictor import Predictor
+from longspan.core.load import Load
+from longspan.core.policies.medha.predictor import Predictor, longest
 from longspan.core.request import Request
 
 Context = Sequence[tuple[int, int]]
@@ -26,12 +24,13 @@ class PlannedChunk:
 class Part:
     """Instances that run one batch together, because requests in it have KV on several of them.
 
-    decodes: (request, master).
+    decodes: (request, master). tightest_tpot_s: of these, seconds; None without any.
     """
 
     loads: dict[int, Load]
     decodes: list[tuple[Request, int]] = field(default_factory=list)
     chunks: list[PlannedChunk] = field(default_factory=list)
+    tightest_tpot_s: float | None = None
 
     @property
     def instances(self) -> tuple[int, ...]:
@@ -41,6 +40,17 @@ class Part:
         self.loads |= other.loads
         self.decodes += other.decodes
         self.chunks += other.chunks
+        if other.tightest_tpot_s is not None:
+            self.tighten(other.tightest_tpot_s)
+
+    def tighten(self, tpot_s: float) -> None:
+        self.tightest_tpot_s = tpot_s if self.tightest_tpot_s is None else min(self.tightest_tpot_s, tpot_s)
+
+    def busiest_s(self, others: Collection[int] = ()) -> float:
+        """Of all its instances but the others."""
+        if len(others) == len(self.loads):
+            return 0.0
+        return max([load.seconds() for number, load in self.loads.items() if number not in others])
 
 
 class Iteration:
@@ -51,80 +61,90 @@ class Iteration:
 
     def __init__(self, predictor: Predictor, instances: Iterable[int]) -> None:
         self.predictor = predictor
-        self._parts = {number: Part({number: Load()}) for number in instances}
+        self.instances = frozenset(instances)
+        self._parts: dict[int, Part] = {}  # of instances that were asked about
 
     def __contains__(self, instance: int) -> bool:
-        return instance in self._parts
-
-    @property
-    def instances(self) -> Collection[int]:
-        return self._parts.keys()
+        return instance in self.instances
 
     def covers(self, instances: Collection[int]) -> bool:
-        return all(number in self._parts for number in instances)
+        return self.instances.issuperset(instances)
 
     def parts(self) -> list[Part]:
         """Those that have something to run, by their first instance."""
-        parts = {part.instances: part for part in self._parts.values() if part.decodes or part.chunks}
-        return [parts[instances] for instances in sorted(parts)]
+        parts = dict.fromkeys([part for part in self._parts.values() if part.decodes or part.chunks])
+        return sorted(parts, key=lambda part: part.instances) if len(parts) > 1 else list(parts)
 
     def seconds(self, instances: Iterable[int]) -> float:
         """Predicted, of the parts of these instances as they are now."""
-        return self._seconds(self._joined(instances))
+        part = self._joined(instances)
+        return part.busiest_s() + self.predictor.exchange(len(part.loads))
 
     def target(self, instances: Iterable[int]) -> float:
         """Seconds that these instances' parts should take together."""
-        return self.predictor.target([request for request, _ in self._joined(instances).decodes])
+        return self.predictor.target(self._joined(instances).tightest_tpot_s)
 
     def tokens(self, instance: int) -> int:
         """Of chunks that it computes."""
-        return sum(chunk.length for chunk in self._parts[instance].chunks if chunk.instance == instance)
+        return self._part(instance).loads[instance].tokens
 
     def largest_chunk(self, instance: int, context: Context, most: int, limit: float) -> int:
         """The longest chunk computed by `instance` with which its part takes no more than target and limit, seconds.
 
-        It holds for tokens up to `most`; 0 if not a single one fits. Found by bisection: more tokens never take less.
+        It holds for tokens up to `most`; 0 if not a single one fits. More tokens never take less, so what fits on one
+        holder after another fits on all.
         """
-        span = {instance, *(holder for holder, _ in context)}
-        part = self._joined(span)
-        target = self.predictor.target([request for request, _ in part.decodes])
-        others = Part({number: load for number, load in part.loads.items() if number not in span})
-        fixed = exchange_seconds(self.predictor.model, len(part.loads))
-        least = self._busiest(others)
-
-        def seconds(length: int) -> float:
-            loads = _with_chunk({number: part.loads[number] for number in span}, instance, context, length)
-            return max(least, self._busiest(Part(loads))) + fixed
-
-        return bisect_right(range(1, most + 1), min(target, limit), key=seconds)
+        held = dict(context)
+        part = self._joined({instance, *held})
+        limit = min(self.predictor.target(part.tightest_tpot_s), limit)
+        exchange_s = self.predictor.exchange(len(part.loads))
+        if part.busiest_s(others={instance, *held}) + exchange_s > limit:
+            return 0
+        here, load = held.pop(instance, 0), part.loads[instance]
+        length = longest(most, lambda length: load.seconds_with_chunk(length, here) + exchange_s, limit)
+        for holder, tokens in held.items():
+            length = _longest_answered(part.loads[holder], tokens, exchange_s, length, limit)
+        return length
 
     def seconds_with(self, instance: int, context: Context, length: int) -> float:
-        part = self._joined({instance, *(holder for holder, _ in context)})
-        return self._seconds(Part(_with_chunk(part.loads, instance, context, length)))
+        held = dict(context)
+        part = self._joined({instance, *held})
+        busiest_s = part.busiest_s(others={instance, *held})
+        busiest_s = max(busiest_s, part.loads[instance].seconds_with_chunk(length, held.pop(instance, 0)))
+        for holder, tokens in held.items():
+            busiest_s = max(busiest_s, part.loads[holder].seconds_with_answers(length, tokens))
+        return busiest_s + self.predictor.exchange(len(part.loads))
 
     def add_chunk(self, request: Request, instance: int, context: Context, length: int) -> None:
-        part = self._join({instance, *(holder for holder, _ in context)})
-        part.loads = _with_chunk(part.loads, instance, context, length)
+        held = dict(context)
+        part = self._join({instance, *held})
+        part.loads[instance].add_chunk(length, held.pop(instance, 0))
+        for holder, tokens in held.items():
+            part.loads[holder].add_answers(length, tokens)
         part.chunks.append(PlannedChunk(request, instance, length))
 
     def add_decode(self, request: Request, master: int, context: Context) -> None:
-        part = self._join({master, *(holder for holder, _ in context)})
         held = dict(context)
-        part.loads[master] = part.loads[master].with_decode(held.pop(master, 0))
+        part = self._join({master, *held})
+        part.loads[master].add_decode(held.pop(master, 0))
         for holder, tokens in held.items():
-            part.loads[holder] = part.loads[holder].with_answered(tokens)
+            part.loads[holder].add_answered(tokens)
         part.decodes.append((request, master))
+        part.tighten(self.predictor.tpot(request))
 
-    def _seconds(self, part: Part) -> float:
-        return self._busiest(part) + exchange_seconds(self.predictor.model, len(part.loads))
-
-    def _busiest(self, part: Part) -> float:
-        return max((load.seconds(self.predictor.model) for load in part.loads.values()), default=0.0)
+    def _part(self, instance: int) -> Part:
+        part = self._parts.get(instance)
+        if part is None:
+            part = self._parts[instance] = Part({instance: Load(self.predictor.model)})
+        return part
 
     def _joined(self, instances: Iterable[int]) -> Part:
         """What the parts of these instances would be as one."""
+        first, *others = dict.fromkeys(map(self._part, instances))
+        if not others:
+            return first
         joined = Part({})
-        for part in {id(part): part for part in (self._parts[number] for number in instances)}.values():
+        for part in (first, *others):
             joined.absorb(part)
         return joined
 
@@ -135,10 +155,6 @@ class Iteration:
         return joined
 
 
-def _with_chunk(loads: dict[int, Load], instance: int, context: Context, length: int) -> dict[int, Load]:
-    held = dict(context)
-    new = dict(loads)
-    new[instance] = new[instance].with_chunk(Chunk(length, held.pop(instance, 0)))
-    for holder, tokens in held.items():
-        new[holder] = new[holder].with_answers(Chunk(length, tokens))
-    return new
+def _longest_answered(load: Load, context: int, exchange_s: float, most: int, limit: float) -> int:
+    """The longest chunk up to `most` whose queries a holder of so much of its context can answer in time."""
+    return longest(most, lambda length: load.seconds_with_answers(length, context) + exchange_s, limit)

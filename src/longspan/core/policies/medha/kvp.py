@@ -63,19 +63,19 @@ def free_to_start(
     decodes and the next prefills bind. Others with KV on several instances run if these happen to be idle together, and
     their turn to bind comes.
     """
-    idle = {instance.id for instance in state.cluster.idle()}
+    idle = state.cluster.idle()
     decodes = {
         request.id: request
-        for number in idle
-        for request in state.cluster[number].ready.values()
+        for instance in state.cluster.resting()
+        for request in instance.ready.values()
         if request.status is RequestStatus.DECODING
     }
     bonds = [*pairs, *(span(state, request) for request in (*decodes.values(), *next_prefills))]
     growing = [request for request in decodes.values() if not request.reserved]
-    if growing and not any(state.cluster[number].unreserved for number in idle):
+    if growing and not any(instance.unreserved for instance in idle):
         roomiest = max(state.cluster.instances, key=lambda instance: (instance.unreserved, -instance.id))
         if roomiest.unreserved:
             bonds += [tuple({*span(state, request), roomiest.id}) for request in growing]
-    leader = connect(len(state.cluster), bonds)
-    waiting = {leader[instance.id] for instance in state.cluster.instances if not instance.is_idle}
-    return {number for number in idle if leader[number] not in waiting}
+    leader = connect(bonds)
+    waiting = {lead for number, lead in leader.items() if not state.cluster[number].is_idle}
+    return {instance.id for instance in idle if leader[instance.id] not in waiting}

@@ -7,17 +7,19 @@ up with chunks in order of rank, and issue. What is left out simply keeps its KV
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 from typing import ClassVar
 
 from longspan.core.decision import Decision
-from longspan.core.policies.medha.chunking import Candidate, Packer
+from longspan.core.policies.medha.chunking import Packer
 from longspan.core.policies.medha.clearing import Clearings
 from longspan.core.policies.medha.decode import add_decodes, ready_decodes
 from longspan.core.policies.medha.iteration import Iteration, Part
 from longspan.core.policies.medha.kvp import free_to_start
 from longspan.core.policies.medha.predictor import Predictor
 from longspan.core.policies.medha.pressure import Concessions, Relief, junior_victim
-from longspan.core.policies.medha.priority import Standing, lars
+from longspan.core.policies.medha.priority import N, Standing, lars
+from longspan.core.policies.medha.ranking import Backlog, Candidate, Ranking
 from longspan.core.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
@@ -52,22 +54,25 @@ class ChunkedPrefill:
 
     def __init__(self) -> None:
         self._known: Predictor | None = None
+        self._backlog = Backlog()
         self._concessions = Concessions()
         self._clearings = Clearings()
         self._giving_way: set[str] = set()
 
     def schedule(self, state: SchedulerState, now: float) -> None:
-        if _somebody_could_start(state):
+        if self._somebody_could_start(state, now):
             state.hold_back()
         self._giving_way = {
             name for name in self._giving_way if name in state.placement and state.request(name).flowing
         }
         while state.cluster.idle():
             clearings = self._clearings.advance(state)
+            if not state.waiting and not state.cluster.resting():
+                return
             pairs = [(clearing.source, clearing.target) for clearing in clearings.values()]
-            ranked = self._ranked(state, now)
-            instances = free_to_start(state, _next_prefills(ranked), pairs)
-            iteration = Iteration(self._predictor(state), sorted(instances))
+            ranking = self._ranking(state, now)
+            instances = free_to_start(state, _next_prefills(ranking), pairs)
+            iteration = Iteration(self._predictor(state), instances)
             decodes = ready_decodes(state, iteration)
             victim = junior_victim(state, decodes)
             if victim is not None and self._give_way(state, victim, Decision("preempt for decodes", (victim.id,))):
@@ -75,7 +80,7 @@ class ChunkedPrefill:
             add_decodes(state, iteration, decodes)
             max_share = state.config.max_space_share if self.shares_space else 0.0
             packer = Packer(state, iteration, max_share, clearings)
-            packer.pack(ranked)
+            packer.pack(ranking)
             if self.makes_room and self._relieve(state, packer, now):
                 continue
             self._issue(state, packer)
@@ -92,29 +97,36 @@ class ChunkedPrefill:
 
     # rank
 
-    def rule(self, standing: Standing) -> float:
+    def rule(self, standing: Standing[N]) -> N:
         """The lowest goes first, among requests of one priority; higher priorities go before lower ones anyway."""
         return lars(standing)
 
-    def _ranked(self, state: SchedulerState, now: float) -> list[Candidate]:
+    def _ranking(self, state: SchedulerState, now: float) -> Ranking:
         """Who waits, and whose prefill can go on, first things first. Worked out anew: ranks change with time."""
-        can_run = {
-            request.id: request
-            for instance in state.cluster.idle()
-            for request in (*instance.ready.values(), *instance.flowing.values())
-            if request.status is RequestStatus.PREFILLING
-        }
         predictor = self._predictor(state)
-        candidates = []
-        for request in (*can_run.values(), *state.waiting):
-            if request.id in self._giving_way:
-                continue
-            standing = predictor.standing(request, now)
-            candidates.append(Candidate(request, standing, self._key(request, standing)))
-        return sorted(candidates, key=lambda candidate: candidate.key)
 
-    def _key(self, request: Request, standing: Standing) -> tuple[float, ...]:
+        def candidate(request: Request) -> Candidate:
+            standing = predictor.standing(request, now)
+            return Candidate(request, standing, self._key(request, standing))
+
+        can_run = {
+            request.id: candidate(request)
+            for instance in state.cluster.resting()
+            for request in (*instance.ready.values(), *instance.flowing.values())
+            if request.status is RequestStatus.PREFILLING and request.id not in self._giving_way
+        }
+        self._backlog.follow(state, lambda request: predictor.standing(request, now))
+        order = self._backlog.order(now, self.rule)
+        return Ranking(sorted(can_run.values(), key=attrgetter("key")), self._backlog.queue, order, candidate)
+
+    def _key(self, request: Request, standing: Standing[float]) -> tuple[float, ...]:
         return (-request.service.priority, self.rule(standing), request.arrival_index)
+
+    def _somebody_could_start(self, state: SchedulerState, now: float) -> bool:
+        """A waiting request that there is room for wants its instances back."""
+        self._backlog.follow(state, lambda request: self._predictor(state).standing(request, now))
+        room = sum(max(0, instance.room) for instance in state.cluster.instances) if state.waiting else 0
+        return self._backlog.least_need() <= room
 
     # memory
 
@@ -161,8 +173,9 @@ class ChunkedPrefill:
                 state.prefill_segment(chunk.request, (chunk.instance,), {chunk.instance: chunk.length})
                 for chunk in part.chunks
             ]
-            state.run_batch(part.instances, segments)
-            state.explain(_why(part, packer.iteration))
+            instances = part.instances
+            state.run_batch(instances, segments)
+            state.explain(_why(part, instances, packer.iteration))
 
 
 class Medha(ChunkedPrefill):
@@ -172,24 +185,19 @@ class Medha(ChunkedPrefill):
     shares_space = True
 
 
-def _somebody_could_start(state: SchedulerState) -> bool:
-    """A waiting request that there is room for wants its instances back."""
-    room = sum(max(0, instance.room) for instance in state.cluster.instances)
-    return any(request.num_tokens + state.headroom(request) <= room for request in state.waiting)
-
-
-def _next_prefills(ranked: list[Candidate]) -> list[Request]:
+def _next_prefills(ranking: Ranking) -> list[Request]:
     """Of each instance the highest in rank that goes on there, if it is above all that wait."""
+    first_waiting = next(ranking.waiting(), None)
     first: dict[int, Request] = {}
-    for candidate in ranked:
-        if candidate.request.status is RequestStatus.WAITING:
+    for candidate in ranking.ready:
+        if first_waiting is not None and first_waiting.key < candidate.key:
             break
         first.setdefault(candidate.request.reserved[0].instance, candidate.request)
     return list(first.values())
 
 
-def _why(part: Part, iteration: Iteration) -> Decision:
-    predicted = {"batch_s": iteration.seconds(part.instances), "target_s": iteration.target(part.instances)}
+def _why(part: Part, instances: tuple[int, ...], iteration: Iteration) -> Decision:
+    predicted = {"batch_s": iteration.seconds(instances), "target_s": iteration.target(instances)}
     for chunk in part.chunks:
         predicted[f"tokens of {chunk.request.id}"] = chunk.length
-    return Decision("iterate", tuple(chunk.request.id for chunk in part.chunks), part.instances, predicted)
+    return Decision("iterate", tuple([chunk.request.id for chunk in part.chunks]), instances, predicted)

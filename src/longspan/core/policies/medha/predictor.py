@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cache, cached_property, lru_cache
+from itertools import count
 
 from longspan.config import SchedulerConfig
 from longspan.core.cost_model import Chunk, CostModel
@@ -14,6 +15,8 @@ from longspan.core.policies.medha.priority import Standing
 from longspan.core.request import Request
 
 _MANY = 1 << 20  # context tokens, to tell what one costs
+_REMEMBERED = 1 << 14  # prompts' lengths
+_SECANTS = 8
 
 
 class Predictor:
@@ -32,28 +35,29 @@ class Predictor:
         self.config = config
         self.floor = chunk_floor(model)
         self.least_target = model.prefill((), 1) / config.max_fixed_share
-        default = self.target(())
+        default = self.target()
         self.shard_tokens = tokens_per_shard(model, config, default)
-        self._exchange = exchange_seconds(model, min(2, config.num_instances))
+        self.exchange = cache(lambda num_instances: exchange_seconds(model, num_instances))
+        self.whole_prefill = lru_cache(_REMEMBERED)(self.prefill)
+        self._fixed_s = model.prefill((), 1)
+        self._exchange_s = self.exchange(min(2, config.num_instances))
         self._default = default
-        self._last_length = config.max_batch_tokens
         self._ends = [0]
         self._seconds = [0.0]
 
-    def target(self, decoding: Iterable[Request]) -> float:
+    def target(self, tightest_tpot_s: float | None = None) -> float:
         """Seconds that an iteration may take: the tightest TPOT of those that decode in it, else the default.
 
         Not less than leaves fixed costs their greatest share: weights are read in every iteration, and one that hardly
         does more would only stretch every prefill.
         """
-        tpots = [self.tpot(request) for request in decoding]
-        return max(min(tpots, default=self.config.tpot_slo_s), self.least_target)
+        return max(self.config.tpot_slo_s if tightest_tpot_s is None else tightest_tpot_s, self.least_target)
 
     def tpot(self, request: Request) -> float:
         return self.config.tpot_slo_s if request.service.tpot_s is None else request.service.tpot_s
 
     def prefill(self, tokens: int) -> float:
-        """Seconds of a prompt's first tokens, alone, chunk by chunk.
+        """Seconds of a prompt's first tokens, alone, chunk by chunk. `whole_prefill` is the same, and remembers.
 
         In a pipeline every stage has its part of the work, and chunks follow each other; only one chunk's way through
         the other stages comes on top.
@@ -69,16 +73,16 @@ class Predictor:
         later = shards * self._later_shard(self.shard_tokens) + self._later_shard(rest)
         return self._first_shard(self.shard_tokens) + later
 
-    def standing(self, request: Request, now: float) -> Standing:
-        total = self.prefill(request.num_tokens)
-        remaining = total - self.prefill(request.num_stored) if request.num_stored else total
-        return Standing(now, request.arrived, self.deadline(request), remaining, total)
+    def standing(self, request: Request, now: float) -> Standing[float]:
+        total, stored = self.whole_prefill(request.num_tokens), request.num_stored
+        remaining = total - self.prefill(stored) if stored else total
+        return Standing(now, request.arrived, self.deadline(request), remaining, total, max(total, 1e-9))
 
     def deadline(self, request: Request) -> float:
         """Seconds from arrival to the first token: what the request asks, else in proportion to its work."""
         if request.service.ttft_s is not None:
             return request.service.ttft_s
-        alone = self.prefill(request.num_prompt_tokens)
+        alone = self.whole_prefill(request.num_prompt_tokens)
         return max(self.config.ttft_slo_factor * alone, self.config.ttft_slo_floor_s)
 
     def is_attention_bound(self, context: int) -> bool:
@@ -87,7 +91,7 @@ class Predictor:
         Such a chunk leaves dense layers little to do, which chunks of short prompts can fill. It replaces the published
         code's constant of 262144 tokens.
         """
-        whole = self.model.prefill((Chunk(self.floor, context),), 1) - self.model.prefill((), 1)
+        whole = (self._fixed_s + self.model.work(self.floor, context, 1)) - self._fixed_s
         return 2 * context_seconds(self.model, self.floor, context) > whole
 
     def _first_shard(self, tokens: int) -> float:
@@ -114,24 +118,35 @@ class Predictor:
 
     def _chunk(self, length: int, context: int) -> float:
         """Seconds of a chunk alone."""
-        exchange = self._exchange if context >= self.shard_tokens else 0.0
-        return self.model.prefill((Chunk(length, context),), 1) + exchange
+        exchange_s = self._exchange_s if context >= self.shard_tokens else 0.0
+        return self._fixed_s + self.model.work(length, context, 1) + exchange_s
 
     def _chunk_length(self, context: int, left: int) -> int:
-        """As large as the target allows, searched for from the size before: it changes little from chunk to chunk."""
+        """As large as the target allows."""
         most = min(self.config.max_batch_tokens, left)
-        low, high = 0, most + 1  # low fits, high does not
-        length, step = min(self._last_length, most), 1
-        while high - low > 1:
-            if self._chunk(length, context) <= self._default:
-                low, length = length, length + step
-            else:
-                high, length = length, length - step
-            step *= 2
-            if not low < length < high:
-                length = (low + high) // 2
-        self._last_length = max(1, low)
-        return min(most, max(low, self.floor))
+        return min(most, max(longest(most, lambda length: self._chunk(length, context), self._default), self.floor))
+
+
+def longest(most: int, seconds: Callable[[int], float], limit: float) -> int:
+    """The longest length up to `most` that takes no more seconds than the limit, 0 if none does.
+
+    seconds: never falls as lengths grow. It is nearly a line: so where the line through the last two lengths tried
+    meets the limit is tried next, and half the way only when that does not come to an end.
+    """
+    if most < 1 or (high_s := seconds(most)) <= limit:
+        return most
+    low, high = 0, most  # low keeps the limit, high does not
+    before, before_s, last, last_s = 0, seconds(0), most, high_s
+    for tries in count():
+        if high - low == 1:
+            return low
+        tried = (low + high) // 2
+        if tries < _SECANTS and last_s != before_s:
+            meets = last + (limit - last_s) * (last - before) / (last_s - before_s)
+            tried = int(min(max(meets, low + 1), high - 1))
+        before, before_s, last, last_s = last, last_s, tried, seconds(tried)
+        low, high = (tried, high) if last_s <= limit else (low, tried)
+    raise AssertionError
 
 
 def chunk_floor(model: CostModel) -> int:
@@ -176,11 +191,17 @@ class TokenCount:
     def prefill(self, chunks: Iterable[Chunk], num_instances: int) -> float:
         return float(sum(length for length, _ in chunks))
 
+    def work(self, length: int, context: int, num_instances: int) -> float:
+        return float(length)
+
     def decode(self, num_requests: int, context_tokens: int, num_instances: int, num_masters: int) -> float:
         return float(num_requests)
 
     def mixed(self, chunks: Iterable[Chunk], num_requests: int, context_tokens: int, num_instances: int) -> float:
         return self.prefill(chunks, num_instances) + num_requests
+
+    def iteration(self, work_s: float, num_requests: int, context_tokens: int, num_instances: int) -> float:
+        return work_s + num_requests
 
     def migration(self, num_tokens: int) -> float:
         return float(num_tokens)
@@ -192,5 +213,5 @@ class TokenBudget(Predictor):
     def __init__(self, config: SchedulerConfig) -> None:
         super().__init__(TokenCount(), config)
 
-    def target(self, decoding: Iterable[Request]) -> float:
+    def target(self, tightest_tpot_s: float | None = None) -> float:
         return float(self.config.chunk_size)

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from longspan.core.policies.medha.chunking import Candidate
 from longspan.core.policies.medha.clearing import Clearing, shard_slots
 from longspan.core.policies.medha.priority import Standing
+from longspan.core.policies.medha.ranking import Candidate, Stand
 from longspan.core.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
@@ -61,8 +61,8 @@ class Relief:
         self,
         state: SchedulerState,
         concessions: Concessions,
-        stand: Callable[[Request], Standing],
-        rank: Callable[[Request, Standing], tuple[float, ...]],
+        stand: Stand,
+        rank: Callable[[Request, Standing[float]], tuple[float, ...]],
     ) -> None:
         self.state = state
         self.concessions = concessions

@@ -6,49 +6,58 @@ Each looks at a request as it stands now; nothing is kept from one decision to t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+N = TypeVar("N", float, Floats)
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """A request that prefills, at one moment.
+class Standing(Generic[N]):
+    """A request that prefills, at one moment; or many, each a place in columns. Rules are elementwise, so they hold for
+    both.
 
     arrived: time. deadline_s: seconds from then to when its first token is due. remaining_s, total_s: predicted seconds
-    of what is left of its prefill, and of all of it, alone.
+    of what is left of its prefill, and of all of it, alone. scale_s: total_s, but never zero.
     """
 
     now: float
-    arrived: float
-    deadline_s: float
-    remaining_s: float
-    total_s: float
+    arrived: N
+    deadline_s: N
+    remaining_s: N
+    total_s: N
+    scale_s: N
 
     @property
-    def slack_s(self) -> float:
+    def slack_s(self) -> N:
         """Seconds that it can stand still and meet its deadline yet."""
         return self.arrived + self.deadline_s - self.now - self.remaining_s
 
     @property
-    def relative_slack(self) -> float:
+    def relative_slack(self) -> N:
         """rho: slack as a share of the whole work."""
-        return self.slack_s / max(self.total_s, 1e-9)
+        return self.slack_s / self.scale_s
 
 
-def lars(standing: Standing) -> float:
+def lars(standing: Standing[N]) -> N:
     """Length-aware relative slack: the longer a request, the more slack counts as little."""
     return standing.relative_slack
 
 
-def first_come(standing: Standing) -> float:
+def first_come(standing: Standing[N]) -> N:
     return standing.arrived
 
 
-def earliest_deadline(standing: Standing) -> float:
+def earliest_deadline(standing: Standing[N]) -> N:
     return standing.arrived + standing.deadline_s
 
 
-def shortest_remaining(standing: Standing) -> float:
+def shortest_remaining(standing: Standing[N]) -> N:
     return standing.remaining_s
 
 
-def least_slack(standing: Standing) -> float:
+def least_slack(standing: Standing[N]) -> N:
     return standing.slack_s

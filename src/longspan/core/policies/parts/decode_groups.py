@@ -5,22 +5,32 @@ Requests that share an instance run in one batch; so the groups are the connecte
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from functools import lru_cache
+from operator import attrgetter
 
 from longspan.core.cluster import Instance
 from longspan.core.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
 
-@dataclass(slots=True, eq=False)
-class DecodeGroup:
-    """Ready requests and the idle instances that hold them, or were added."""
+_ARRIVAL = attrgetter("arrival_index")
 
-    requests: list[Request]
-    instances: list[Instance]
-    max_requests: int
+
+class DecodeGroup:
+    """Ready requests and the idle instances that hold them, or were added.
+
+    room: free slots of its instances. It stays as it is until something runs on them.
+    """
+
+    __slots__ = ("added", "instances", "max_requests", "requests", "room")
+
+    def __init__(self, requests: list[Request], instances: list[Instance], max_requests: int) -> None:
+        self.requests = requests
+        self.instances = instances
+        self.max_requests = max_requests
+        self.added: list[Instance] = []
+        self.room = sum([instance.free for instance in instances])
 
     @property
     def size(self) -> int:
@@ -28,23 +38,27 @@ class DecodeGroup:
         return min(len(self.requests), self.max_requests)
 
     @property
-    def room(self) -> int:
-        return sum(instance.free for instance in self.instances)
-
-    @property
     def surplus(self) -> int:
         """Slots left after its next iteration; below zero if it lacks some."""
         return self.room - self.size
 
+    def add(self, instance: Instance) -> None:
+        self.instances.append(instance)
+        self.added.append(instance)
+        self.room += instance.free
+
     def absorb(self, other: DecodeGroup) -> None:
         self.requests += other.requests
         self.instances += other.instances
+        self.added += other.added
+        self.room += other.room
 
 
 def form_groups(
     state: SchedulerState, held: Collection[int] = frozenset()
-) -> tuple[list[DecodeGroup], list[Instance]]:
-    """Groups that can run now, by their oldest request, and idle instances with room that belong to none.
+) -> tuple[list[DecodeGroup], Iterator[Instance]]:
+    """Groups that can run now, by their oldest request, and idle instances with room that belong to none, the roomiest
+    first. These are looked for when the first is asked for.
 
     A group with an instance that still decodes for others waits for it: its idle instances stay idle for that
     one iteration, or they would go out of step for ever. Requests that need an instance busy with a prefill
@@ -52,43 +66,62 @@ def form_groups(
 
     held: instances that shall not decode, as if they were busy with a prefill.
     """
-    idle = {instance.id for instance in state.cluster.idle()}.difference(held)
-    soon = {instance.id for instance in state.cluster.decoding()}
-    candidates = find_candidates(state, idle, soon)
-    leader = connect(len(state.cluster), candidates.values())
-    busy = {leader[number] for number in soon}
+    cluster = state.cluster
+    resting, unavailable = cluster.resting(), cluster.engaged
+    if held:
+        resting = [instance for instance in resting if instance.id not in held]
+        unavailable = unavailable | {number for number in held if cluster[number].is_idle}
+    if not resting:
+        return [], iter(())
+    candidates = find_candidates(state, resting, unavailable)
+    leader = connect(candidates.values())
     members: dict[int, list[Request]] = {}
-    occupied: set[int] = set()
+    numbers: dict[int, set[int]] = {}
     for request, holders in candidates.items():
-        members.setdefault(leader[holders[0]], []).append(request)
-        occupied.update(holders)
-    limit = state.config.max_batch_requests
-    groups = [
-        DecodeGroup(requests, [state.cluster[n] for n in sorted(occupied) if leader[n] == lead], limit)
-        for lead, requests in members.items()
-        if lead not in busy
-    ]
-    groups.sort(key=lambda group: min(request.arrival_index for request in group.requests))
-    spare = [state.cluster[n] for n in sorted(idle - occupied) if state.cluster[n].free > 0]
-    return groups, sorted(spare, key=lambda instance: -instance.free)
+        lead = leader[holders[0]]
+        if lead not in members:
+            members[lead], numbers[lead] = [], set()
+        members[lead].append(request)
+        numbers[lead].update(holders)
+    groups = []
+    for lead, requests in members.items():
+        instances = [cluster[number] for number in sorted(numbers[lead])]
+        if all([instance.is_idle for instance in instances]):
+            groups.append(DecodeGroup(requests, instances, state.config.max_batch_requests))
+    if len(groups) > 1:
+        groups.sort(key=lambda group: min(map(_ARRIVAL, group.requests)))
+    return groups, _spare(state, [held, *numbers.values()])
 
 
-def find_candidates(state: SchedulerState, idle: set[int], soon: set[int]) -> dict[Request, tuple[int, ...]]:
-    """Ready requests -> holders, where every holder is idle, or decodes and comes back soon."""
-    available = idle | soon
+def _spare(state: SchedulerState, taken: Iterable[Collection[int]]) -> Iterator[Instance]:
+    numbers = set().union(*taken)
+    with_room = [instance for instance in state.cluster.idle() if instance.free > 0 and instance.id not in numbers]
+    yield from sorted(with_room, key=lambda instance: -instance.free)
+
+
+def find_candidates(
+    state: SchedulerState, resting: Iterable[Instance], unavailable: Set[int]
+) -> dict[Request, tuple[int, ...]]:
+    """Decoding requests ready on these instances -> holders, all of which are available."""
     holders_of = state.placement.holders
     candidates: dict[Request, tuple[int, ...]] = {}
-    for number in sorted(idle):
-        for request in state.cluster[number].ready.values():
-            if request not in candidates and request.status is RequestStatus.DECODING:
+    for instance in resting:
+        for request in instance.ready.values():
+            if request.status is RequestStatus.DECODING and request not in candidates:
                 holders = holders_of(request.id)
-                if len(holders) == 1 or available.issuperset(holders):
+                if len(holders) == 1 or unavailable.isdisjoint(holders):
                     candidates[request] = holders
     return candidates
 
 
-def connect(num_instances: int, sets_of_holders: Iterable[tuple[int, ...]]) -> list[int]:
-    """Instance -> the leader of its connected part, the one with the lowest number."""
+class Leaders(dict[int, int]):
+    """Instance -> the leader of its connected part, the one with the lowest number: itself unless it is joined."""
+
+    def __missing__(self, number: int) -> int:
+        return number
+
+
+def connect(sets_of_holders: Iterable[tuple[int, ...]]) -> Leaders:
     parts: list[int] = []  # disjoint sets of instances, as bits
     for holders in {holders for holders in sets_of_holders if len(holders) > 1}:
         joined = _bits(holders)
@@ -99,7 +132,7 @@ def connect(num_instances: int, sets_of_holders: Iterable[tuple[int, ...]]) -> l
             if part & joined:
                 joined |= part
         parts = [*apart, joined]
-    leader = list(range(num_instances))
+    leader = Leaders()
     for part in parts:
         lead = (part & -part).bit_length() - 1
         for number in range(lead, part.bit_length()):
@@ -113,13 +146,13 @@ def _bits(numbers: tuple[int, ...]) -> int:
     return sum(1 << number for number in numbers)
 
 
-def relieve_shortage(groups: list[DecodeGroup], spare: list[Instance]) -> list[DecodeGroup]:
+def relieve_shortage(groups: list[DecodeGroup], spare: Iterator[Instance]) -> list[DecodeGroup]:
     """Scale up for memory, the oldest group first: take a spare instance, or join a group with surplus."""
     left = list(groups)
     for group in groups:
-        while group in left and group.surplus < 0:
-            if spare:
-                group.instances.append(spare.pop(0))
+        while group.surplus < 0 and group in left:
+            if extra := next(spare, None):
+                group.add(extra)
                 continue
             others = [other for other in left if other is not group and other.surplus > 0]
             if not others:
@@ -137,13 +170,15 @@ def choose_victim(state: SchedulerState, groups: Sequence[DecodeGroup]) -> Reque
     request waits for the others: if nothing else were alive, it would have room, since it was not refused.
     """
     stuck = [group for group in groups if group.room == 0]
+    if not stuck:
+        return None
     requests = [request for group in groups for request in group.requests]
-    if not stuck or len(requests) == 1:
+    if len(requests) == 1:
         return None
     room_to_come = sum(instance.free for instance in state.cluster.instances if not instance.is_idle)
     if room_to_come >= stuck[0].size:
         return None
-    return max(requests, key=lambda request: request.arrival_index)
+    return max(requests, key=_ARRIVAL)
 
 
 def choose_victim_inside(groups: Sequence[DecodeGroup]) -> Request | None:
@@ -153,24 +188,21 @@ def choose_victim_inside(groups: Sequence[DecodeGroup]) -> Request | None:
     """
     for group in groups:
         if group.room == 0:
-            return max(group.requests, key=lambda request: request.arrival_index)
+            return max(group.requests, key=_ARRIVAL)
     return None
 
 
 def choose_requests(group: DecodeGroup) -> list[Request]:
     """All in turn if the batch is limited by its size; the oldest if it is limited by KV room."""
     if group.surplus < 0:
-        return sorted(group.requests, key=lambda request: request.arrival_index)[: group.room]
-    return sorted(group.requests, key=lambda request: request.ready_order)[: group.size]
+        return sorted(group.requests, key=_ARRIVAL)[: group.room]
+    return sorted(group.requests, key=attrgetter("ready_order"))[: group.size]
 
 
 def run_decode(state: SchedulerState, requests: Sequence[Request], masters: Sequence[int]) -> None:
     """One iteration: masters[i] computes and keeps the token of requests[i]; whoever holds KV takes part."""
-    members = set(masters)
-    for request in requests:
-        members.update(state.placement.holders(request.id))
-    pairs = zip(requests, masters, strict=True)
-    segments = [state.decode_segment(request, master) for request, master in pairs]
+    members = set(masters).union(*[state.placement.holders(request.id) for request in requests])
+    segments = list(map(state.decode_segment, requests, masters))
     state.run_batch(tuple(sorted(members)), segments)
 
 

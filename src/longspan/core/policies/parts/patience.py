@@ -11,8 +11,6 @@ PATIENCE = 4
 def somebody_is_overdue(state: SchedulerState) -> bool:
     """A request that could have decoded on an idle instance has watched too many prefills pass."""
     patience = PATIENCE * len(state.cluster)
-    return any(
-        state.num_prefills - next(iter(instance.ready.values())).prefills_seen > patience
-        for instance in state.cluster.idle()
-        if instance.ready
-    )
+    resting = state.cluster.resting()
+    longest_ready = [next(iter(instance.ready.values())) for instance in resting if instance.ready]
+    return any([state.num_prefills - request.prefills_seen > patience for request in longest_ready])
