@@ -50,7 +50,8 @@ THEIRS: dict[str, list[str]] = {
     "vllm": [],
     "vllm_tuned": ["--max-num-batched-tokens", "512", "--long-prefill-token-threshold", "256"],
 }
-VLLM_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "2"}  # GiB: 90,000 tokens; two servers and ours have to fit
+# 2 GiB of KV are 90,000 tokens; two servers and ours have to fit. The engine has its own process, as by default.
+VLLM_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 LONG_FROM, FIRST_LONG_S = 4096, 15.0
 WARM_UP_S, WARM_UP_SEED = 20.0, 10_000
 GRACE_S = 60.0

@@ -16,9 +16,11 @@ from longspan.core.scheduler import Scheduler
 from longspan.profiler.grid import check_groups, fit_groups
 
 
-def run(episode: Episode, num_instances: int, kv_tokens: int) -> tuple[list[Action], list[Timed]]:
+def run(
+    episode: Episode, num_instances: int, kv_tokens: int, lookahead: bool = False
+) -> tuple[list[Action], list[Timed]]:
     """Every action in order, the n-th of which takes n seconds; and what the policy timed."""
-    config = SchedulerConfig(num_instances=num_instances, kv_tokens=kv_tokens, lookahead=False)
+    config = SchedulerConfig(num_instances=num_instances, kv_tokens=kv_tokens, lookahead=lookahead)
     policy = EpisodePolicy()
     scheduler = Scheduler(config, policy)
     ids = [f"r{place}" for place in range(len(episode.prompts))]
@@ -29,7 +31,7 @@ def run(episode: Episode, num_instances: int, kv_tokens: int) -> tuple[list[Acti
         pending += scheduler.handle(RequestArrived(request_id, prompt, left[request_id]), 0.0)
     now, ran = 0.0, []
     while pending:
-        (action,) = pending
+        action = pending.pop(0)
         ran.append(action)
         now += len(ran)
         if isinstance(action, MigrateKV):
@@ -44,13 +46,14 @@ def run(episode: Episode, num_instances: int, kv_tokens: int) -> tuple[list[Acti
                     outputs.append(TokenOutput(segment.request_id, ends))
             actions = scheduler.handle(BatchCompleted(action.batch_id, tuple(outputs)), now)
         scheduler.check_invariants()
-        pending = [a for a in actions if isinstance(a, RunBatch | MigrateKV)]
+        pending += [a for a in actions if isinstance(a, RunBatch | MigrateKV)]
+        assert len(pending) <= 1 + lookahead
     assert scheduler.idle() and not any(left.values())
     return ran, policy.timed()
 
 
-def check(episode: Episode, num_instances: int, kv_tokens: int) -> None:
-    ran, timed = run(episode, num_instances, kv_tokens)
+def check(episode: Episode, num_instances: int, kv_tokens: int, lookahead: bool) -> None:
+    ran, timed = run(episode, num_instances, kv_tokens, lookahead)
     expected = list(episode.work())
     assert [step.work for step in timed] == [work for work, _ in expected]
     assert len(ran) == sum(times for _, times in expected)
@@ -71,17 +74,18 @@ def check(episode: Episode, num_instances: int, kv_tokens: int) -> None:
     kv_tokens=st.one_of(st.integers(100, 3000), st.integers(3000, 20_000)),
     max_model_len=st.integers(64, 10_000),
     is_check=st.booleans(),
+    lookahead=st.booleans(),
     data=st.data(),
 )
 def test_every_episode_of_the_grids_runs_as_it_says(
-    instances: int, kv_tokens: int, max_model_len: int, is_check: bool, data: st.DataObject
+    instances: int, kv_tokens: int, max_model_len: int, is_check: bool, lookahead: bool, data: st.DataObject
 ) -> None:
     config = SchedulerConfig(num_instances=instances, kv_tokens=kv_tokens)
     groups = (check_groups if is_check else fit_groups)(config, max_model_len)
     for number, episode in enumerate(data.draw(st.sampled_from(groups))):
         assert number < instances
         assert max(p + o for p, o in zip(episode.prompts, episode.output_tokens(), strict=True)) <= max_model_len
-        check(episode, instances, kv_tokens)
+        check(episode, instances, kv_tokens, lookahead)
 
 
 @pytest.mark.parametrize("instances", [1, 2, 3])

@@ -284,7 +284,7 @@ def test_the_waiting_are_ranked_as_one_by_one(
             state.waiting.remove(leaving.draw(st.sampled_from(list(state.waiting))))
         backlog.follow(state, lambda request: predictor.standing(request, 0.0))
 
-        def key(request: Request) -> tuple[float, ...]:
+        def key(request: Request, now: float = now) -> tuple[float, ...]:
             return (-request.service.priority, rule(predictor.standing(request, now)), request.arrival_index)
 
         assert [backlog.queue[place] for place in backlog.order(now, rule)] == sorted(state.waiting, key=key)

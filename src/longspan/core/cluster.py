@@ -118,7 +118,7 @@ class Cluster:
 
     @property
     def engaged(self) -> Set[int]:
-        """Numbers of all others: they run a prefill or a migration, or their later stages are full; that may take long."""
+        """Numbers of all others: they run a prefill or a migration, or later stages are full; that may take long."""
         return self._engaged
 
     def take(self, instance: int, tokens: int) -> None:

@@ -95,8 +95,8 @@ class Episode:
 class Timed:
     """A step that ran. work: as in `Episode.work`: the batch, or how many tokens moved.
 
-    seconds: from the decision to its completion, on the engine's clock; of a step that ran several times, the
-        median of all but the first.
+    seconds: from the decision, or the completion that it was queued behind, to its own completion, on the engine's
+        clock; of a step that ran several times, the median of all but the first.
     """
 
     work: BatchShape | int

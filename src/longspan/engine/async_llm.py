@@ -139,7 +139,7 @@ class AsyncLLM:
             cost_model = sib.cost_model if sib is not None else None
             if cost_model is None and policy.needs_cost_model:
                 prober = EpisodePolicy()
-                probe = assemble(replace(scheduler_config, lookahead=False), prober, None)
+                probe = assemble(scheduler_config, prober, None)
                 cost_model = await estimate_cost_model(probe, prober, deployment.model_shape)
                 logger.info(
                     "the policy %s predicts times: they are estimated from a few batches; "

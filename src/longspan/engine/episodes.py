@@ -22,7 +22,7 @@ _CLEARLY_LONGER = 4.0
 
 
 async def run_episode(engine: AsyncLLM, policy: EpisodePolicy, episode: Episode) -> Sequence[Timed]:
-    """Its steps, timed. engine: of this policy, without lookahead, with nothing else to do.
+    """Its steps, timed. engine: of this policy, with nothing else to do.
 
     Raises RequestError: it does not fit the engine; EngineDeadError.
     """

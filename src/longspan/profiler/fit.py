@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from itertools import combinations, pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -149,6 +149,7 @@ def _between(low: RowT, high: RowT, num_instances: int) -> RowT:
         share = divided if name.startswith("per_") else along
         return (1 - share) * float(getattr(low, name)) + share * float(getattr(high, name))
 
-    names = [field.name for field in fields(low) if not field.name.startswith("num_")]
-    masters = {} if isinstance(low, PrefillCoefficients) else {"num_masters": 1 if high.num_masters == 1 else n}
-    return replace(low, num_instances=n, **masters, **{name: mean(name) for name in names})
+    changed: dict[str, Any] = {f.name: mean(f.name) for f in fields(low) if not f.name.startswith("num_")}
+    if isinstance(high, DecodeCoefficients):
+        changed["num_masters"] = 1 if high.num_masters == 1 else n
+    return replace(low, num_instances=n, **changed)

@@ -17,6 +17,7 @@ _EVERY = 16  # instances
 _SHORTEST = 16
 _GROWTH = 4
 _MOST_DECODES = 64
+_MANY_DECODES = 4
 _DECODE_TIMES = 4  # the first of them does not count
 _OUTPUTS = 32  # more than any request generates
 
@@ -110,10 +111,13 @@ def _one_prompt(tokens: int, chunks: int, place: _Place) -> Episode:
 
 
 def _batch(total: int, requests: int, place: _Place) -> Episode:
-    """All prompts in one batch, then decodes of all, and of fewer, by one master and by all."""
+    """All prompts in one batch, then decodes of all, and of fewer, by one master and by all.
+
+    Not of so few that it matters that these iterations are not queued ahead, since the others stand still meanwhile.
+    """
     prompts = _split(total, requests)
     steps: list[Step] = [Iterate(chunks=tuple(enumerate(prompts)))]
-    for count in sorted({1, requests // 4, requests // 2, requests} - {0}):
+    for count in sorted({requests, *(part for part in (requests // 4, requests // 2) if part >= _MANY_DECODES)}):
         steps += [_decode(count, masters) for masters in sorted({1, place.instances}) if masters <= count]
     return Episode(prompts, place.instances, tuple(steps))
 

@@ -37,7 +37,7 @@ Report = Callable[[Measured], None]
 
 
 class Measurer:
-    """One measurement on one engine, which must be of this policy, and not look ahead.
+    """One measurement on one engine, which must be of this policy.
 
     begun: when the budget began, on `time.monotonic`. What is expected to exceed it is left out, save for the cheapest
     group.

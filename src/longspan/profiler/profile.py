@@ -62,7 +62,7 @@ async def check(
 @asynccontextmanager
 async def _engine(config: EngineConfig) -> AsyncIterator[tuple[AsyncLLM, EpisodePolicy]]:
     policy = EpisodePolicy()
-    engine = await AsyncLLM.start(replace(config, lookahead=False, sib=None, event_log=None), policy)
+    engine = await AsyncLLM.start(replace(config, sib=None, event_log=None), policy)
     try:
         yield engine, policy
     finally:

@@ -78,6 +78,7 @@ class IterationCost:
         shape, sheet, efficiency = fleet.model.shape, fleet.machine.sheet, fleet.machine.efficiency
         self._shape = shape
         self._overheads = fleet.machine.overheads
+        self._residuals = fleet.machine.residuals
         self._flops = sheet.flops * efficiency.matmul * fleet.tp
         self._bandwidth = sheet.memory_bandwidth * efficiency.memory * fleet.tp
         self._link = sheet.link_bandwidth * efficiency.link
@@ -101,13 +102,14 @@ class IterationCost:
         self._dense_s = lru_cache(maxsize=4096)(self._dense)  # decode batches have few different sizes
         self._head_s = lru_cache(maxsize=4096)(self._head)
 
-    def duration(self, action: RunBatch | MigrateKV) -> Seconds:
+    def duration(self, action: RunBatch | MigrateKV, neighbours: int = 0) -> Seconds:
+        """neighbours: other instances that are at work."""
         if isinstance(action, MigrateKV):
             seconds = self.migration(action.num_tokens, (action.source, action.target))
             return Seconds(0.0, (seconds / self.fleet.pp,) * self.fleet.pp)
-        return self.batch(action)
+        return self.batch(action, neighbours)
 
-    def batch(self, batch: RunBatch) -> Seconds:
+    def batch(self, batch: RunBatch, neighbours: int = 0) -> Seconds:
         overheads, others = self._overheads, len(batch.group) - 1
         if others:
             loads, attention_s = self._across(batch)
@@ -116,14 +118,21 @@ class IterationCost:
         else:
             rows, emitting, attention_s = self._alone(batch.segments)
         layer_s = self._dense_s(rows) + attention_s + overheads.layer_s
+        has_prompts = any([segment.length > 1 for segment in batch.segments])
         host_s = (
             overheads.iteration_s
-            + overheads.prompts_s * any([segment.length > 1 for segment in batch.segments])
+            + overheads.prompts_s * has_prompts
             + overheads.request_s * len(batch.segments)
             + overheads.instance_s * others
         )
-        slowed = 1.0 + overheads.contention * others
-        return Seconds(host_s, self._stages(slowed * layer_s, slowed * self._head_s(emitting), batch))
+        slowed = 1.0 + overheads.contention * (others if has_prompts else others + neighbours)
+        first, *later = self._stages(slowed * layer_s, slowed * self._head_s(emitting), batch)
+        if not overheads.overlaps_host:
+            host_s, first = 0.0, host_s + first
+        if self._residuals is None:
+            return Seconds(host_s, (first, *later))
+        factor = self._residuals.factor(batch)
+        return Seconds(factor * host_s, tuple([factor * stage_s for stage_s in (first, *later)]))
 
     def _stages(self, layer_s: float, head_s: float, batch: RunBatch) -> tuple[float, ...]:
         """Of each pipeline stage: its layers, what comes in from the stage before, and in the last one the head."""
@@ -205,16 +214,17 @@ class IterationCost:
         """Each instance's load, and the seconds of attention in one layer."""
         loads = {instance: _Load() for instance in batch.group}
         ring: tuple[int, ...] = ()
-        ring_tokens, ring_s = 0, 0.0
+        ring_tokens, ring_pieces, ring_s = 0, 0, 0.0
         for segment in batch.segments:
             size = len(segment.compute)
             if size > 1:
                 ring = segment.compute
                 ring_tokens += segment.length
+                ring_pieces += 1
                 ring_s += self._new_tokens(segment.length) / size
             self._add_across(loads, segment, size)
         if ring:
-            passing_s = self._ring(ring, ring_tokens, ring_s)
+            passing_s = self._ring(ring, ring_tokens, ring_pieces, ring_s)
             for instance in ring:
                 loads[instance].own_s += passing_s
         asked = max(max(load.asked, load.answered) for load in loads.values())
@@ -253,11 +263,11 @@ class IterationCost:
         """Attention of so many rows of one request over so many tokens of its context."""
         return tokens * max(rows * self._pair_s, self._kv_read_s)
 
-    def _ring(self, ring: tuple[int, ...], tokens: int, attention_s: float) -> float:
+    def _ring(self, ring: tuple[int, ...], tokens: int, pieces: int, attention_s: float) -> float:
         """attention_s: of one instance, over all blocks. The first block is its own; the others arrive one by one."""
         latency_s, bandwidth = self._link_between(ring)
         hop_s = latency_s + tokens / len(ring) * self._kv_bytes / self.fleet.tp / bandwidth
-        block_s = self._overheads.round_s + attention_s / len(ring)
+        block_s = self._overheads.round_s + pieces * self._overheads.piece_s + attention_s / len(ring)
         hops = len(ring) - 1
         return block_s + hops * (max(block_s, hop_s) if self._overheads.overlaps_ring else block_s + hop_s)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from longspan.simulator.residuals import Residuals
+
 GIB = 2**30
 
 
@@ -48,15 +50,18 @@ class Efficiency:
 class Overheads:
     """What no roofline knows of, in seconds.
 
-    iteration_s: of an iteration, on the host, which prepares it while the one before still runs.
+    iteration_s: of an iteration, on the host.
     prompts_s: the same if there are prompts in it, which no prepared launch (a CUDA graph) covers.
     request_s: the same for each request in it. instance_s: the same for each instance beyond the first.
     layer_s: of a layer, for launching its kernels. allreduce_s: of one all-reduce, whatever its size, for each
         doubling of its devices. exchange_s: of one exchange between instances, whatever its size.
-    round_s: of a round of the ring beside its exchange, for launching its kernels.
+    round_s: of a round of the ring beside its exchange, for launching its kernels. piece_s: the same for each prompt
+        that goes around.
     network_s: what an exchange takes longer between nodes. migration_s: of a migration, whatever its size.
-    contention: by what share each further instance of a group slows all of them down, where they share memory or cores.
+    contention: by what share each further instance at work slows an iteration down, where they share memory or cores:
+        those of its group, and if it only decodes, and so waits for memory, all others.
     overlaps_ring: whether blocks of KV travel while the block before them is used.
+    overlaps_host: whether the host prepares an iteration that is queued while the one before it still runs.
     """
 
     iteration_s: float
@@ -67,21 +72,24 @@ class Overheads:
     allreduce_s: float
     exchange_s: float
     round_s: float
+    piece_s: float = 0.0
     network_s: float
     migration_s: float
     contention: float = 0.0
     overlaps_ring: bool = True
+    overlaps_host: bool = True
     origin: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """One kind of device, as many as are needed."""
+    """One kind of device, as many as are needed. residuals: what its figures leave unexplained, if it was measured."""
 
     name: str
     sheet: DataSheet
     efficiency: Efficiency
     overheads: Overheads
+    residuals: Residuals | None = None
 
     def origins(self) -> dict[str, str]:
         """Where each group of figures is from."""

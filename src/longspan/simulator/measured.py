@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from longspan.errors import ConfigError
 from longspan.sib import Deployment, ScalingInformationBase
 from longspan.simulator.calibration import Figure, Timing, calibrate, mean_error
+from longspan.simulator.cost import IterationCost
 from longspan.simulator.fleet import Fleet, SimulatedModel
 from longspan.simulator.machine import DataSheet, Efficiency, Machine, Overheads
+from longspan.simulator.residuals import Residuals
+from longspan.simulator.spread import evenly_spread
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +28,10 @@ _FIGURES = (
 _FIGURES_OF_SEVERAL = (
     Figure("sheet", "link_bandwidth", *_ANY),
     Figure("overheads", "contention", 1e-4, 10.0),
-    *(Figure("overheads", name, *_LATENCY) for name in ("instance_s", "exchange_s", "round_s", "migration_s")),
+    *(
+        Figure("overheads", name, *_LATENCY)
+        for name in ("instance_s", "exchange_s", "round_s", "piece_s", "migration_s")
+    ),
 )
 _ONE_NODE = 2**20  # devices
 _UNLIMITED = 2**31  # tokens
@@ -54,12 +61,14 @@ def measured_machine(sib: ScalingInformationBase, path: Path) -> Machine:
         efficiency=Efficiency(matmul=1.0, attention=0.5, memory=1.0, link=1.0, origin=origin),
         overheads=Overheads(
             iteration_s=1e-3, prompts_s=1e-4, request_s=1e-5, instance_s=1e-4, layer_s=1e-5, allreduce_s=1e-5,
-            exchange_s=1e-5, round_s=1e-5, network_s=0.0, migration_s=1e-3, contention=0.1, origin=origin,
+            exchange_s=1e-5, round_s=1e-5, piece_s=1e-5, network_s=0.0, migration_s=1e-3, contention=0.1,
+            overlaps_host=False, origin=origin,  # timings of whole iterations do not tell what the host could prepare
         ),
     )  # fmt: skip
     timings = sib_timings(sib, first_guess)
     figures = _FIGURES + (_FIGURES_OF_SEVERAL if sib.deployment.instances > 1 else ())
     machine = calibrate(first_guess, figures, timings)
+    machine = replace(machine, residuals=_residuals(sib, machine))
     error = mean_error(machine, timings)
     logger.log(
         logging.WARNING if error > _DOUBTFUL else logging.INFO,
@@ -81,6 +90,14 @@ def sib_timings(sib: ScalingInformationBase, machine: Machine) -> list[Timing]:
         Timing("migration", fleets[sib.deployment.instances], m.num_tokens, m.seconds)
         for m in sib.measurements.migrations
     ]
+
+
+def _residuals(sib: ScalingInformationBase, machine: Machine) -> Residuals:
+    there = sib.deployment
+    fleet = Fleet(machine=machine, model=measured_model(there), instances=there.instances, tp=there.tp, pp=there.pp)
+    cost = IterationCost(fleet)
+    measured = [(evenly_spread(m.shape), m.seconds) for m in sib.measurements.iterations]
+    return Residuals.of(measured, lambda batch: cost.batch(batch).total)
 
 
 def measured_model(deployment: Deployment) -> SimulatedModel:

@@ -208,7 +208,7 @@ class Simulator:
 
     def _occupy(self, action: RunBatch | MigrateKV, instances: tuple[int, ...], now: float) -> float:
         """Put work behind all that its instances have; returns when it begins."""
-        seconds = self.cost.duration(action)
+        seconds = self.cost.duration(action, self._neighbours(instances, now))
         begin_s, end_s = 0.0, now + seconds.host
         for stage, (stage_s, free_at) in enumerate(zip(seconds.stages, self._free_at, strict=True)):
             end_s = max(end_s, max([free_at[instance] for instance in instances]))
@@ -222,6 +222,12 @@ class Simulator:
         self.usage.work(action, begin_s, end_s, sum(seconds.stages) / len(seconds.stages))
         self._push(end_s, action)
         return begin_s
+
+    def _neighbours(self, instances: tuple[int, ...], now: float) -> int:
+        """How many others are at work; only asked where they matter."""
+        if not self.cost.fleet.machine.overheads.contention:
+            return 0
+        return sum(free_s > now and number not in instances for number, free_s in enumerate(self._free_at[0]))
 
 
 def _refused(arrived_s: float, now: float, num_prompt_tokens: int) -> SimulatedRequest:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from longspan.core.actions import Segment
+from longspan.core.actions import MigrateKV, RunBatch, Segment
 from longspan.core.batch_rules import involved_instances
-from longspan.core.episode import Episode, Iterate, Move, Timed
+from longspan.core.cluster import Work
+from longspan.core.episode import Episode, Iterate, Move, Step, Timed
 from longspan.core.state import SchedulerState
 
 
 class EpisodePolicy:
     """Waits for all requests of an episode, then does exactly what it says. One episode at a time.
 
-    Needs a scheduler that does not look ahead.
+    Where the scheduler looks ahead, the iterations of a step that decodes are queued behind one another, as they are
+    when it serves; the first of them alone waits for its decision.
     """
 
     name = "episode"
@@ -24,7 +26,8 @@ class EpisodePolicy:
         self._episode = Episode((), 1, ())
         self._ids: tuple[str, ...] = ()
         self._all_are_here = False
-        self._begun: float | None = None
+        self._work: Work[RunBatch] | Work[MigrateKV] | None = None
+        self._begun = 0.0
         self._seconds: list[list[float]] = []
 
     def begin(self, episode: Episode, request_ids: Sequence[str]) -> None:
@@ -43,25 +46,35 @@ class EpisodePolicy:
         ]
 
     def schedule(self, state: SchedulerState, now: float) -> None:
-        if any(instance.is_working for instance in state.cluster.instances):
-            return
-        if self._begun is not None:
-            self._take_time(now - self._begun)
-            self._begun = None
+        self._follow(state, now)
         self._all_are_here = self._all_are_here or len(state.waiting) == len(self._ids)
-        if self._all_are_here and len(self._seconds) <= len(self._episode.steps):
-            step = self._episode.steps[len(self._seconds) - 1]
+        if self._work is None and self._all_are_here and len(self._seconds) <= len(self._episode.steps):
+            step = self._step
             if isinstance(step, Move):
                 self._move(state, step)
             else:
                 self._iterate(state, step)
-            self._begun = now
+            self._follow(state, now)
+        if self._work is not None and len(self._seconds[-1]) + 1 == _times(self._step):
+            state.hold_back()
+
+    @property
+    def _step(self) -> Step:
+        return self._episode.steps[len(self._seconds) - 1]
+
+    def _follow(self, state: SchedulerState, now: float) -> None:
+        """What ran has ended, or something begins to run."""
+        work = next((i.running or i.later[0] for i in state.cluster.instances if i.is_working), None)
+        if work is not self._work:
+            if self._work is not None:
+                self._take_time(now - self._begun)
+            self._work, self._begun = work, now
 
     def _take_time(self, seconds: float) -> None:
         """A step that has run as often as it should makes room for the next."""
-        step = self._episode.steps[len(self._seconds) - 1]
+        times = _times(self._step)
         self._seconds[-1].append(seconds)
-        if len(self._seconds[-1]) == (step.times if isinstance(step, Iterate) else 1):
+        if len(self._seconds[-1]) == times:
             self._seconds.append([])
 
     def _iterate(self, state: SchedulerState, step: Iterate) -> None:
@@ -80,6 +93,10 @@ class EpisodePolicy:
         request_id = self._ids[step.request]
         ranges = [(r.start, r.end) for r in state.placement.ranges(request_id) if r.instance == step.source]
         state.migrate(request_id, step.source, step.target, ranges)
+
+
+def _times(step: Step) -> int:
+    return step.times if isinstance(step, Iterate) else 1
 
 
 def _evenly(tokens: int, instances: Sequence[int]) -> list[tuple[int, int]]:

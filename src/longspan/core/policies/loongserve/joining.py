@@ -30,8 +30,8 @@ _MANY = 48  # instances, from which on arrays are faster than lists
 
 
 class Joining:
-    """Who of some prompts, in order of arrival, joins those before: worked out once for each number of instances, however
-    often it is asked for while the queue stays as it is.
+    """Who of some prompts, in order of arrival, joins those before: worked out once for each number of instances,
+    however often it is asked for while the queue stays as it is.
 
     max_batch_tokens: tokens dispatched at once, for each instance; where there are several, beside the longest prompt.
     """
@@ -108,7 +108,8 @@ def _pays(joined: Sequence[int], now: float, tokens: int, times: PrefillTimes, E
         beside = n * (fewer[::-1] - now) + times.fixed_array[: E - 1] + times.work_array(tokens)[: E - 1]
         return bool((beside <= wait).any())
     columns = zip(times.fixed[: E - 1], *map(times.work, joined), strict=False)
+    fewer_s = [reduce(add, column) for column in columns][::-1]
     return any(
         n * (seconds - now) + alone + more <= wait
-        for seconds, alone, more in zip([reduce(add, column) for column in columns][::-1], times.fixed, work, strict=False)
+        for seconds, alone, more in zip(fewer_s, times.fixed, work, strict=False)
     )

@@ -52,8 +52,8 @@ class DecodeBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """free: room of each idle instance that nobody can decode on. find_batches: what `batches` are worked out with, when
-    they are first asked for; that must be before anything changes."""
+    """free: room of each idle instance that nobody can decode on. find_batches: what `batches` are worked out with,
+    when they are first asked for; that must be before anything changes."""
 
     free: dict[int, int]
     find_batches: Callable[[], Sequence[DecodeBatch]]

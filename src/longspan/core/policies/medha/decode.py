@@ -42,11 +42,13 @@ def _take_slot(state: SchedulerState, request: Request, slots: dict[int, int]) -
     """Where the newest token is, else the holder with most of the KV, else who has most slots; None if nobody has."""
     if request.reserved:  # the prompt's last token
         return request.reserved[0].instance
-    master: int | None = state.placement.last_holder(request.id)
-    if slots.get(master, 0) <= 0:
-        held = state.placement.counts(request.id)
-        able = [number for number, free in slots.items() if free > 0]
-        master = max(able, key=lambda n: (held.get(n, 0), slots[n], -n), default=None)
+    newest = state.placement.last_holder(request.id)
+    if slots.get(newest, 0) > 0:
+        slots[newest] -= 1
+        return newest
+    held = state.placement.counts(request.id)
+    able = [number for number, free in slots.items() if free > 0]
+    master = max(able, key=lambda n: (held.get(n, 0), slots[n], -n), default=None)
     if master is not None:
         slots[master] -= 1
     return master

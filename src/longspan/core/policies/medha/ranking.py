@@ -48,8 +48,8 @@ class Backlog:
     """The waiting requests in columns, so that a thousand are ranked as fast as a few.
 
     Only the time changes in how a request stands while it waits. So its column is made when it comes, and kept until it
-    leaves. It cannot leave and come back unnoticed: `follow` is called at every decision, and somebody who has left with
-    one comes back with another.
+    leaves. It cannot leave and come back unnoticed: `follow` is called at every decision, and somebody who has left
+    with one comes back with another.
     """
 
     def __init__(self) -> None:

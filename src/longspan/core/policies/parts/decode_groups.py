@@ -13,7 +13,6 @@ from longspan.core.cluster import Instance
 from longspan.core.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
-
 _ARRIVAL = attrgetter("arrival_index")
 
 

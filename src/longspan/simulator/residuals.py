@@ -1,0 +1,60 @@
+"""What first principles miss on a machine that was measured: factors, interpolated between the measured iterations.
+
+Kernels are better at some sizes than at others, and caches have edges; a roofline of ten figures has none of that. An
+iteration's factor is the mean of those of measured iterations of its kind, on as many instances, with as many masters;
+near ones count most (inverse-distance weighting), by tokens, requests and context, all as powers of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import exp, log, log2
+
+from longspan.core.actions import RunBatch
+
+Kind = tuple[bool, int, int]
+"""Whether there are prompts in it; instances; masters of what decodes, where there are none."""
+_SOFTENING = 0.25
+"""Squared distance within which measured iterations are averaged rather than told apart: timings are noisy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """One measured iteration. log_factor: of its seconds over those predicted."""
+
+    kind: Kind
+    place: tuple[float, ...]
+    log_factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals:
+    points: tuple[Residual, ...]
+
+    @classmethod
+    def of(cls, timings: Iterable[tuple[RunBatch, float]], predict: Callable[[RunBatch], float]) -> Residuals:
+        """timings: batches, and the seconds that they took."""
+        return cls(tuple(Residual(*_where(batch), log(seconds / predict(batch))) for batch, seconds in timings))
+
+    def factor(self, batch: RunBatch) -> float:
+        """1 for a kind that was not measured."""
+        kind, place = _where(batch)
+        weights = weighted = 0.0
+        for point in self.points:
+            if point.kind == kind:
+                distance = sum([(a - b) ** 2 for a, b in zip(place, point.place, strict=True)])
+                weight = (distance + _SOFTENING) ** -2
+                weights += weight
+                weighted += weight * point.log_factor
+        return exp(weighted / weights) if weights else 1.0
+
+
+def _where(batch: RunBatch) -> tuple[Kind, tuple[float, ...]]:
+    """Kind, and place among others of it. Decodes beside prompts are left out: these decide."""
+    chunks = [segment for segment in batch.segments if segment.length > 1]
+    counted = chunks or batch.segments
+    tokens = sum([segment.length for segment in counted])
+    context = sum([segment.start * segment.length for segment in counted]) / tokens
+    masters = 0 if chunks else len({segment.compute for segment in counted})
+    return (bool(chunks), len(batch.group), masters), (log2(tokens), log2(len(counted)), log2(1.0 + context / 64.0))
