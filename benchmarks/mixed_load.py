@@ -1,10 +1,10 @@
 """Short requests beside long ones, over HTTP: Longspan and vLLM's CPU build in turns on the same cores.
 
 Shorts (128 to 384 prompt tokens, 32 output tokens) come as a Poisson stream of 0.5 a second, and a prompt of 7,500
-tokens every 30 seconds: `longspan bench serve --workload mixed`, which sends each request when it is due. All servers
-run throughout; in every round each has its turn, with the same requests, while the others are idle (how much of a core
-they take nevertheless is noted). A turn that is not through in time is cut off, and what has not finished is counted.
-One turn before the first round does not count.
+tokens every 30 seconds, or both at another rate: `longspan bench serve --workload mixed`, which sends each request when
+it is due. All servers run throughout; in every round each has its turn, with the same requests, while the others are
+idle (how much of a core they take nevertheless is noted). A turn that is not through in time is cut off, and what has
+not finished is counted. One turn before the first round does not count.
 
 Of ours: the policy `medha`; the same tuned for shorts, on one instance of two pipeline stages; `longspan serve` without
 any flag; the policy `loongserve`. Of vLLM: without any flag, and tuned for shorts. Weights are bf16, save that ours
@@ -52,7 +52,9 @@ THEIRS: dict[str, list[str]] = {
 }
 # 2 GiB of KV are 90,000 tokens; two servers and ours have to fit. The engine has its own process, as by default.
 VLLM_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-LONG_FROM, FIRST_LONG_S = 4096, 15.0
+LONG_FROM = 4096
+RATE = 0.5  # of shorts, a second
+FIRST_LONG_AFTER = 7.5  # of them
 WARM_UP_S, WARM_UP_SEED = 20.0, 10_000
 GRACE_S = 60.0
 
@@ -85,13 +87,13 @@ def all_serving(sides: dict[str, list[str]], options: Any) -> Iterator[dict[str,
         yield servers
 
 
-def turn(server: HttpServer, seconds: float, seed: int) -> dict[str, Any]:
+def turn(server: HttpServer, rate: float, seconds: float, seed: int) -> dict[str, Any]:
     """What `bench serve` wrote about one turn."""
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "turn.json")
         client = subprocess.Popen(
             [sys.executable, "-m", "longspan", "bench", "serve", "--url", server.url, "--workload", "mixed",
-             "--duration", str(seconds), "--seed", str(seed), "--long-threshold", str(LONG_FROM),
+             "--rate", str(rate), "--duration", str(seconds), "--seed", str(seed), "--long-threshold", str(LONG_FROM),
              "--json", str(written)],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
@@ -106,14 +108,16 @@ def turn(server: HttpServer, seconds: float, seed: int) -> dict[str, Any]:
     return report
 
 
-def one_round(servers: dict[str, HttpServer], seconds: float, seed: int, first: int) -> dict[str, dict[str, Any]]:
+def one_round(
+    servers: dict[str, HttpServer], rate: float, seconds: float, seed: int, first: int
+) -> dict[str, dict[str, Any]]:
     """Each side's turn, beginning with another one each time."""
     names = list(servers)
     reports = {}
     for name in names[first % len(names) :] + names[: first % len(names)]:
         others = [server for other, server in servers.items() if other != name]
         before = sum(server.cpu_seconds() for server in others)
-        reports[name] = turn(servers[name], seconds, seed)
+        reports[name] = turn(servers[name], rate, seconds, seed)
         idle_cpu = sum(server.cpu_seconds() for server in others) - before
         reports[name]["others_cpu_share"] = idle_cpu / reports[name]["from_schedule"]["span_s"]
     return reports
@@ -182,25 +186,27 @@ def main() -> None:
         __doc__ or "",
         [("vllm", "", "Python of vLLM"), ("model-dir", "", "bf16 safetensors, for vLLM"),
          ("model", "smollm2-135m", "ours"), ("sides", ",".join((*OURS, *THEIRS)), "with commas"),
-         ("rounds", 3, "rounds"), ("seconds", 120.0, "of each turn"), ("warm-up", WARM_UP_S, "seconds"),
+         ("rate", RATE, "of shorts, a second"), ("rounds", 3, "rounds"), ("seconds", 120.0, "of each turn"),
+         ("warm-up", WARM_UP_S, "seconds"),
          ("sib", "", "SIB file, for our policies that predict"), ("medha-flags", "", "of `longspan serve`"),
          ("name", "mixed_load", "name of the result")],
     )  # fmt: skip
-    if options.seconds <= FIRST_LONG_S:
-        raise SystemExit(f"a turn has to take more than {FIRST_LONG_S:.0f} s: that is when the first long prompt comes")
+    first_long_s = FIRST_LONG_AFTER / options.rate
+    if options.seconds <= first_long_s:
+        raise SystemExit(f"a turn has to take more than {first_long_s:.0f} s: that is when the first long prompt comes")
     flags = flags_of(options)
     with all_serving(flags, options) as servers:
-        one_round(servers, options.warm_up, WARM_UP_SEED, 0)
+        one_round(servers, RATE, options.warm_up, WARM_UP_SEED, 0)
         rounds = []
         for number in range(options.rounds):
-            rounds.append(one_round(servers, options.seconds, number, number))
+            rounds.append(one_round(servers, options.rate, options.seconds, number, number))
             say(f"round {number + 1} of {options.rounds}")
             say_sides({name: sum_up([report]) for name, report in rounds[-1].items()})
     sides = {name: sum_up([reports[name] for reports in rounds]) for name in servers}
     say("all rounds")
     say_sides(sides)
     save(options.name, {
-        "seconds": options.seconds, "rounds": options.rounds, "model": Path(options.model).name,
+        "rate": options.rate, "seconds": options.seconds, "rounds": options.rounds, "model": Path(options.model).name,
         "sib": bool(options.sib), "vllm_environment": VLLM_ENVIRONMENT,
         "sides": {name: {"flags": shlex.join(flags[name]), **side} for name, side in sides.items()},
         "times_as_good_as": ratios(sides),

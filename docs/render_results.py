@@ -28,6 +28,7 @@ SECTIONS: tuple[Section, ...] = (
     loongserve_paper.paper_loongserve,
     medha_paper.paper_medha,
     medha.mixed_load,
+    medha.mixed_load_half,
     medha.kvp,
     medha.spp,
     medha.chunk_overhead,

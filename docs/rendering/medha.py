@@ -14,6 +14,14 @@ LITTLE = 0.1  # overhead of the smallest chunk that is called cheap; the paper's
 
 
 def mixed_load(record: Record) -> str:
+    return _mixed("Short requests beside long ones, over HTTP", record)
+
+
+def mixed_load_half(record: Record) -> str:
+    return _mixed("The same at half the rate, which both sides keep up with", record)
+
+
+def _mixed(title: str, record: Record) -> str:
     r = record["results"]
 
     def latency(side: dict[str, Any], kind: str, name: str, *which: str) -> list[str]:
@@ -23,12 +31,14 @@ def mixed_load(record: Record) -> str:
     def missing(side: dict[str, Any], kind: str) -> int:
         return int(side[kind]["num_requests"] - side[kind]["num_finished"])
 
+    rate = r.get("rate", 0.5)  # before there were others
     compared = next(iter(next(iter(r["times_as_good_as"].values())).values())) if r["times_as_good_as"] else {}
     return "\n".join([
-        "## Short requests beside long ones, over HTTP\n",
+        f"## {title}\n",
         origin(record, "All rounds' requests together; tokens/s: the median round."),
         f"Two instances of one thread, and vLLM's CPU build, in turns of {r['seconds']:.0f} s, {r['rounds']} each: "
-        "shorts of 128 to 384 prompt tokens, 0.5 a second, and every 30 s one of 7,500 tokens; 32 output tokens. "
+        f"shorts of 128 to 384 prompt tokens, {rate} a second, and every {15 / rate:.0f} s one of 7,500 tokens; 32 "
+        "output tokens. "
         "Latencies in seconds, from when a request was due.\n",
         table(
             ["side", "flags", "short TTFT p50", "p99", "short TPOT p50", "p99", "long TTFT p50", "long TPOT p50",

@@ -24,6 +24,8 @@ def test_mixed_is_shorts_with_a_long_one_at_regular_times() -> None:
     assert all(128 <= r.num_prompt_tokens <= 384 for r in shorts)
     assert {r.num_output_tokens for r in requests} == {32}
     assert requests == list(first_seconds(generator.mixed_long_short(seed=5), 600))
+    slower = first_seconds(generator.mixed_long_short(seed=5, short_rate=0.25), 1200)
+    assert [r.arrived_at_s for r in slower if r.num_prompt_tokens == 7500] == [30.0 + 60.0 * n for n in range(20)]
 
 
 def test_medha_mix_is_few_long_requests_and_most_tokens() -> None:

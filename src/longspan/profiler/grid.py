@@ -1,12 +1,13 @@
 """Which episodes a profile and its check consist of, cheap ones first.
 
-Totals of tokens grow by powers of four up to what fits. Each total is taken as one prompt, as batches of prompts, and
-as one prompt in chunks, whose later ones meet context; what was prefilled is decoded, and migrated.
+Totals of tokens grow by powers of four up to what fits. Each total is taken as one prompt (a long one's last tokens as
+small chunks), as batches of prompts, and as one prompt in chunks, whose later ones meet context; what was prefilled is
+decoded, and migrated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 
@@ -15,6 +16,8 @@ from longspan.core.episode import Episode, Iterate, Move, Step
 
 _EVERY = 16  # instances
 _SHORTEST = 16
+_TAIL = (128, 32)  # small chunks at the end of a long prompt, as policies cut them that mix chunks with decodes
+_SHORTEST_WITH_TAIL = 1024
 _GROWTH = 4
 _MOST_DECODES = 64
 _MANY_DECODES = 4
@@ -78,21 +81,22 @@ def _groups(
 
 def _fit_episodes(place: _Place) -> Iterator[Episode]:
     for total in _totals(place.smallest, place.largest):
-        yield _one_prompt(total, 1, place)
+        tail = _TAIL if total >= _SHORTEST_WITH_TAIL else ()
+        yield _one_prompt((total - sum(tail), *tail), place)
         many = min(_MOST_DECODES, total // place.shortest)
         for requests in sorted({max(place.of, many // 16), many} - {0, 1}):  # some of long context, many of short
             yield _batch(total, requests, place)
         if total >= 256:
-            yield _one_prompt(total, 4, place)
+            yield _one_prompt(_split(total, 4), place)
 
 
 def _check_episodes(place: _Place) -> Iterator[Episode]:
     for total in _totals(3 * place.smallest // 2, 3 * place.largest // 4):
-        yield _one_prompt(total, 1, place)
+        yield _one_prompt((total,), place)
         yield _mixed(total, place)
         if total >= 12 * place.shortest:
             yield _batch(total, 12, place)
-            yield _one_prompt(total, 3, place)
+            yield _one_prompt(_split(total, 3), place)
 
 
 def _totals(smallest: int, largest: int) -> Iterator[int]:
@@ -103,11 +107,11 @@ def _totals(smallest: int, largest: int) -> Iterator[int]:
     yield largest
 
 
-def _one_prompt(tokens: int, chunks: int, place: _Place) -> Episode:
-    prefills = tuple(Iterate(chunks=((0, size),)) for size in _split(tokens, chunks))
+def _one_prompt(chunks: Sequence[int], place: _Place) -> Episode:
+    prefills = tuple(Iterate(chunks=((0, size),)) for size in chunks)
     can_move = place.instances == 1 < place.of
     moves: tuple[Step, ...] = (Move(0, source=0, target=1), Move(0, source=1, target=0)) if can_move else ()
-    return Episode((tokens,), place.instances, (*prefills, *moves, _decode(1, masters=1)))
+    return Episode((sum(chunks),), place.instances, (*prefills, *moves, _decode(1, masters=1)))
 
 
 def _batch(total: int, requests: int, place: _Place) -> Episode:

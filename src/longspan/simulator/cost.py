@@ -92,7 +92,7 @@ class IterationCost:
         )
         passed = NORM_PASSES * shape.hidden_size * fleet.tp  # on every device
         passed += 2 * (query_size + kv_size) + 3 * shape.intermediate_size  # rotary embedding, gated activation
-        self._elementwise_s = passed * ACTIVATION_BYTES / self._bandwidth
+        self._elementwise_bytes = passed * ACTIVATION_BYTES
         self._pair_s = shape.flops_per_pair / shape.num_layers / (sheet.flops * efficiency.attention * fleet.tp)
         self._kv_bytes = shape.kv_bytes_per_token / shape.num_layers
         self._kv_read_s = self._kv_bytes / self._bandwidth
@@ -111,13 +111,15 @@ class IterationCost:
 
     def batch(self, batch: RunBatch, neighbours: int = 0) -> Seconds:
         overheads, others = self._overheads, len(batch.group) - 1
+        sharers = neighbours
         if others:
             loads, attention_s = self._across(batch)
             rows = max([load.rows for load in loads])
             emitting = max([load.emitting for load in loads])
+            sharers += sum([load.rows > 0 for load in loads]) - 1
         else:
             rows, emitting, attention_s = self._alone(batch.segments)
-        layer_s = self._dense_s(rows) + attention_s + overheads.layer_s
+        layer_s = self._dense_s(rows, sharers) + attention_s + overheads.layer_s
         has_prompts = any([segment.length > 1 for segment in batch.segments])
         host_s = (
             overheads.iteration_s
@@ -125,8 +127,7 @@ class IterationCost:
             + overheads.request_s * len(batch.segments)
             + overheads.instance_s * others
         )
-        slowed = 1.0 + overheads.contention * (others if has_prompts else others + neighbours)
-        first, *later = self._stages(slowed * layer_s, slowed * self._head_s(emitting), batch)
+        first, *later = self._stages(layer_s, self._head_s(emitting, sharers), batch)
         if not overheads.overlaps_host:
             host_s, first = 0.0, host_s + first
         if self._residuals is None:
@@ -173,18 +174,23 @@ class IterationCost:
 
     # dense layers
 
-    def _dense(self, rows: float) -> float:
-        """One layer without its attention."""
-        products_s = sum(self._matmul(rows, inputs, outputs) for inputs, outputs in self._matrices)
-        return products_s + rows * self._elementwise_s + 2 * self._allreduce(rows)
+    def _dense(self, rows: float, sharers: int = 0) -> float:
+        """One layer without its attention. sharers: other instances that read weights at the same time."""
+        bandwidth = self._shared_bandwidth(sharers)
+        products_s = sum(self._matmul(rows, inputs, outputs, bandwidth) for inputs, outputs in self._matrices)
+        return products_s + rows * self._elementwise_bytes / bandwidth + 2 * self._allreduce(rows)
 
-    def _head(self, rows: int) -> float:
-        return self._matmul(rows, self._shape.hidden_size, self._shape.vocab_size) if rows else 0.0
+    def _head(self, rows: int, sharers: int = 0) -> float:
+        bandwidth = self._shared_bandwidth(sharers)
+        return self._matmul(rows, self._shape.hidden_size, self._shape.vocab_size, bandwidth) if rows else 0.0
 
-    def _matmul(self, rows: float, inputs: int, outputs: int) -> float:
+    def _shared_bandwidth(self, sharers: int) -> float:
+        return self._bandwidth / (1.0 + self._overheads.contention * sharers)
+
+    def _matmul(self, rows: float, inputs: int, outputs: int, bandwidth: float) -> float:
         weights = inputs * outputs
         moved = weights * self._shape.weight_bytes + rows * (inputs + outputs) * ACTIVATION_BYTES
-        return max(2.0 * rows * weights / self._flops, moved / self._bandwidth)
+        return max(2.0 * rows * weights / self._flops, moved / bandwidth)
 
     def _allreduce(self, rows: float) -> float:
         """A ring: every device sends all but its own share, twice."""

@@ -43,13 +43,14 @@ def mixed_long_short(
     short_rate: float = 0.5,
     short_prompt: Range = (128, 384),
     long_prompt_tokens: int = 7500,
-    long_every_s: float = 30.0,
+    shorts_to_a_long: float = 15.0,
     num_output_tokens: int = 32,
 ) -> Iterator[TraceRequest]:
     """Short prompts as a Poisson stream, and among them one long prompt at regular times.
 
     The first long one comes after half its interval, so that shorts run before and after it.
     """
+    long_every_s = shorts_to_a_long / short_rate
     shorts = with_arrivals(
         uniform_lengths(short_prompt, (num_output_tokens, num_output_tokens), seed),
         arrivals.poisson(short_rate, seed),
