@@ -1,17 +1,18 @@
 """Medha's evaluation in simulation: Llama-3-8B on 16 A100, many short requests and a few very long ones.
 
-The set-ups are the paper's: one instance of two stages of eight devices (TP8, SPP2), and for `loongserve` eight
-instances of two. Shorts are rows of sharegpt_openchat4, at most 8,192 tokens, as in the paper; longs are log-uniform in
-[128K, 1M], for Medha-SWE was never released: half of them are below 371K and a tenth above 852K, the paper's below 393K
-and above 839K. Arrivals are Poisson for WINDOW_S, and every request is served to its end (the paper cuts after 60
-minutes). An iteration may take 50 ms. A request is in time if its first token comes within max(1.5 T(n), 0.5 s), T(n)
-being what `medha` predicts for its prompt alone, chunk by chunk, as in the published code; and each further one within
-100 ms, for in a pipeline it waits for a stage as well.
+The set-ups are the paper's: one instance of two stages of eight devices (TP8, SPP2), and for LoongServe eight instances
+of two, with its published plans and with those of the released code, which never split a batch. Shorts are rows of
+sharegpt_openchat4, at most 8,192 tokens, as in the paper; longs are log-uniform in [128K, 1M], for Medha-SWE was never
+released: half of them are below 371K, a tenth above 852K, the paper's below 393K and above 839K. Arrivals are Poisson
+for WINDOW_S, and every request is served to its end (the paper cuts after 60 minutes). An iteration may take 50 ms. A
+request is in time if its first token comes within max(1.5 T(n), 0.5 s), T(n) being what `medha` predicts for its prompt
+alone, chunk by chunk, as in the published code; and each further one within 100 ms, for in a pipeline it waits for a
+stage as well.
 
 Then single prompts of 1M and 10M tokens on up to 128 H100: pipeline stages (SPP) against a ring of instances, and the
 decode that follows over 1 to 4 instances that share its KV (KVP); medha_scaling.py.
 
-    python benchmarks/paper_medha.py --traces DIR [--rates 0.25,0.75,1.25,1.75] [--shares 0,0.01,0.05] [--seconds 240]
+    python benchmarks/paper_medha.py --traces DIR [--rates 0.25,0.75,1.25,1.75] [--shares 0,0.01,0.05] [--seconds 600]
 """
 
 from __future__ import annotations
@@ -35,19 +36,25 @@ from simulated import Deployed, System, in_parallel
 
 HARDWARE, MODEL, SEED = "a100-80g", "llama-3-8b", 0
 LONG_FROM = 65_536
-# The paper's headlines (section 6.4 and abstract): loongserve over medha, of all requests together, at 0.75 a second.
+# The paper's headlines at 0.75 a second: LoongServe over Medha, of all requests together. The tail is the 99th
+# percentile in the abstract, and the 90th in figure 1 and section 6.4.
 HEADLINES = (
-    (0.05, "ttft_s", "p50", 30.0), (0.05, "ttft_s", "p99", 174.0), (0.01, "ttft_s", "p50", 8.0),
-    (0.0, "ttft_s", "p50", 2.0), (0.05, "tpot_s", "p50", 5.0),
+    (0.05, "ttft_s", "p50", 30.0), (0.05, "ttft_s", "p90", 174.0), (0.05, "ttft_s", "p99", 174.0),
+    (0.01, "ttft_s", "p50", 8.0), (0.0, "ttft_s", "p50", 2.0), (0.05, "tpot_s", "p50", 5.0),
 )  # fmt: skip
 HEADLINE_RATE = 0.75
-WINDOW_S = 240.0
+# Whose figures are divided by medha's. The first is the released code, all of whose plans are one batch.
+OVER_MEDHA = ("loongserve_never_splits", "loongserve")
+WINDOW_S = 600.0
 TPOT_S = 0.1
 _PIPELINED: dict[str, Any] = {"instances": 1, "tp": 8, "pp": 2}
 SYSTEMS = {
     **{policy: System(policy=policy, **_PIPELINED) for policy in ("medha", "fcfs", "edf", "least_slack")},
     **{f"sarathi {n}": System(policy="sarathi", settings={"chunk_size": n}, **_PIPELINED) for n in (512, 2048)},
-    "loongserve": System(policy="loongserve", instances=8, tp=2, settings={"max_batch_tokens": 62_500}),
+    **{
+        policy: System(policy=policy, instances=8, tp=2, settings={"max_batch_tokens": 62_500})
+        for policy in ("loongserve", "loongserve_never_splits")
+    },
 }
 
 
@@ -97,15 +104,18 @@ def simulate(task: Task) -> dict[str, Any]:
 
 
 def headlines(runs: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """As many of them as were simulated."""
-    every = {
-        (run["system"], run["long_share"]): run["classes"]["all"] for run in runs if run["rate"] == HEADLINE_RATE
-    }
+    """As many of them as were simulated. ours: by system and class; `all` is the paper's way to count."""
+    every = {(run["system"], run["long_share"]): run["classes"] for run in runs if run["rate"] == HEADLINE_RATE}
     for share, figure, percentile, paper in HEADLINES:
-        if {("loongserve", share), ("medha", share)} <= every.keys():
-            theirs, ours = (every[system, share][figure][percentile] for system in ("loongserve", "medha"))
-            what = f"{figure.removesuffix('_s').upper()} {percentile}, {share:.0%} long: `loongserve` over `medha`"
-            yield {"what": what, "paper": paper, "ours": theirs / ours}
+        if all((system, share) in every for system in ("medha", *OVER_MEDHA)):
+            ours = {
+                f"{system}, {group}": every[system, share][group][figure][percentile]
+                / every["medha", share][group][figure][percentile]
+                for system in OVER_MEDHA
+                for group in ("all", "short")
+            }
+            name = figure.removesuffix("_s").upper()
+            yield {"what": f"{name} {percentile}, {share:.0%} long", "paper": paper, "ours": ours}
 
 
 def _summary(group: ClassMetrics) -> dict[str, Any]:
