@@ -103,7 +103,7 @@ class IterationCost:
         self._head_s = lru_cache(maxsize=4096)(self._head)
 
     def duration(self, action: RunBatch | MigrateKV, neighbours: int = 0) -> Seconds:
-        """neighbours: other instances that are at work."""
+        """neighbours: instances of other groups that decode meanwhile."""
         if isinstance(action, MigrateKV):
             seconds = self.migration(action.num_tokens, (action.source, action.target))
             return Seconds(0.0, (seconds / self.fleet.pp,) * self.fleet.pp)

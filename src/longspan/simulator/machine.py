@@ -58,7 +58,7 @@ class Overheads:
     round_s: of a round of the ring beside its exchange, for launching its kernels. piece_s: the same for each prompt
         that goes around.
     network_s: what an exchange takes longer between nodes. migration_s: of a migration, whatever its size.
-    contention: by what share reading weights takes longer for each other instance that is at work, where instances
+    contention: by what share reading weights takes longer for each other instance that reads them, where instances
         share a memory.
     overlaps_ring: whether blocks of KV travel while the block before them is used.
     overlaps_host: whether the host prepares an iteration that is queued while the one before it still runs.

@@ -106,6 +106,7 @@ class Simulator:
         self._heap: list[tuple[float, int, _Coming]] = []
         self._sequence = 0
         self._free_at = [[0.0] * config.num_instances for _ in range(config.pp)]  # by stage and instance
+        self._decoding_until: dict[int, float] = {}  # where instances share a memory
         self._lives: dict[str, _Life] = {}
         self._ended: list[SimulatedRequest] = []
         self._num_batches = 0
@@ -219,15 +220,16 @@ class Simulator:
                 self._push(end_s, FirstStageFree(action.batch_id))
             for instance in instances:
                 free_at[instance] = end_s
+        if self.cost.fleet.machine.overheads.contention:  # else it does not matter who decodes
+            decodes = isinstance(action, RunBatch) and all([segment.length == 1 for segment in action.segments])
+            self._decoding_until.update(dict.fromkeys(instances, end_s if decodes else now))
         self.usage.work(action, begin_s, end_s, sum(seconds.stages) / len(seconds.stages))
         self._push(end_s, action)
         return begin_s
 
     def _neighbours(self, instances: tuple[int, ...], now: float) -> int:
-        """How many others are at work; only asked where they matter."""
-        if not self.cost.fleet.machine.overheads.contention:
-            return 0
-        return sum(free_s > now and number not in instances for number, free_s in enumerate(self._free_at[0]))
+        """How many others decode: they read weights all the time."""
+        return sum(end_s > now and number not in instances for number, end_s in self._decoding_until.items())
 
 
 def _refused(arrived_s: float, now: float, num_prompt_tokens: int) -> SimulatedRequest:
