@@ -229,6 +229,8 @@ class Simulator:
 
     def _neighbours(self, instances: tuple[int, ...], now: float) -> int:
         """How many others decode: they read weights all the time."""
+        if not self._decoding_until:
+            return 0
         return sum(end_s > now and number not in instances for number, end_s in self._decoding_until.items())
 
 
