@@ -106,7 +106,8 @@ class Simulator:
         self._heap: list[tuple[float, int, _Coming]] = []
         self._sequence = 0
         self._free_at = [[0.0] * config.num_instances for _ in range(config.pp)]  # by stage and instance
-        self._decoding_until: dict[int, float] = {}  # where instances share a memory
+        self._shares_memory = cost.fleet.machine.overheads.contention > 0.0  # else it does not matter who decodes
+        self._decoding_until: dict[int, float] = {}
         self._lives: dict[str, _Life] = {}
         self._ended: list[SimulatedRequest] = []
         self._num_batches = 0
@@ -209,7 +210,7 @@ class Simulator:
 
     def _occupy(self, action: RunBatch | MigrateKV, instances: tuple[int, ...], now: float) -> float:
         """Put work behind all that its instances have; returns when it begins."""
-        seconds = self.cost.duration(action, self._neighbours(instances, now))
+        seconds = self.cost.duration(action, self._neighbours(instances, now) if self._shares_memory else 0)
         begin_s, end_s = 0.0, now + seconds.host
         for stage, (stage_s, free_at) in enumerate(zip(seconds.stages, self._free_at, strict=True)):
             end_s = max(end_s, max([free_at[instance] for instance in instances]))
@@ -220,7 +221,7 @@ class Simulator:
                 self._push(end_s, FirstStageFree(action.batch_id))
             for instance in instances:
                 free_at[instance] = end_s
-        if self.cost.fleet.machine.overheads.contention:  # else it does not matter who decodes
+        if self._shares_memory:
             decodes = isinstance(action, RunBatch) and all([segment.length == 1 for segment in action.segments])
             self._decoding_until.update(dict.fromkeys(instances, end_s if decodes else now))
         self.usage.work(action, begin_s, end_s, sum(seconds.stages) / len(seconds.stages))
@@ -229,8 +230,6 @@ class Simulator:
 
     def _neighbours(self, instances: tuple[int, ...], now: float) -> int:
         """How many others decode: they read weights all the time."""
-        if not self._decoding_until:
-            return 0
         return sum(end_s > now and number not in instances for number, end_s in self._decoding_until.items())
 
 
