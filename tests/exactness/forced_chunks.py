@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+
+import numpy as np
 
 from longspan.core.policies.base import Policy
 from longspan.core.policies.medha.baselines import Sarathi
-from longspan.core.policies.medha.chunking import Candidate
 from longspan.core.policies.medha.predictor import Predictor, TokenBudget
+from longspan.core.policies.medha.ranking import Ranking
 from longspan.core.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
@@ -64,18 +67,18 @@ class ForcedChunks(Sarathi):
         super().schedule(state, now)
         self._note(state, self.watched)
 
-    def _ranked(self, state: SchedulerState, now: float) -> list[Candidate]:
-        ranked = super()._ranked(state, now)
+    def _ranking(self, state: SchedulerState, now: float) -> Ranking:
+        ranking = super()._ranking(state, now)
         watched = self.watched
         assert watched is not None
         if not self.pauses or not self._others_are_there(state):
-            return ranked
+            return ranking
         if self.paused_at is None and 2 * watched.num_stored >= watched.num_prompt_tokens:
             if watched.num_stored == watched.num_prompt_tokens:
-                return []  # its first token first, then `schedule` takes its KV
+                return _only(ranking, lambda _: False)  # its first token first, then `schedule` takes its KV
             self.paused_at = watched.num_stored
         stands_still = self.paused_at is not None
-        return [candidate for candidate in ranked if (candidate.request is watched) is not stands_still]
+        return _only(ranking, lambda request: (request is watched) is not stands_still)
 
     def _has_no_boundary_left(self) -> bool:
         assert self.watched is not None
@@ -90,3 +93,11 @@ class ForcedChunks(Sarathi):
             self.chunks.append(watched.num_stored - self._stored)
             self.most_in_flight = max(self.most_in_flight, watched.in_flight)
         self._stored = watched.num_stored
+
+
+def _only(ranking: Ranking, wanted: Callable[[Request], bool]) -> Ranking:
+    return replace(
+        ranking,
+        ready=[candidate for candidate in ranking.ready if wanted(candidate.request)],
+        order=np.array([place for place in ranking.order if wanted(ranking.queue[place])], dtype=np.intp),
+    )
