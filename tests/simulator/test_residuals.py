@@ -29,7 +29,7 @@ def decode(requests: int, context: int, instances: int = 1, masters: int = 1) ->
 
 
 def test_each_kind_has_factors_of_its_own() -> None:
-    slow = Residuals.of([(prefill(64), 3.0), (decode(2, 100), 5.0)], lambda _: 1.0)
+    slow = Residuals.of([(prefill(64), 3.0), (decode(2, 100), 5.0)])
     assert slow.factor(prefill(1000)) == pytest.approx(3.0)
     assert slow.factor(decode(40, 7)) == pytest.approx(5.0)
     assert slow.factor(prefill(64, instances=2)) == 1.0
@@ -37,7 +37,7 @@ def test_each_kind_has_factors_of_its_own() -> None:
 
 
 def test_near_ones_count_most() -> None:
-    found = Residuals.of([(prefill(16), 1.5), (prefill(4096), 0.5), (prefill(4096, context=4096), 4.0)], lambda _: 1.0)
+    found = Residuals.of([(prefill(16), 1.5), (prefill(4096), 0.5), (prefill(4096, context=4096), 4.0)])
     assert found.factor(prefill(16)) == pytest.approx(1.5, rel=0.02)
     assert found.factor(prefill(4096)) == pytest.approx(0.5, rel=0.02)
     assert found.factor(prefill(4000, context=3000)) == pytest.approx(4.0, rel=0.02)
@@ -49,14 +49,14 @@ def test_near_ones_count_most() -> None:
     asked=st.integers(1, 9000),
 )
 def test_no_factor_is_beyond_those_measured(points: dict[int, float], asked: int) -> None:
-    found = Residuals.of([(decode(n, 50), seconds) for n, seconds in points.items()], lambda _: 1.0)
+    found = Residuals.of([(decode(n, 50), seconds) for n, seconds in points.items()])
     assert min(points.values()) * 0.999 <= found.factor(decode(asked, 50)) <= max(points.values()) * 1.001
 
 
 def test_a_machine_with_residuals_takes_as_long_as_was_measured() -> None:
     plain = machine({"flops": 1.0})
     cost = cost_of(plain)
-    measured = [(prefill(n), factor * cost.batch(prefill(n)).total) for n, factor in ((10, 2.0), (1000, 0.5))]
-    seconds = cost_of(replace(plain, residuals=Residuals.of(measured, lambda batch: cost.batch(batch).total)))
-    for batch, wanted in measured:
-        assert seconds.batch(batch).total == pytest.approx(wanted, rel=0.02)
+    measured = [(prefill(10), 2.0), (prefill(1000), 0.5)]
+    seconds = cost_of(replace(plain, residuals=Residuals.of(measured)))
+    for batch, factor in measured:
+        assert seconds.batch(batch).total == pytest.approx(factor * cost.batch(batch).total, rel=0.02)

@@ -104,10 +104,6 @@ class Cluster:
         """By number, as are all of these."""
         return self._idle.copy()
 
-    @property
-    def all_idle(self) -> bool:
-        return len(self._idle) == len(self.instances)
-
     def resting(self) -> list[Instance]:
         """Idle, and with requests that are ready or flow."""
         return [self.instances[number] for number in sorted(self._resting)] if self._resting else []

@@ -6,10 +6,10 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from longspan.core.batch_shape import BatchShape
 from longspan.errors import ConfigError
 from longspan.sib import Deployment, ScalingInformationBase
 from longspan.simulator.calibration import Figure, Timing, calibrate, mean_error
-from longspan.simulator.cost import IterationCost
 from longspan.simulator.fleet import Fleet, SimulatedModel
 from longspan.simulator.machine import DataSheet, Efficiency, Machine, Overheads
 from longspan.simulator.residuals import Residuals
@@ -68,13 +68,14 @@ def measured_machine(sib: ScalingInformationBase, path: Path) -> Machine:
     timings = sib_timings(sib, first_guess)
     figures = _FIGURES + (_FIGURES_OF_SEVERAL if sib.deployment.instances > 1 else ())
     machine = calibrate(first_guess, figures, timings)
-    machine = replace(machine, residuals=_residuals(sib, machine))
     error = mean_error(machine, timings)
     logger.log(
         logging.WARNING if error > _DOUBTFUL else logging.INFO,
         "%s: a machine fitted to its %d timings is %.0f %% off on average", path, len(timings), 100 * error,
     )  # fmt: skip
-    return machine
+    iterations = [(timing, timing.work) for timing in timings if isinstance(timing.work, BatchShape)]
+    factors = [(evenly_spread(work), timing.seconds / timing.predict(machine)) for timing, work in iterations]
+    return replace(machine, residuals=Residuals.of(factors))
 
 
 def sib_timings(sib: ScalingInformationBase, machine: Machine) -> list[Timing]:
@@ -90,14 +91,6 @@ def sib_timings(sib: ScalingInformationBase, machine: Machine) -> list[Timing]:
         Timing("migration", fleets[sib.deployment.instances], m.num_tokens, m.seconds)
         for m in sib.measurements.migrations
     ]
-
-
-def _residuals(sib: ScalingInformationBase, machine: Machine) -> Residuals:
-    there = sib.deployment
-    fleet = Fleet(machine=machine, model=measured_model(there), instances=there.instances, tp=there.tp, pp=there.pp)
-    cost = IterationCost(fleet)
-    measured = [(evenly_spread(m.shape), m.seconds) for m in sib.measurements.iterations]
-    return Residuals.of(measured, lambda batch: cost.batch(batch).total)
 
 
 def measured_model(deployment: Deployment) -> SimulatedModel:

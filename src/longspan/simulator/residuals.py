@@ -7,7 +7,7 @@ near ones count most (inverse-distance weighting), by tokens, requests and conte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import exp, log, log2
 
@@ -33,9 +33,9 @@ class Residuals:
     points: tuple[Residual, ...]
 
     @classmethod
-    def of(cls, timings: Iterable[tuple[RunBatch, float]], predict: Callable[[RunBatch], float]) -> Residuals:
-        """timings: batches, and the seconds that they took."""
-        return cls(tuple(Residual(*_where(batch), log(seconds / predict(batch))) for batch, seconds in timings))
+    def of(cls, measured: Iterable[tuple[RunBatch, float]]) -> Residuals:
+        """measured: batches, and the seconds that they took over those predicted."""
+        return cls(tuple(Residual(*_where(batch), log(factor)) for batch, factor in measured))
 
     def factor(self, batch: RunBatch) -> float:
         """1 for a kind that was not measured."""

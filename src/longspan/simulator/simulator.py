@@ -25,7 +25,7 @@ from longspan.metrics.event_log import EventLogWriter
 from longspan.metrics.request_metrics import RequestRecord
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.limits import OutputLimit, max_tokens
-from longspan.simulator.usage import Usage
+from longspan.simulator.usage import Usage, kind_of
 from longspan.workload.traces import TraceRequest
 
 _REPORT_EVERY = 1024  # events
@@ -222,8 +222,7 @@ class Simulator:
             for instance in instances:
                 free_at[instance] = end_s
         if self._shares_memory:
-            decodes = isinstance(action, RunBatch) and all([segment.length == 1 for segment in action.segments])
-            self._decoding_until.update(dict.fromkeys(instances, end_s if decodes else now))
+            self._decoding_until.update(dict.fromkeys(instances, end_s if kind_of(action) == "decode" else now))
         self.usage.work(action, begin_s, end_s, sum(seconds.stages) / len(seconds.stages))
         self._push(end_s, action)
         return begin_s

@@ -47,7 +47,7 @@ class Usage:
     def work(self, action: RunBatch | MigrateKV, begin_s: float, end_s: float, busy_s: float) -> None:
         """busy_s: of each of its devices; less than from begin to end where these are stages of a pipeline."""
         group = action.group if isinstance(action, RunBatch) else (action.source, action.target)
-        kind = _kind(action)
+        kind = kind_of(action)
         for instance in group:
             self.busy_s[instance] += busy_s
         self.group_s[kind, len(group)] += busy_s
@@ -77,7 +77,7 @@ class Usage:
         return [sum(map(mul, used, lasting_s)) / total_s for used in by_instance]
 
 
-def _kind(action: RunBatch | MigrateKV) -> WorkKind:
+def kind_of(action: RunBatch | MigrateKV) -> WorkKind:
     """As in `BatchShape`: a single token behind a context is a decode."""
     if isinstance(action, MigrateKV):
         return "migration"
