@@ -1,29 +1,37 @@
 """The simulator beside the engine on this machine: same trace, policy and cost model, two instances, the real model.
 
 The engine is played requests open loop, and writes an event log. The simulator gets the log's configuration and cost
-model, and this machine as the profile shows it (`sib:FILE`); outputs are limited to their own lengths in both. Compared
-are mean and p90 of TTFT and of TPOT. Each log is also replayed in a fresh scheduler, which must decide the same.
+model; outputs are limited to their own lengths in both. Compared are mean and p90 of TTFT and of TPOT. Each log is also
+replayed in a fresh scheduler, which must decide the same.
+
+The machine is profiled before and after every run, and the run simulated on the mean of both profiles (`sib:FILE`),
+since a shared machine is not equally fast all day; how much the two differ is recorded as `drift`.
 
 Lengths are multiplied by one factor for each trace, so that its longest request has so many tokens, and arrivals are
-Poisson.
+Poisson. Where a trace's outputs would shrink to nothing by that, only prompts are, and outputs are cut off.
 
-    python benchmarks/simulator_against_engine.py --traces DIR --sib sib.json [--policies loongserve,medha]
+    python benchmarks/simulator_against_engine.py --traces DIR [--policies loongserve,medha]
 """
 
 from __future__ import annotations
 
 import asyncio
+import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from common import arguments, save, say
 from longspan.config import EngineConfig
 from longspan.metrics.event_log import EventLog, read_event_log, replay
 from longspan.metrics.request_metrics import Distribution, RequestRecord
-from longspan.sib import ScalingInformationBase, read_sib
+from longspan.profiler.fit import fit_cost_model
+from longspan.profiler.profile import profile
+from longspan.sib import Measurements, ScalingInformationBase, write_sib
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.fleet import Fleet
 from longspan.simulator.load import offered_load
@@ -35,34 +43,68 @@ from longspan.workload.transforms import first_seconds, scaled_to, with_arrivals
 from open_loop import serve, shape
 
 POLICIES = "loongserve,medha,static_sp,replicated"
-KV_TOKENS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """rate: requests a second. longest: tokens of prompt and output together, of the longest request."""
+    """rate: requests a second. longest: tokens of prompt and output together, of the longest request; or of its prompt,
+    where outputs stay as they are, up to `longest_output`."""
 
     trace: str
     rate: float
     longest: int
+    longest_output: int | None = None
 
 
-LOADS = (Load("azure_conv_2023", 1.5, 2048), Load("loongserve_mixed", 0.5, 6000))
+LOADS = (Load("azure_conv_2023", 1.5, 2048), Load("loongserve_mixed", 0.3, 6000, longest_output=128))
+DEPLOYMENT = EngineConfig(
+    model="smollm2-135m", instances=2, threads_per_device=1, dtype="bfloat16", kv_tokens=16_384
+)  # fmt: skip
 
 
 def workload(load: Load, folder: Path, seconds: float) -> list[TraceRequest]:
     rows = read_trace(folder / f"{load.trace}.csv.gz")
-    return scaled_to(list(first_seconds(with_arrivals(rows, poisson(load.rate, seed=0)), seconds)), load.longest)
+    requests = list(first_seconds(with_arrivals(rows, poisson(load.rate, seed=0)), seconds))
+    if load.longest_output is None:
+        return scaled_to(requests, load.longest)
+    longest = max(request.num_prompt_tokens for request in requests)
+    return [
+        replace(
+            request,
+            num_prompt_tokens=max(1, request.num_prompt_tokens * load.longest // longest),
+            num_output_tokens=min(request.num_output_tokens, load.longest_output),
+            prefix_block_ids=(),
+        )
+        for request in requests
+    ]
 
 
-def engine_config(policy: str, sib: ScalingInformationBase, path: Path, log: Path) -> EngineConfig:
-    """The deployment that was profiled."""
-    there = sib.deployment
-    return EngineConfig(
-        model=there.model, instances=there.instances, tp=there.tp, dtype=there.dtype, quantization=there.quantization,
-        device=there.device, executor=there.executor, threads_per_device=there.threads_per_device, kv_tokens=KV_TOKENS,
-        policy=policy, sib=path, event_log=log,
+def profile_now(budget_s: float) -> ScalingInformationBase:
+    return asyncio.run(profile(DEPLOYMENT, budget_s, lambda measured: None))
+
+
+def joined(before: ScalingInformationBase, after: ScalingInformationBase) -> ScalingInformationBase:
+    """Every timing the mean of both; what only one of them has is left out."""
+    seconds = {point.shape: point.seconds for point in after.measurements.iterations}
+    moved = {point.num_tokens: point.seconds for point in after.measurements.migrations}
+    measurements = Measurements(
+        iterations=tuple(
+            replace(point, seconds=(point.seconds + seconds[point.shape]) / 2)
+            for point in before.measurements.iterations if point.shape in seconds
+        ),
+        migrations=tuple(
+            replace(point, seconds=(point.seconds + moved[point.num_tokens]) / 2)
+            for point in before.measurements.migrations if point.num_tokens in moved
+        ),
     )  # fmt: skip
+    return replace(after, measurements=measurements, cost_model=fit_cost_model(measurements, DEPLOYMENT.instances))
+
+
+def drift(before: ScalingInformationBase, after: ScalingInformationBase) -> float:
+    """How much longer iterations took afterwards, in the median; relative."""
+    seconds = {point.shape: point.seconds for point in after.measurements.iterations}
+    known = [point for point in before.measurements.iterations if point.shape in seconds]
+    return statistics.median(seconds[point.shape] / point.seconds for point in known) - 1.0
 
 
 def simulate(log: EventLog, fleet: Fleet, requests: Sequence[TraceRequest]) -> list[RequestRecord]:
@@ -96,52 +138,62 @@ def compare(engine: Sequence[RequestRecord], simulator: Sequence[RequestRecord])
     return found
 
 
-def measured_fleet(sib: ScalingInformationBase, path: Path) -> Fleet:
+def measured_fleet(sib: ScalingInformationBase) -> Fleet:
     there = sib.deployment
-    machine = measured_machine(sib, path)
+    machine = measured_machine(sib, Path("sib.json"))
     return Fleet(machine=machine, model=measured_model(there), instances=there.instances, tp=there.tp)
 
 
-def run(config: EngineConfig, fleet: Fleet, requests: list[TraceRequest]) -> dict[str, Any]:
-    """Both sides, and the replay."""
+def run(
+    policy: str, requests: list[TraceRequest], before: ScalingInformationBase, budget_s: float, folder: Path
+) -> tuple[dict[str, Any], ScalingInformationBase]:
+    """Both sides, and the replay; and the profile taken afterwards. The folder gets all that they were made of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sib(before, folder / "sib.json")
+    config = replace(DEPLOYMENT, policy=policy, sib=folder / "sib.json", event_log=folder / "events.jsonl")
     records = asyncio.run(serve(config, requests))
-    assert config.event_log is not None
-    log = read_event_log(config.event_log)
-    return {
+    after = profile_now(budget_s)
+    write_sib(after, folder / "sib_after.json")
+    (folder / "requests.json").write_bytes(msgspec.json.encode([requests, records]))
+    log = read_event_log(folder / "events.jsonl")
+    fleet = measured_fleet(joined(before, after))
+    found = {
         "finished": sum(record.finished for record in records),
         "offered_load": offered_load(requests, IterationCost(fleet), log.config),
+        "drift": drift(before, after),
         **compare(records, simulate(log, fleet, requests)),
         "replay": replayed(log),
     }
+    return found, after
 
 
 def main() -> None:
     options = arguments(
         __doc__ or "",
-        [("traces", "", "folder of traces"), ("sib", "", "file of `longspan profile`, on this machine"),
-         ("policies", POLICIES, "with commas"), ("seconds", 60.0, "of each trace"),
-         ("name", "simulator_against_engine", "result")],
+        [("traces", "", "folder of traces"), ("policies", POLICIES, "with commas"),
+         ("seconds", 90.0, "of each trace"), ("budget", 110.0, "seconds of each profile"),
+         ("keep", "", "folder for logs and profiles"), ("json", "simulator_against_engine", "result")],
     )  # fmt: skip
-    path = Path(options.sib)
-    sib = read_sib(path)
-    fleet = measured_fleet(sib, path)
     results: dict[str, Any] = {}
     shapes = {}
+    profiled = profile_now(options.budget)
     for load in LOADS:
         requests = workload(load, Path(options.traces), options.seconds)
-        shapes[load.trace] = shape(requests) | {"rate": load.rate, "longest": load.longest}
+        shapes[load.trace] = shape(requests) | asdict(load)
         for policy in options.policies.split(","):
-            with tempfile.TemporaryDirectory() as folder:
-                found = run(engine_config(policy, sib, path, Path(folder, "events.jsonl")), fleet, requests)
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(options.keep or temporary, f"{load.trace}-{policy}")
+                found, profiled = run(policy, requests, profiled, options.budget, folder)
             results.setdefault(load.trace, {})[policy] = found
             differences = ", ".join(
                 f"{name.upper()} {statistic} {found[name][statistic]['difference']:+.1%}"
                 for name in ("ttft", "tpot") for statistic in ("mean", "p90")
             )  # fmt: skip
             same = "replays the same" if found["replay"]["identical"] else "REPLAYS OTHERWISE"
-            say(f"{load.trace}, {policy}, {found['finished']} of {len(requests)}: {differences}; {same}")
-    save(options.name, {"model": sib.deployment.model, "instances": sib.deployment.instances,
-                        "seconds": options.seconds, "workloads": shapes, "policies": results})  # fmt: skip
+            say(f"{load.trace}, {policy}, {found['finished']} of {len(requests)}, drift {found['drift']:+.1%}: "
+                f"{differences}; {same}")  # fmt: skip
+    save(options.json, {"model": DEPLOYMENT.model, "instances": DEPLOYMENT.instances, "seconds": options.seconds,
+                        "workloads": shapes, "policies": results})  # fmt: skip
 
 
 if __name__ == "__main__":

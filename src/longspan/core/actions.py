@@ -6,12 +6,12 @@ Elastic prefill, multi-master decode, chunks with KV parallelism: each is a choi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class KVRange:
+
+class KVRange(Struct, frozen=True, gc=False):
     """`instance` holds the KV of tokens [start, end) of a request."""
 
     instance: int
@@ -23,8 +23,7 @@ class KVRange:
         return self.end - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Struct, frozen=True, gc=False):
     """Consecutive new tokens [start, start + length) of one request inside a batch.
 
     compute: the instances that run the dense layers. With n > 1 the tokens are striped: compute[i] takes
@@ -55,8 +54,7 @@ class Segment:
         return self.compute[(self.length - 1) % len(self.compute)]
 
 
-@dataclass(frozen=True, slots=True)
-class RunBatch:
+class RunBatch(Struct, frozen=True, gc=False, tag=True):
     """Run one iteration on a parallel group: every instance that computes, stores or holds context for it.
 
     All segments with several computing instances share one ring: the same instances, in any rotation.
@@ -67,8 +65,7 @@ class RunBatch:
     segments: tuple[Segment, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class MigrateKV:
+class MigrateKV(Struct, frozen=True, gc=False, tag=True):
     """Move the KV of token ranges [start, end) of a request from one instance to another."""
 
     migration_id: int
@@ -82,8 +79,7 @@ class MigrateKV:
         return sum(end - start for start, end in self.ranges)
 
 
-@dataclass(frozen=True, slots=True)
-class FreeKV:
+class FreeKV(Struct, frozen=True, gc=False, tag=True):
     """Free all KV that a request has on these instances. `preempted` means it will be computed again."""
 
     request_id: str
@@ -91,8 +87,7 @@ class FreeKV:
     reason: Literal["finished", "aborted", "preempted"]
 
 
-@dataclass(frozen=True, slots=True)
-class RefuseRequest:
+class RefuseRequest(Struct, frozen=True, gc=False, tag=True):
     """The request will not be served; the message says why, with the numbers.
 
     `too_long`: it can never fit (HTTP 400). `queue_full`: it may try again later (HTTP 429).
@@ -104,4 +99,3 @@ class RefuseRequest:
 
 
 Action = RunBatch | MigrateKV | FreeKV | RefuseRequest
-ACTION_TYPES: tuple[type[Action], ...] = (RunBatch, MigrateKV, FreeKV, RefuseRequest)

@@ -108,6 +108,8 @@ def counts_in_flight_are_right(ledger: Ledger) -> None:
 def nothing_refers_to_the_ended(ledger: Ledger) -> None:
     for request_id in ledger.placement:
         _require(request_id in ledger.requests, f"ended request {request_id} holds KV")
+    grown = sum(r.num_prompt_tokens + r.max_tokens for r in map(ledger.requests.__getitem__, ledger.placement))
+    _require(ledger.tokens_when_grown == grown, f"those with KV may grow to {grown}, not {ledger.tokens_when_grown}")
     for request in ledger.requests.values():
         _require(request.status is not RequestStatus.ENDED, f"ended request {request.id} is kept")
 

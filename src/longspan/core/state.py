@@ -60,6 +60,11 @@ class SchedulerState:
         """Requests that finished or were aborted by this call's event: to learn from, and to forget."""
         return self._ledger.ended
 
+    @property
+    def tokens_when_grown(self) -> int:
+        """Of all requests `with_kv`, prompts and outputs, if each generates all that it may."""
+        return self._ledger.tokens_when_grown
+
     def with_kv(self) -> Iterator[Request]:
         """All requests that hold KV, also those that are draining."""
         return map(self._ledger.requests.__getitem__, self.placement)

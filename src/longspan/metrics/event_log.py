@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import ACTION_TYPES, Action
+from longspan.core.actions import Action
 from longspan.core.cost_model import FittedCostModel
 from longspan.core.decision import Decision
-from longspan.core.events import EVENT_TYPES, Event
+from longspan.core.events import Event
 from longspan.core.internal_error import InternalError
 from longspan.core.policies.base import Policy
 from longspan.core.scheduler import Scheduler
@@ -35,9 +35,16 @@ from longspan.errors import ConfigError, ReplayError
 FORMAT_VERSION = 1
 FLUSH_INTERVAL_S = 1.0
 
-_EVENTS = {cls.__name__: cls for cls in EVENT_TYPES}
-_ACTIONS = {cls.__name__: cls for cls in ACTION_TYPES}
 T = TypeVar("T")
+
+
+class _Line(msgspec.Struct):
+    """Of a log, after the first. Events and actions tell their types."""
+
+    now: float
+    event: Event
+    actions: tuple[Action, ...]
+    why: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +78,7 @@ class EventLogWriter:
         self.flush()
 
     def write(self, now: float, event: Event, actions: Iterable[Action], why: Sequence[Decision] = ()) -> None:
-        decided = [_tagged(action) for action in actions]
-        content = {"now": now, "event": _tagged(event), "actions": decided}
+        content = {"now": now, "event": event, "actions": list(actions)}
         self._write_line(content | {"why": why} if why else content)
         if time.monotonic() - self._flushed_at >= FLUSH_INTERVAL_S:
             self.flush()
@@ -120,16 +126,8 @@ class EventLog:
         lines = self._lines()
         next(lines)
         for line, content in lines:
-            actions = content.get("actions")
-            if not isinstance(actions, list):
-                raise self._broken(line, "it has no list of actions")
-            yield LogRecord(
-                line=line,
-                now=self._convert(line, content.get("now"), float),
-                event=self._untagged(line, content.get("event"), _EVENTS),
-                actions=tuple(self._untagged(line, action, _ACTIONS) for action in actions),
-                why=self._convert(line, content.get("why", ()), tuple[Decision, ...]),
-            )
+            read = self._convert(line, content, _Line)
+            yield LogRecord(line, read.now, read.event, read.actions, read.why)
 
     def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
@@ -147,12 +145,6 @@ class EventLog:
             return msgspec.json.decode(text, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise self._broken(line, str(error)) from error
-
-    def _untagged(self, line: int, content: object, types: dict[str, type[T]]) -> T:
-        if not isinstance(content, dict) or content.get("type") not in types:
-            raise self._broken(line, f"{content!r} is none of {', '.join(types)}")
-        values = dict(content)
-        return self._convert(line, values, types[values.pop("type")])
 
     def _convert(self, line: int, content: object, kind: type[T]) -> T:
         try:
@@ -183,7 +175,3 @@ def replay(path: Path | str, policy: Policy | None = None) -> Difference | None:
         if got != record.actions:
             return Difference(record.line, record.actions, got)
     return None
-
-
-def _tagged(item: Event | Action) -> dict[str, Any]:
-    return {"type": type(item).__name__, **{field.name: getattr(item, field.name) for field in fields(item)}}

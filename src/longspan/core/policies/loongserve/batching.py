@@ -15,7 +15,8 @@ How fast. Equation 6 prunes to O((|R| + |E|)^2) by the quadrangle inequality, on
 here: D <= V forbids some batches, and the fixed costs are measured, so the inequality fails
 (tests/core/test_loongserve_batching.py shows how often it misses the optimum; the released code moreover has its bound
 on instances the wrong way round, and so never splits a batch). So every cell is looked at: |R|^2 |E| (|E| + 1) / 2,
-counted in `cells`, which always holds; numpy does it, and dispatching sees to it that |R| |E| stays small.
+counted in `cells`, which always holds; numpy does it, and dispatching sees to it that |R| |E| stays small. Where there
+are hundreds of instances, E is first cut to those that a best plan can have any use for (`_enough`), which is exact.
 """
 
 from __future__ import annotations
@@ -88,10 +89,13 @@ def plan_batches(
         runs alone. min_tokens_per_instance: a batch has no more instances than give each so many.
     """
     R, E = len(prompts.lengths), len(rooms)
+    if R == 1:
+        return plan_one_batch(prompts, rooms, fixed, max_batch_tokens, min_tokens_per_instance, objective)
     need, room = _sums(prompts.needs), _sums(rooms)
     # [E, R, R]: by number of instances - 1, i - 1, j
     cost = _costs(prompts, fixed, max_batch_tokens, min_tokens_per_instance, objective, E)
     slots = need[1:, None] - need[None, :-1]  # [R, R]: D[j, i] by i - 1, j
+    E = _enough(cost, slots, rooms)
     f = np.full((E + 1, R + 1), np.inf)
     f[0, 0] = 0.0
     choice = np.zeros((E + 1, R + 1), dtype=np.int64)
@@ -128,6 +132,33 @@ def plan_one_batch(
         return None
     batch = PlannedBatch(0, R, 0, n, fixed[n - 1] + sum(work[n - 1] for work in prompts.work))
     return BatchPlan((batch,), float(cost[n - 1]), E)
+
+
+def _enough(cost: Floats, slots: Ints, rooms: Sequence[int]) -> int:
+    """So many first instances that a best plan is among those that need no others.
+
+    cost: [E, R, R]. slots: [R, R]. Say that all of E' instances have room for r tokens at least, and that a batch of D
+    tokens is cheapest on w of the numbers from D / r on. A plan that gives it more than w is no worse with w, wherever
+    among the E' these are, and all behind it move to instances with more room. So no batch need have more than w, and
+    if the w of no way to cut the prompts add up to more than E', E' instances are enough.
+    """
+    E, R = len(rooms), len(slots)
+    n = np.arange(1, E + 1)[:, None, None]
+    possible = np.isfinite(cost).any(axis=0)
+    for enough in (1 << k for k in range(4, E.bit_length()) if 1 << k < E):
+        least = rooms[enough - 1]
+        if not least:
+            break
+        without = -(-slots // least)  # as many have room wherever they are
+        wide = np.where(n >= without, cost, np.inf)
+        w = np.where(np.isfinite(wide).any(axis=0), wide.argmin(axis=0) + 1, without - 1)
+        w[~possible] = 0
+        most = [0]
+        for i in range(R):
+            most.append(max(most[j] + int(w[i, j]) for j in range(i + 1)))
+        if most[R] <= enough:
+            return enough
+    return E
 
 
 def _sums(values: Sequence[int]) -> Ints:

@@ -43,6 +43,11 @@ class Joining:
         self._needs = list(accumulate(prompt.need for prompt in prompts))
         self._seconds: dict[int, list[float]] = {}
 
+    @property
+    def needed(self) -> int:
+        """Room for all of them."""
+        return self._needs[-1]
+
     def fitting(self, room: int) -> int:
         """How many of the first find so much room."""
         return bisect_right(self._needs, room)

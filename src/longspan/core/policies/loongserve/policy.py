@@ -126,8 +126,12 @@ class LoongServe:
             ]
             self._queue = Queue.of(prompts, times, state.config.max_batch_tokens)
             self._queue_changes = state.waiting.changes
-        instances = chain(state.cluster.idle(), state.cluster.decoding())
-        return self._queue.first(self._queue.joining.fitting(sum([max(0, instance.room) for instance in instances])))
+        joining, room = self._queue.joining, 0
+        for instance in chain(state.cluster.idle(), state.cluster.decoding()):
+            room += max(0, instance.room)
+            if room >= joining.needed:
+                break
+        return self._queue.first(joining.fitting(room))
 
     def _allocate(
         self, state: SchedulerState, chosen: Dispatch, found: Survey, times: PrefillTimes
@@ -207,7 +211,8 @@ def _num_growing(state: SchedulerState, prompts: Sequence[Prompt], lengths: Outp
     """
     total = state.config.total_kv_tokens
     requests = [state.request(prompt.id) for prompt in prompts]
-    if sum([request.num_prompt_tokens + request.max_tokens for request in chain(state.with_kv(), requests)]) <= total:
+    grown = sum([request.num_prompt_tokens + request.max_tokens for request in requests])
+    if state.tokens_when_grown + grown <= total:
         return len(prompts)  # even if each generates all that it may
     running, new = lengths.growth(state.with_kv()), lengths.growth(requests)
     if sum(map(sum, running)) + sum(map(sum, new)) <= total:
