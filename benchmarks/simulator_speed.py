@@ -63,8 +63,15 @@ def run(policy: str, fleet: Fleet, requests: list[TraceRequest]) -> dict[str, An
     )
     cost = IterationCost(fleet)
     cost_model = fit_simulated(cost, config, fleet.model.max_model_len)
-    began = time.process_time()
-    result = Simulator(config, cost, cost_model=cost_model).run(requests)
+    began, told = time.process_time(), 0
+
+    def progress(num_ended: int, now: float) -> None:
+        nonlocal told
+        if (tenths := 10 * num_ended // len(requests)) > told:
+            told = tenths
+            say(f"{policy}: {num_ended:,} requests in {time.process_time() - began:,.0f} s")
+
+    result = Simulator(config, cost, cost_model=cost_model, on_progress=progress).run(requests)
     seconds = time.process_time() - began
     tokens = sum(request.record.num_output_tokens for request in result.requests)
     figures = {
