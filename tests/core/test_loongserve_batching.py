@@ -120,6 +120,57 @@ def test_exact_whatever_the_limits(problem: Problem) -> None:
     assert sum(costs) == pytest.approx(plan.cost)
 
 
+@st.composite
+def crowds_of_instances(draw: st.DrawFn) -> Problem:
+    """So many that most of them are of no use; times have a least number or fall for ever, or are drawn freely."""
+    count, instances = draw(st.integers(1, 4)), draw(st.integers(17, 70))
+    lengths = sorted(draw(st.lists(st.integers(1, 200), min_size=count, max_size=count)), reverse=True)
+    if draw(st.booleans()):
+        seconds = random.Random(draw(st.integers(0, 1000)))
+        fixed = [seconds.random() for _ in range(instances)]
+        work = [[seconds.random() for _ in range(instances)] for _ in lengths]
+    else:
+        step = draw(st.sampled_from([0.0, 0.001, 0.05]))
+        times = PrefillTimes(scaling_model(instances, fixed=0.1, fixed_step=step, per_token=0.01), instances)
+        fixed, work = times.fixed, [times.work(length) for length in lengths]
+    most = draw(st.sampled_from([5, 40, 1000]))
+    rooms = draw(st.lists(st.integers(most // 2, most), min_size=instances, max_size=instances))
+    empty = draw(st.integers(0, instances // 2))
+    return Problem(
+        lengths=lengths,
+        needs=lengths,
+        rooms=sorted([*rooms[empty:], *[0] * empty], reverse=True),
+        fixed=fixed,
+        work=work,
+        max_batch_tokens=draw(st.sampled_from([20, 10**9])),
+        min_tokens_per_instance=draw(st.sampled_from([0, 10, 100])),
+    )
+
+
+@settings(max_examples=300)
+@given(crowds_of_instances())
+def test_exact_among_many_instances(problem: Problem) -> None:
+    """Equation 5 over all instances, said plainly."""
+    R, E = len(problem.lengths), len(problem.rooms)
+    f = {(0, 0): 0.0}
+    for i in range(1, R + 1):
+        for k in range(1, E + 1):
+            candidates = (f.get((j, l), math.inf) + problem.cost(j, i, l, k) for j in range(i) for l in range(k))
+            f[i, k] = min(candidates)
+    least, plan = min(f[R, k] for k in range(1, E + 1)), problem.plan()
+    assert (math.inf if plan is None else plan.cost) == pytest.approx(least, rel=1e-9)
+    if plan is not None:
+        costs = [problem.cost(batch.first, batch.last, batch.begin, batch.end) for batch in plan.batches]
+        assert sum(costs) == pytest.approx(plan.cost)
+
+
+def test_among_a_thousand_instances_it_compares_few() -> None:
+    times = PrefillTimes(scaling_model(1024, fixed_step=0.03), 1024)
+    lengths = [3000, 2000, 1000]
+    plan = Problem(lengths, lengths, [5000] * 1024, times.fixed, [times.work(length) for length in lengths]).plan()
+    assert plan is not None and plan.cells <= 9 * 16 * 17 // 2
+
+
 @given(problems())
 def test_one_batch_is_the_best_of_all_that_are_one(problem: Problem) -> None:
     """What `loongserve_never_splits` plans."""
