@@ -106,7 +106,7 @@ BROKEN = {
         "Boom.*event",
     ),
     "missing field": (b'{"now": 1.0, "event": {"type": "KVMigrated"}, "actions": []}\n', "migration_id"),
-    "no time": (b'{"event": {"type": "KVMigrated", "migration_id": 1}, "actions": []}\n', "missing required field `now`"),
+    "no time": (b'{"event": {"type": "KVMigrated", "migration_id": 1}, "actions": []}\n', "required field `now`"),
     "impossible": (
         b'{"now": 1e9, "event": {"type": "KVMigrated", "migration_id": 1}, "actions": []}\n',
         "the scheduler refuses it: migration 1",

@@ -155,8 +155,11 @@ def test_exact_among_many_instances(problem: Problem) -> None:
     f = {(0, 0): 0.0}
     for i in range(1, R + 1):
         for k in range(1, E + 1):
-            candidates = (f.get((j, l), math.inf) + problem.cost(j, i, l, k) for j in range(i) for l in range(k))
-            f[i, k] = min(candidates)
+            f[i, k] = min(
+                f.get((j, l), math.inf) + problem.cost(j, i, l, k)
+                for j in range(i)
+                for l in range(k)  # noqa: E741
+            )
     least, plan = min(f[R, k] for k in range(1, E + 1)), problem.plan()
     assert (math.inf if plan is None else plan.cost) == pytest.approx(least, rel=1e-9)
     if plan is not None:
