@@ -25,6 +25,7 @@ SECTIONS: tuple[Section, ...] = (
     policies.deciding,
     simulator.simulator_against_engine,
     simulator.simulator_speed,
+    simulator.simulator_speed_large,
     loongserve_paper.paper_loongserve,
     medha_paper.paper_medha,
     medha.mixed_load,

@@ -64,14 +64,22 @@ def _replayed(found: dict[str, Any]) -> str:
 
 
 def simulator_speed(record: Record) -> str:
+    return _speed(record, "## The simulator's speed\n", "One core; CPU time, the scheduler included.")
+
+
+def simulator_speed_large(record: Record) -> str:
+    return _speed(record, "### A thousand instances\n", "As before; a hundred thousand requests on 1,024 instances.")
+
+
+def _speed(record: Record, title: str, text: str) -> str:
     return "\n".join([
-        "## The simulator's speed\n",
-        origin(record, "One core; CPU time, the scheduler included."),
+        title,
+        origin(record, text),
         table(
             ["policy", "requests", "load", "simulated, s", "CPU, s", "events/s", "output tokens/s", "peak memory, MiB"],
             [[f"`{policy}`", f"{v['requests']:,}", f"{v['offered_load']:.2f}", f"{v['simulated_s']:,.0f}",
-              f"{v['cpu_s']:.1f}", f"{v['events_per_s']:,.0f}", f"{v['output_tokens_per_s']:,.0f}",
-              f"{v['peak_memory_mib']:.0f}"] for policy, v in record["results"].items()],
+              f"{v['cpu_s']:,.1f}", f"{v['events_per_s']:,.0f}", f"{v['output_tokens_per_s']:,.0f}",
+              f"{v['peak_memory_mib']:,.0f}"] for policy, v in record["results"].items()],
             text=1,
         ),
     ])  # fmt: skip
