@@ -90,6 +90,7 @@ class Cluster:
     def __init__(self, num_instances: int, capacity: int, stages: int = 1) -> None:
         self.instances = tuple(Instance(number, capacity, stages) for number in range(num_instances))
         self._idle = list(self.instances)
+        self._idle_numbers = set(range(num_instances))
         self._decoding: list[Instance] = []
         self._resting: set[int] = set()
         self._engaged: set[int] = set()
@@ -103,6 +104,11 @@ class Cluster:
     def idle(self) -> list[Instance]:
         """By number, as are all of these."""
         return self._idle.copy()
+
+    @property
+    def idle_numbers(self) -> Set[int]:
+        """Of the same."""
+        return self._idle_numbers
 
     def resting(self) -> list[Instance]:
         """Idle, and with requests that are ready or flow."""
@@ -163,6 +169,7 @@ class Cluster:
                 raise InternalError(f"instance {number} is busy")
             instance.running = work
             del self._idle[bisect_left(self._idle, number, key=_NUMBER)]
+            self._idle_numbers.remove(number)
             self._resting.discard(number)
             if work.is_decode:
                 insort(self._decoding, instance, key=_NUMBER)
@@ -223,6 +230,7 @@ class Cluster:
 
     def _rest(self, instance: Instance) -> None:
         insort(self._idle, instance, key=_NUMBER)
+        self._idle_numbers.add(instance.id)
         if instance.ready or instance.flowing:
             self._resting.add(instance.id)
 

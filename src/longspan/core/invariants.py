@@ -76,6 +76,7 @@ def instances_are_at_hand(ledger: Ledger) -> None:
     cluster = ledger.cluster
     idle = [instance for instance in cluster.instances if instance.is_idle]
     _require(cluster.idle() == idle, "others are idle")
+    _require(cluster.idle_numbers == {i.id for i in idle}, "others are idle by number")
     _require(cluster.resting() == [i for i in idle if i.ready or i.flowing], "others are at rest")
     _require(cluster.decoding() == [i for i in cluster.instances if i.is_decoding], "others decode")
     engaged = {i.id for i in cluster.instances if not i.is_idle and not i.is_decoding}

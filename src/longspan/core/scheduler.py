@@ -76,7 +76,7 @@ class Scheduler:
         return SchedulerStats(
             num_running=len(self._ledger.placement),
             num_waiting=len(self._ledger.waiting),
-            kv_tokens_used=tuple(instance.used for instance in self._ledger.cluster.instances),
+            kv_tokens_used=tuple([instance.used for instance in self._ledger.cluster.instances]),
             kv_tokens_per_instance=self.config.kv_tokens,
             num_preemptions=self._ledger.num_preemptions,
             num_migrations=self._ledger.num_migrations,

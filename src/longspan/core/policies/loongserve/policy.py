@@ -107,7 +107,7 @@ class LoongServe:
                 break
             empty(state, [n for n in allocation.emptied if n not in chosen.rooms], allocation.targets)
             needed = {*chosen.rooms, *allocation.emptied, *allocation.targets}
-            if any(not state.cluster[number].is_idle for number in needed):
+            if not needed <= state.cluster.idle_numbers:
                 self._gather(state, chosen, found, Gathering(before, allocation), needed)
                 return needed
             self._gathering = None

@@ -34,9 +34,6 @@ class OutputLengths:
         most = request.max_tokens - done
         return most if most < expected else int(expected)
 
-    def total(self, request: Request) -> int:
-        return request.num_output_tokens + self.left(request)
-
     def growth(self, requests: Iterable[Request]) -> list[tuple[int, int]]:
         """Tokens that need KV now, and tokens of KV to come, of each; the last token's KV is never stored."""
         left = self.left

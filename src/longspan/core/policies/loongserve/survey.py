@@ -26,7 +26,8 @@ class Prompt(NamedTuple):
     need: int
 
 
-class DecodeBatch(NamedTuple):
+@dataclass(slots=True, eq=False)
+class DecodeBatch:
     """Requests that decode together: B_i, on instances G_i.
 
     rooms: slots of each of its instances that nobody counts on. used: slots taken there, or promised.
@@ -39,15 +40,24 @@ class DecodeBatch(NamedTuple):
     iteration_s: float
     is_running: bool
     lengths: OutputLengths
+    _left: list[int] | None = None
+
+    @property
+    def left(self) -> list[int]:
+        """Tokens that each request will still generate, as expected; worked out when they are first asked for."""
+        if self._left is None:
+            self._left = list(map(self.lengths.left, self.requests))
+        return self._left
 
     @property
     def left_s(self) -> float:
         """Seconds until its last request ends, as expected: (AvgLat_d - min exec_time)+ of equation 2."""
-        return max([self.lengths.left(request) for request in self.requests], default=0) * self.iteration_s
+        return max(self.left, default=0) * self.iteration_s
 
     def lateness(self, pause_s: float) -> float:
         """How much later each of its tokens is after a pause, all requests together: the cost in equation 1."""
-        return sum([pause_s / self.lengths.total(request) for request in self.requests])
+        each = zip(self.requests, self.left, strict=True)
+        return sum([pause_s / (request.num_output_tokens + left) for request, left in each])
 
 
 @dataclass(frozen=True)

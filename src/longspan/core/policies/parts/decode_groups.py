@@ -69,7 +69,7 @@ def form_groups(
     resting, unavailable = cluster.resting(), cluster.engaged
     if held:
         resting = [instance for instance in resting if instance.id not in held]
-        unavailable = unavailable | {number for number in held if cluster[number].is_idle}
+        unavailable = unavailable | (cluster.idle_numbers & set(held))
     if not resting:
         return [], iter(())
     candidates = find_candidates(state, resting, unavailable)
