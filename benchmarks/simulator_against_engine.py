@@ -87,6 +87,7 @@ def joined(before: ScalingInformationBase, after: ScalingInformationBase) -> Sca
     """Every timing the mean of both; what only one of them has is left out."""
     seconds = {point.shape: point.seconds for point in after.measurements.iterations}
     moved = {point.num_tokens: point.seconds for point in after.measurements.migrations}
+    factors = {(one.kind, one.beside): one.factor for one in after.measurements.interference}
     measurements = Measurements(
         iterations=tuple(
             replace(point, seconds=(point.seconds + seconds[point.shape]) / 2)
@@ -95,6 +96,10 @@ def joined(before: ScalingInformationBase, after: ScalingInformationBase) -> Sca
         migrations=tuple(
             replace(point, seconds=(point.seconds + moved[point.num_tokens]) / 2)
             for point in before.measurements.migrations if point.num_tokens in moved
+        ),
+        interference=tuple(
+            replace(one, factor=(one.factor + factors[one.kind, one.beside]) / 2)
+            for one in before.measurements.interference
         ),
     )  # fmt: skip
     return replace(after, measurements=measurements, cost_model=fit_cost_model(measurements, DEPLOYMENT.instances))
@@ -171,7 +176,7 @@ def main() -> None:
     options = arguments(
         __doc__ or "",
         [("traces", "", "folder of traces"), ("policies", POLICIES, "with commas"),
-         ("seconds", 90.0, "of each trace"), ("budget", 110.0, "seconds of each profile"),
+         ("seconds", 75.0, "of each trace"), ("budget", 100.0, "seconds of each profile"),
          ("keep", "", "folder for logs and profiles"), ("json", "simulator_against_engine", "result")],
     )  # fmt: skip
     results: dict[str, Any] = {}

@@ -17,6 +17,7 @@ import msgspec
 from longspan.core.analytic_cost_model import ModelShape
 from longspan.core.batch_shape import BatchShape
 from longspan.core.cost_model import FittedCostModel
+from longspan.core.episode import Company
 from longspan.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -92,9 +93,22 @@ class MeasuredMigration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredInterference:
+    """How much longer iterations of a kind take while another instance runs those of a kind; the median of ratios."""
+
+    kind: Company
+    beside: Company
+    factor: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
+    """Of one instance or group, while all others stand still; and, where there are several, what changes if not."""
+
     iterations: tuple[MeasuredIteration, ...]
     migrations: tuple[MeasuredMigration, ...]
+    interference: tuple[MeasuredInterference, ...] = ()
 
     def without(self, known: Measurements) -> Measurements:
         """Only what `known` has no measurement of."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +11,8 @@ from hypothesis import strategies as st
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, MigrateKV, RunBatch
 from longspan.core.batch_shape import BatchShape
-from longspan.core.episode import Episode, Iterate, Move, Timed
-from longspan.core.events import BatchCompleted, KVMigrated, RequestArrived, TokenOutput
+from longspan.core.episode import Company, Episode, Iterate, Move, Timed
+from longspan.core.events import BatchCompleted, KVMigrated, RequestAborted, RequestArrived, TokenOutput
 from longspan.core.policies.episode import EpisodePolicy
 from longspan.core.scheduler import Scheduler
 from longspan.profiler.grid import check_groups, fit_groups
@@ -127,3 +129,48 @@ def test_masters_share_the_requests_and_moves_go_where_they_should() -> None:
                                                    Iterate(decodes=(0,)))), 2, 100)  # fmt: skip
     assert isinstance(there, MigrateKV) and (there.source, there.target, there.ranges) == (0, 1, ((0, 6),))
     assert isinstance(back, MigrateKV) and (back.source, back.target, back.ranges) == (1, 0, ((0, 6),))
+
+
+@pytest.mark.parametrize("lookahead", [True, False])
+@pytest.mark.parametrize("company", ["prefill", "decode"])
+def test_company_is_at_work_from_the_first_step_to_the_last(company: Company, lookahead: bool) -> None:
+    """Batches of the episode take 2 s, those beside it 3 s."""
+    episode = Episode((8, 8), 1, (Iterate(chunks=((0, 8), (1, 8))), Iterate(decodes=(0, 1), times=5)), company)
+    policy = EpisodePolicy()
+    scheduler = Scheduler(SchedulerConfig(num_instances=3, kv_tokens=100, lookahead=lookahead), policy)
+    policy.begin(episode, ["a", "b"], "other")
+    left = {"a": 6, "b": 6, "other": 80}
+    pending: list[tuple[float, int, RunBatch]] = []
+    free_at = {0: 0.0, 2: 0.0}
+    spans: dict[int, list[tuple[float, float, RunBatch]]] = {0: [], 2: []}
+
+    def submit(actions: list[Action], now: float) -> None:
+        for action in actions:
+            if isinstance(action, RunBatch):
+                (instance,) = action.group
+                begin = max(now, free_at[instance])
+                free_at[instance] = begin + (2.0 if instance == 0 else 3.0)
+                spans[instance].append((begin, free_at[instance], action))
+                heappush(pending, (free_at[instance], action.batch_id, action))
+
+    for request_id, prompt in (("a", 8), ("other", 16), ("b", 8)):
+        submit(scheduler.handle(RequestArrived(request_id, prompt, left[request_id]), 0.0), 0.0)
+    while pending:
+        now, _, batch = heappop(pending)
+        outputs = []
+        for segment in batch.segments:
+            left[segment.request_id] -= 1
+            outputs.append(TokenOutput(segment.request_id, "length" if not left[segment.request_id] else None))
+        submit(scheduler.handle(BatchCompleted(batch.batch_id, tuple(outputs)), now), now)
+        scheduler.check_invariants()
+        if left["a"] == left["b"] == 0:
+            submit(scheduler.handle(RequestAborted("other"), now), now)
+    assert scheduler.idle()
+    (_, _, first), *others = ((begin, end, batch) for begin, end, batch in spans[2])
+    assert first.segments[0].length == 16
+    assert all((batch.segments[0].length > 1) == (company == "prefill") for _, _, batch in others)
+    (begin, _, _), *_, (_, end, _) = spans[0]
+    assert begin == spans[2][0][1] and spans[2][-1][1] >= end
+    assert all(one[1] == two[0] for one, two in zip(spans[2], spans[2][1:], strict=False)), "it never rests"
+    assert [step.work for step in policy.timed()] == [work for work, _ in episode.work()]
+    assert [step.seconds for step in policy.timed()] == [2.0, 2.0]

@@ -70,6 +70,10 @@ def test_what_a_profile_holds(sib_file: Path) -> None:
     assert any(context for shape in shapes for _, context in shape.chunks), "chunks that meet context"
     assert sib.measurements.migrations
     assert all(point.seconds > 0 for point in (*sib.measurements.iterations, *sib.measurements.migrations))
+    kinds = ("decode", "prefill")
+    found = sib.measurements.interference
+    assert [(one.kind, one.beside) for one in found] == [(kind, other) for kind in kinds for other in kinds]
+    assert all(one.factor > 0 and one.samples for one in found)
     assert sib.cost_model.prefill([Chunk(300)], 1) > sib.cost_model.prefill([Chunk(1)], 1) > 0
 
 

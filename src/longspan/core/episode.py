@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from longspan.core.batch_shape import BatchShape
 from longspan.core.cost_model import Chunk, CostModel
@@ -37,6 +38,8 @@ class Move:
 
 
 Step = Iterate | Move
+Company = Literal["prefill", "decode"]
+"""What a neighbour does, again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,15 @@ class Episode:
 
     Every request is prefilled whole, and ends with the last iteration that it has a part in. Only where one instance
     runs it do requests move, and back again: KV is spread evenly whenever an iteration runs.
+
+    beside: what the last instance, which has no part in it, does meanwhile with a request of its own, as long as all
+        its prompts together; None: all others stand still.
     """
 
     prompts: tuple[int, ...]
     instances: int
     steps: tuple[Step, ...]
+    beside: Company | None = None
 
     def output_tokens(self) -> tuple[int, ...]:
         """How many tokens each request generates: one after its prefill, one for each decode."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PROBE_TOKENS = (256, 1024, 4096, 16384)
 _CLEARLY_LONGER = 4.0
+_COMPANY_TOKENS = 1 << 12  # generated at most; it is gone before
 
 
 async def run_episode(engine: AsyncLLM, policy: EpisodePolicy, episode: Episode) -> Sequence[Timed]:
@@ -29,16 +30,24 @@ async def run_episode(engine: AsyncLLM, policy: EpisodePolicy, episode: Episode)
     draw = random.Random(episode.prompts[0])
     vocabulary = range(engine.tokenizer.vocab_size)
     request_ids = [f"episode-{place}" for place in range(len(episode.prompts))]
-    policy.begin(episode, request_ids)
+    other = None if episode.beside is None else "episode-beside"
+    policy.begin(episode, request_ids, other)
 
     async def run(request_id: str, prompt_tokens: int, output_tokens: int) -> None:
         params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True)
         async for _ in engine.generate(draw.choices(vocabulary, k=prompt_tokens), params, request_id):
             pass
 
-    async with asyncio.TaskGroup() as requests:
-        for request in zip(request_ids, episode.prompts, episode.output_tokens(), strict=True):
-            requests.create_task(run(*request))
+    async with asyncio.TaskGroup() as all_requests:
+        company: asyncio.Task[None] | None = None
+        if other is not None:
+            room = min(engine.max_model_len, engine.core.scheduler.config.kv_tokens) - sum(episode.prompts)
+            company = all_requests.create_task(run(other, sum(episode.prompts), min(_COMPANY_TOKENS, room)))
+        async with asyncio.TaskGroup() as requests:
+            for request in zip(request_ids, episode.prompts, episode.output_tokens(), strict=True):
+                requests.create_task(run(*request))
+        if company is not None:
+            company.cancel()
     await engine.idle()
     if engine.error is not None:
         raise EngineDeadError(engine.error)

@@ -17,8 +17,12 @@ from longspan.errors import ConfigError
 from longspan.profiler.check import Check, check_predictions
 from longspan.profiler.fit import fit_cost_model
 from longspan.profiler.grid import check_groups, fit_groups
+from longspan.profiler.interference import measure_interference
 from longspan.profiler.measure import Measurer, Report
 from longspan.sib import Measurements, ScalingInformationBase, package_versions
+
+_ALONE = 0.8
+"""Of the budget, for one group at a time; the rest is for two at once."""
 
 
 async def profile(config: EngineConfig, budget_s: float, report: Report) -> ScalingInformationBase:
@@ -36,7 +40,11 @@ async def profile(config: EngineConfig, budget_s: float, report: Report) -> Scal
             except ConfigError:
                 return None
 
-        measurements = await Measurer(engine, policy, fit, begun, budget_s, report).measure(groups)
+        alone_s = budget_s if config.instances == 1 else _ALONE * budget_s
+        measurements = await Measurer(engine, policy, fit, begun, alone_s, report).measure(groups)
+        if config.instances > 1:
+            interference = await measure_interference(engine, policy, begun + budget_s)
+            measurements = replace(measurements, interference=interference)
         return ScalingInformationBase(
             deployment=engine.deployment,
             versions=package_versions(),

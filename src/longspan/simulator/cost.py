@@ -102,21 +102,20 @@ class IterationCost:
         self._dense_s = lru_cache(maxsize=4096)(self._dense)  # decode batches have few different sizes
         self._head_s = lru_cache(maxsize=4096)(self._head)
 
-    def duration(self, action: RunBatch | MigrateKV, neighbours: int = 0) -> Seconds:
-        """neighbours: instances of other groups that decode meanwhile."""
+    def duration(self, action: RunBatch | MigrateKV) -> Seconds:
         if isinstance(action, MigrateKV):
             seconds = self.migration(action.num_tokens, (action.source, action.target))
             return Seconds(0.0, (seconds / self.fleet.pp,) * self.fleet.pp)
-        return self.batch(action, neighbours)
+        return self.batch(action)
 
-    def batch(self, batch: RunBatch, neighbours: int = 0) -> Seconds:
+    def batch(self, batch: RunBatch) -> Seconds:
         overheads, others = self._overheads, len(batch.group) - 1
-        sharers = neighbours
+        sharers = 0
         if others:
             loads, attention_s = self._across(batch)
             rows = max([load.rows for load in loads])
             emitting = max([load.emitting for load in loads])
-            sharers += sum([load.rows > 0 for load in loads]) - 1
+            sharers = sum([load.rows > 0 for load in loads]) - 1
         else:
             rows, emitting, attention_s = self._alone(batch.segments)
         layer_s = self._dense_s(rows, sharers) + attention_s + overheads.layer_s

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from longspan.simulator.interference import Interference
 from longspan.simulator.residuals import Residuals
 
 GIB = 2**30
@@ -58,8 +59,8 @@ class Overheads:
     round_s: of a round of the ring beside its exchange, for launching its kernels. piece_s: the same for each prompt
         that goes around.
     network_s: what an exchange takes longer between nodes. migration_s: of a migration, whatever its size.
-    contention: by what share reading weights takes longer for each other instance that reads them, where instances
-        share a memory.
+    contention: by what share reading weights takes longer for each other master of a batch, where instances share a
+        memory.
     overlaps_ring: whether blocks of KV travel while the block before them is used.
     overlaps_host: whether the host prepares an iteration that is queued while the one before it still runs.
     """
@@ -83,13 +84,17 @@ class Overheads:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """One kind of device, as many as are needed. residuals: what its figures leave unexplained, if it was measured."""
+    """One kind of device, as many as are needed.
+
+    residuals: what its figures leave unexplained, if it was measured. interference: the same, of its instances.
+    """
 
     name: str
     sheet: DataSheet
     efficiency: Efficiency
     overheads: Overheads
     residuals: Residuals | None = None
+    interference: Interference | None = None
 
     def origins(self) -> dict[str, str]:
         """Where each group of figures is from."""

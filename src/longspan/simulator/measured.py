@@ -11,6 +11,7 @@ from longspan.errors import ConfigError
 from longspan.sib import Deployment, ScalingInformationBase
 from longspan.simulator.calibration import Figure, Timing, calibrate, mean_error
 from longspan.simulator.fleet import Fleet, SimulatedModel
+from longspan.simulator.interference import Interference
 from longspan.simulator.machine import DataSheet, Efficiency, Machine, Overheads
 from longspan.simulator.residuals import Residuals
 from longspan.simulator.spread import evenly_spread
@@ -75,7 +76,8 @@ def measured_machine(sib: ScalingInformationBase, path: Path) -> Machine:
     )  # fmt: skip
     iterations = [(timing, timing.work) for timing in timings if isinstance(timing.work, BatchShape)]
     factors = [(evenly_spread(work), timing.seconds / timing.predict(machine)) for timing, work in iterations]
-    return replace(machine, residuals=Residuals.of(factors))
+    interference = Interference.of(sib.measurements.interference)
+    return replace(machine, residuals=Residuals.of(factors), interference=interference)
 
 
 def sib_timings(sib: ScalingInformationBase, machine: Machine) -> list[Timing]:

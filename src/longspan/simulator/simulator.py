@@ -24,8 +24,9 @@ from longspan.errors import ConfigError
 from longspan.metrics.event_log import EventLogWriter
 from longspan.metrics.request_metrics import RequestRecord
 from longspan.simulator.cost import IterationCost
+from longspan.simulator.interference import Neighbours
 from longspan.simulator.limits import OutputLimit, max_tokens
-from longspan.simulator.usage import Usage, kind_of
+from longspan.simulator.usage import Usage
 from longspan.workload.traces import TraceRequest
 
 _REPORT_EVERY = 1024  # events
@@ -106,8 +107,8 @@ class Simulator:
         self._heap: list[tuple[float, int, _Coming]] = []
         self._sequence = 0
         self._free_at = [[0.0] * config.num_instances for _ in range(config.pp)]  # by stage and instance
-        self._shares_memory = cost.fleet.machine.overheads.contention > 0.0  # else it does not matter who decodes
-        self._decoding_until: dict[int, float] = {}
+        interference = cost.fleet.machine.interference
+        self._neighbours = None if interference is None else Neighbours(interference)
         self._lives: dict[str, _Life] = {}
         self._ended: list[SimulatedRequest] = []
         self._num_batches = 0
@@ -210,26 +211,24 @@ class Simulator:
 
     def _occupy(self, action: RunBatch | MigrateKV, instances: tuple[int, ...], now: float) -> float:
         """Put work behind all that its instances have; returns when it begins."""
-        seconds = self.cost.duration(action, self._neighbours(instances, now) if self._shares_memory else 0)
-        begin_s, end_s = 0.0, now + seconds.host
+        seconds = self.cost.duration(action)
+        begin_s, end_s, slowdown = 0.0, now + seconds.host, 1.0
         for stage, (stage_s, free_at) in enumerate(zip(seconds.stages, self._free_at, strict=True)):
             end_s = max(end_s, max([free_at[instance] for instance in instances]))
             if stage == 0:
                 begin_s = end_s
-            end_s += stage_s
+                if self._neighbours is not None:
+                    slowdown = self._neighbours.slowdown(action, instances, begin_s)
+            end_s += slowdown * stage_s
             if stage == 0 and self.config.pp > 1 and isinstance(action, RunBatch):
                 self._push(end_s, FirstStageFree(action.batch_id))
             for instance in instances:
                 free_at[instance] = end_s
-        if self._shares_memory:
-            self._decoding_until.update(dict.fromkeys(instances, end_s if kind_of(action) == "decode" else now))
-        self.usage.work(action, begin_s, end_s, sum(seconds.stages) / len(seconds.stages))
+        if self._neighbours is not None:
+            self._neighbours.work(action, instances, end_s)
+        self.usage.work(action, begin_s, end_s, slowdown * sum(seconds.stages) / len(seconds.stages))
         self._push(end_s, action)
         return begin_s
-
-    def _neighbours(self, instances: tuple[int, ...], now: float) -> int:
-        """How many others decode: they read weights all the time."""
-        return sum(end_s > now and number not in instances for number, end_s in self._decoding_until.items())
 
 
 def _refused(arrived_s: float, now: float, num_prompt_tokens: int) -> SimulatedRequest:

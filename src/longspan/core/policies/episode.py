@@ -9,6 +9,7 @@ from longspan.core.actions import MigrateKV, RunBatch, Segment
 from longspan.core.batch_rules import involved_instances
 from longspan.core.cluster import Work
 from longspan.core.episode import Episode, Iterate, Move, Step, Timed
+from longspan.core.request import RequestStatus
 from longspan.core.state import SchedulerState
 
 
@@ -16,7 +17,7 @@ class EpisodePolicy:
     """Waits for all requests of an episode, then does exactly what it says. One episode at a time.
 
     Where the scheduler looks ahead, the iterations of a step that decodes are queued behind one another, as they are
-    when it serves; the first of them alone waits for its decision.
+    when it serves; the first of them alone waits for its decision. Where there is company, its first token comes first.
     """
 
     name = "episode"
@@ -25,14 +26,15 @@ class EpisodePolicy:
     def __init__(self) -> None:
         self._episode = Episode((), 1, ())
         self._ids: tuple[str, ...] = ()
+        self._other: str | None = None
         self._all_are_here = False
         self._work: Work[RunBatch] | Work[MigrateKV] | None = None
         self._begun = 0.0
         self._seconds: list[list[float]] = []
 
-    def begin(self, episode: Episode, request_ids: Sequence[str]) -> None:
-        """To be called before its requests arrive."""
-        self._episode, self._ids = episode, tuple(request_ids)
+    def begin(self, episode: Episode, request_ids: Sequence[str], other: str | None = None) -> None:
+        """To be called before its requests arrive. other: the request of whom it has beside it."""
+        self._episode, self._ids, self._other = episode, tuple(request_ids), other
         self._all_are_here = False
         self._seconds = [[]]
 
@@ -47,14 +49,18 @@ class EpisodePolicy:
 
     def schedule(self, state: SchedulerState, now: float) -> None:
         self._follow(state, now)
-        self._all_are_here = self._all_are_here or len(state.waiting) == len(self._ids)
-        if self._work is None and self._all_are_here and len(self._seconds) <= len(self._episode.steps):
+        expected = len(self._ids) + (self._other is not None)
+        self._all_are_here = self._all_are_here or len(state.waiting) == expected
+        goes_on = self._all_are_here and len(self._seconds) <= len(self._episode.steps)
+        if goes_on and self._work is None and self._has_company(state):
             step = self._step
             if isinstance(step, Move):
                 self._move(state, step)
             else:
                 self._iterate(state, step)
             self._follow(state, now)
+        if goes_on and self._other is not None:
+            self._occupy_other(state, self._other)
         if self._work is not None and len(self._seconds[-1]) + 1 == _times(self._step):
             state.hold_back()
 
@@ -64,7 +70,8 @@ class EpisodePolicy:
 
     def _follow(self, state: SchedulerState, now: float) -> None:
         """What ran has ended, or something begins to run."""
-        work = next((i.running or i.later[0] for i in state.cluster.instances if i.is_working), None)
+        instances = state.cluster.instances[: self._episode.instances]
+        work = next((i.running or i.later[0] for i in instances if i.is_working), None)
         if work is not self._work:
             if self._work is not None:
                 self._take_time(now - self._begun)
@@ -88,6 +95,23 @@ class EpisodePolicy:
         for place, request in enumerate(step.decodes):
             segments.append(state.decode_segment(state.request(self._ids[request]), place % step.masters))
         state.run_batch(tuple(sorted(involved_instances(segments))), segments)
+
+    def _has_company(self, state: SchedulerState) -> bool:
+        """As it should, or it should have none."""
+        return self._other is None or state.request(self._other).num_output_tokens > 0
+
+    def _occupy_other(self, state: SchedulerState, request_id: str) -> None:
+        """The last instance has something to do at every moment."""
+        instance, request = state.cluster.instances[-1], state.request(request_id)
+        if not instance.is_idle:
+            return
+        if self._episode.beside == "prefill" and request.is_ready:
+            state.preempt(request_id)
+        if request.status is RequestStatus.WAITING:
+            kept = ((instance.id, request.num_tokens),)
+            state.run_batch((instance.id,), [state.prefill_segment(request, (instance.id,), kept)])
+        elif request.is_ready:
+            state.run_batch((instance.id,), [state.decode_segment(request, instance.id)])
 
     def _move(self, state: SchedulerState, step: Move) -> None:
         request_id = self._ids[step.request]
