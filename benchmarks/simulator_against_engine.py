@@ -161,11 +161,15 @@ def run(
     write_sib(after, folder / "sib_after.json")
     (folder / "requests.json").write_bytes(msgspec.json.encode([requests, records]))
     log = read_event_log(folder / "events.jsonl")
-    fleet = measured_fleet(joined(before, after))
+    there = joined(before, after)
+    fleet = measured_fleet(there)
     found = {
         "finished": sum(record.finished for record in records),
         "offered_load": offered_load(requests, IterationCost(fleet), log.config),
         "drift": drift(before, after),
+        "interference": {
+            f"{one.kind} beside {one.beside}": one.factor for one in there.measurements.interference
+        },
         **compare(records, simulate(log, fleet, requests)),
         "replay": replayed(log),
     }

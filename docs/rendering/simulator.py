@@ -19,8 +19,9 @@ def simulator_against_engine(record: Record) -> str:
         "## The simulator beside the engine\n",
         origin(record, "Lengths are scaled down by one factor for each trace, arrivals are Poisson."),
         f"The same requests, policy and cost model; {r['model']} on {r['instances']} instances, for {r['seconds']:.0f} "
-        "s each. The simulator has this machine as `longspan profile` measured it. Milliseconds of the engine, of the "
-        f"simulator, and how far the latter is above; the aim is {AIM:.0%}. Every event log was replayed in a fresh "
+        "s each. The simulator has this machine as `longspan profile` measured it before and after each run, the mean "
+        "of both; *drift* is how much longer iterations took afterwards, in the median. Milliseconds of the engine, of "
+        f"the simulator, and how far the latter is above; the aim is {AIM:.0%}. Every event log was replayed in a fresh "
         "scheduler, to see whether it decides the same.\n",
     ]
     for trace, found in r["policies"].items():
@@ -29,8 +30,8 @@ def simulator_against_engine(record: Record) -> str:
             f"{trace}: {shape['requests']} requests at {shape['rate']} a second, {shape['prompt_tokens']} prompt and "
             f"{shape['output_tokens']} output tokens.\n",
             table(
-                ["policy", "load", *(f"{name.upper()} {part}" for name, part in _FIGURES), "events", "replay"],
-                [[f"`{policy}`", f"{v['offered_load']:.2f}",
+                ["policy", "load", "drift", *(f"{name.upper()} {part}" for name, part in _FIGURES), "events", "replay"],
+                [[f"`{policy}`", f"{v['offered_load']:.2f}", signed_percent(v["drift"]),
                   *(_beside(v[name][part]) for name, part in _FIGURES),
                   v["replay"]["events"], _replayed(v["replay"])] for policy, v in found.items()],
                 text=1,
