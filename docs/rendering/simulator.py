@@ -21,8 +21,8 @@ def simulator_against_engine(record: Record) -> str:
         f"The same requests, policy and cost model; {r['model']} on {r['instances']} instances, for {r['seconds']:.0f} "
         "s each. The simulator has this machine as `longspan profile` measured it before and after each run, the mean "
         "of both; *drift* is how much longer iterations took afterwards, in the median. Milliseconds of the engine, of "
-        f"the simulator, and how far the latter is above; the aim is {AIM:.0%}. Every event log was replayed in a fresh "
-        "scheduler, to see whether it decides the same.\n",
+        f"the simulator, and how far the latter is above; the aim is {AIM:.0%}. Every event log was replayed in a "
+        "fresh scheduler, to see whether it decides the same.\n",
     ]
     for trace, found in r["policies"].items():
         shape = r["workloads"][trace]
