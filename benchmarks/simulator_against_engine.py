@@ -47,24 +47,25 @@ POLICIES = "loongserve,medha,static_sp,replicated"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """rate: requests a second. longest: tokens of prompt and output together, of the longest request; or of its prompt,
+    """seconds: of the trace. rate: requests a second. longest: tokens of prompt and output together, of the longest request; or of its prompt,
     where outputs stay as they are, up to `longest_output`."""
 
     trace: str
+    seconds: float
     rate: float
     longest: int
     longest_output: int | None = None
 
 
-LOADS = (Load("azure_conv_2023", 1.5, 2048), Load("loongserve_mixed", 0.3, 6000, longest_output=128))
+LOADS = (Load("azure_conv_2023", 90.0, 1.5, 2048), Load("loongserve_mixed", 180.0, 0.3, 6000, longest_output=128))
 DEPLOYMENT = EngineConfig(
     model="smollm2-135m", instances=2, threads_per_device=1, dtype="bfloat16", kv_tokens=16_384
 )  # fmt: skip
 
 
-def workload(load: Load, folder: Path, seconds: float) -> list[TraceRequest]:
+def workload(load: Load, folder: Path) -> list[TraceRequest]:
     rows = read_trace(folder / f"{load.trace}.csv.gz")
-    requests = list(first_seconds(with_arrivals(rows, poisson(load.rate, seed=0)), seconds))
+    requests = list(first_seconds(with_arrivals(rows, poisson(load.rate, seed=0)), load.seconds))
     if load.longest_output is None:
         return scaled_to(requests, load.longest)
     longest = max(request.num_prompt_tokens for request in requests)
@@ -180,14 +181,14 @@ def main() -> None:
     options = arguments(
         __doc__ or "",
         [("traces", "", "folder of traces"), ("policies", POLICIES, "with commas"),
-         ("seconds", 75.0, "of each trace"), ("budget", 100.0, "seconds of each profile"),
+         ("budget", 90.0, "seconds of each profile"),
          ("keep", "", "folder for logs and profiles"), ("json", "simulator_against_engine", "result")],
     )  # fmt: skip
     results: dict[str, Any] = {}
     shapes = {}
     profiled = profile_now(options.budget)
     for load in LOADS:
-        requests = workload(load, Path(options.traces), options.seconds)
+        requests = workload(load, Path(options.traces))
         shapes[load.trace] = shape(requests) | asdict(load)
         for policy in options.policies.split(","):
             with tempfile.TemporaryDirectory() as temporary:
@@ -201,8 +202,8 @@ def main() -> None:
             same = "replays the same" if found["replay"]["identical"] else "REPLAYS OTHERWISE"
             say(f"{load.trace}, {policy}, {found['finished']} of {len(requests)}, drift {found['drift']:+.1%}: "
                 f"{differences}; {same}")  # fmt: skip
-    save(options.json, {"model": DEPLOYMENT.model, "instances": DEPLOYMENT.instances, "seconds": options.seconds,
-                        "workloads": shapes, "policies": results})  # fmt: skip
+    save(options.json, {"model": DEPLOYMENT.model, "instances": DEPLOYMENT.instances, "workloads": shapes,
+                        "policies": results})  # fmt: skip
 
 
 if __name__ == "__main__":

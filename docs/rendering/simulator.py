@@ -18,8 +18,8 @@ def simulator_against_engine(record: Record) -> str:
     parts = [
         "## The simulator beside the engine\n",
         origin(record, "Lengths are scaled down by one factor for each trace, arrivals are Poisson."),
-        f"The same requests, policy and cost model; {r['model']} on {r['instances']} instances, for {r['seconds']:.0f} "
-        "s each. The simulator has this machine as `longspan profile` measured it before and after each run, the mean "
+        f"The same requests, policy and cost model; {r['model']} on {r['instances']} instances. "
+        "The simulator has this machine as `longspan profile` measured it before and after each run, the mean "
         "of both; *drift* is how much longer iterations took afterwards, in the median. Milliseconds of the engine, of "
         f"the simulator, and how far the latter is above; the aim is {AIM:.0%}. Every event log was replayed in a "
         "fresh scheduler, to see whether it decides the same.\n",
@@ -27,7 +27,7 @@ def simulator_against_engine(record: Record) -> str:
     for trace, found in r["policies"].items():
         shape = r["workloads"][trace]
         parts += [
-            f"{trace}: {shape['requests']} requests at {shape['rate']} a second, {shape['prompt_tokens']} prompt and "
+            f"{trace}: {shape['requests']} requests in {shape['seconds']:.0f} s, at {shape['rate']} a second, {shape['prompt_tokens']} prompt and "
             f"{shape['output_tokens']} output tokens.\n",
             table(
                 ["policy", "load", "drift", *(f"{name.upper()} {part}" for name, part in _FIGURES), "events", "replay"],

@@ -31,13 +31,18 @@ def token_times(requests: list[TraceRequest], *found: MeasuredInterference) -> l
     return [list(record.token_times_s) for record in sorted(records, key=lambda record: record.arrived_s)]
 
 
-def test_a_prefill_that_begins_beside_another_takes_longer() -> None:
-    requests = [TraceRequest(0.0, 100, 1), TraceRequest(1.0, 100, 1)]
-    (first,), (second,) = token_times(requests)
-    assert second - 1.0 == pytest.approx(first)
-    (first_beside,), (second_beside,) = token_times(requests, measured("prefill", "prefill", 1.5))
-    assert first_beside == first, "it was alone when it began"
-    assert second_beside - 1.0 == pytest.approx(1.5 * first)
+@pytest.mark.parametrize("factor", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0, 2.0])
+def test_two_prefills_are_slowed_down_while_both_run(share: float, factor: float) -> None:
+    """share: of the first one's time alone, after which the second begins."""
+    ((alone_s,),) = token_times([TraceRequest(0.0, 100, 1)])
+    begin_s = share * alone_s
+    (first,), (second,) = token_times(
+        [TraceRequest(0.0, 100, 1), TraceRequest(begin_s, 100, 1)], measured("prefill", "prefill", factor)
+    )
+    together_s = factor * max(0.0, alone_s - begin_s)
+    assert first == pytest.approx(min(begin_s, alone_s) + together_s)
+    assert second == pytest.approx(begin_s + together_s + min(begin_s, alone_s))
 
 
 def test_decodes_are_slowed_down_as_long_as_the_other_works() -> None:
@@ -49,6 +54,15 @@ def test_decodes_are_slowed_down_as_long_as_the_other_works() -> None:
     assert [b - a for a, b in pairwise(beside)] == pytest.approx([2.0 * gap for gap in apart])
 
 
+def test_a_prefill_is_slowed_down_by_one_decode_after_another() -> None:
+    """That begin and end while it runs."""
+    requests = [TraceRequest(0.0, 10, 4), TraceRequest(1.0, 3000, 1)]
+    (alone_s,) = token_times(requests[1:])[0]
+    decoding, (slowed_s,) = token_times(requests, measured("prefill", "decode", 3.0))
+    together_s = decoding[-1] - decoding[0]
+    assert slowed_s - alone_s == pytest.approx(together_s * (1.0 - 1.0 / 3.0))
+
+
 def test_without_a_measurement_nobody_disturbs_anybody() -> None:
     assert Interference.of(()) is None
 
@@ -56,4 +70,4 @@ def test_without_a_measurement_nobody_disturbs_anybody() -> None:
 def test_none_is_faster_in_company() -> None:
     """That would be noise."""
     found = Interference.of([measured("decode", "decode", 0.9)])
-    assert found is not None and found.extra == {("decode", "decode"): 0.0}
+    assert found is not None and found.factors == {("decode", "decode"): 1.0}

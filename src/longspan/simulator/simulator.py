@@ -108,7 +108,9 @@ class Simulator:
         self._sequence = 0
         self._free_at = [[0.0] * config.num_instances for _ in range(config.pp)]  # by stage and instance
         interference = cost.fleet.machine.interference
-        self._neighbours = None if interference is None else Neighbours(interference)
+        self._neighbours: Neighbours | None = None
+        if interference is not None and config.pp == 1:  # a stage's share of it was not measured
+            self._neighbours = Neighbours(interference, self._free_at[0])
         self._lives: dict[str, _Life] = {}
         self._ended: list[SimulatedRequest] = []
         self._num_batches = 0
@@ -120,6 +122,11 @@ class Simulator:
         now, num_events = 0.0, 0
         while self._heap:
             now, _, what = heappop(self._heap)
+            if self._neighbours is not None and isinstance(what, RunBatch | MigrateKV):
+                if (end_s := self._neighbours.end_s(what)) > now:  # it was slowed down
+                    self._push(end_s, what)
+                    continue
+                self._neighbours.finish(what)
             event = self._event(what, now)
             if isinstance(what, RequestArrived):
                 self._push_next(arrivals)
@@ -212,21 +219,19 @@ class Simulator:
     def _occupy(self, action: RunBatch | MigrateKV, instances: tuple[int, ...], now: float) -> float:
         """Put work behind all that its instances have; returns when it begins."""
         seconds = self.cost.duration(action)
-        begin_s, end_s, slowdown = 0.0, now + seconds.host, 1.0
+        begin_s, end_s = 0.0, now + seconds.host
         for stage, (stage_s, free_at) in enumerate(zip(seconds.stages, self._free_at, strict=True)):
             end_s = max(end_s, max([free_at[instance] for instance in instances]))
             if stage == 0:
                 begin_s = end_s
-                if self._neighbours is not None:
-                    slowdown = self._neighbours.slowdown(action, instances, begin_s)
-            end_s += slowdown * stage_s
+            end_s += stage_s
+            if self._neighbours is not None:
+                end_s = self._neighbours.begin(action, instances, begin_s, stage_s)
             if stage == 0 and self.config.pp > 1 and isinstance(action, RunBatch):
                 self._push(end_s, FirstStageFree(action.batch_id))
             for instance in instances:
                 free_at[instance] = end_s
-        if self._neighbours is not None:
-            self._neighbours.work(action, instances, end_s)
-        self.usage.work(action, begin_s, end_s, slowdown * sum(seconds.stages) / len(seconds.stages))
+        self.usage.work(action, begin_s, end_s, sum(seconds.stages) / len(seconds.stages))
         self._push(end_s, action)
         return begin_s
 
