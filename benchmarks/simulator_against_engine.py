@@ -47,8 +47,8 @@ POLICIES = "loongserve,medha,static_sp,replicated"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """seconds: of the trace. rate: requests a second. longest: tokens of prompt and output together, of the longest request; or of its prompt,
-    where outputs stay as they are, up to `longest_output`."""
+    """seconds: of the trace. rate: requests a second. longest: tokens of prompt and output together, of the longest
+    request; or of its prompt, where outputs stay as they are, up to `longest_output`."""
 
     trace: str
     seconds: float

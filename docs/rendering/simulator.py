@@ -27,8 +27,8 @@ def simulator_against_engine(record: Record) -> str:
     for trace, found in r["policies"].items():
         shape = r["workloads"][trace]
         parts += [
-            f"{trace}: {shape['requests']} requests in {shape['seconds']:.0f} s, at {shape['rate']} a second, {shape['prompt_tokens']} prompt and "
-            f"{shape['output_tokens']} output tokens.\n",
+            f"{trace}: {shape['requests']} requests in {shape['seconds']:.0f} s, at {shape['rate']} a second, "
+            f"{shape['prompt_tokens']} prompt and {shape['output_tokens']} output tokens.\n",
             table(
                 ["policy", "load", "drift", *(f"{name.upper()} {part}" for name, part in _FIGURES), "events", "replay"],
                 [[f"`{policy}`", f"{v['offered_load']:.2f}", signed_percent(v["drift"]),
