@@ -147,6 +147,8 @@ def _print_coefficients(sib: ScalingInformationBase) -> None:
     if sib.deployment.instances > 1:
         fixed, per_token = 1e3 * model.migration_fixed, 1e6 * model.migration_per_token
         console.print(f"migration: {fixed:.2f} ms, and {per_token:.2f} us per token")
+        found = [f"{one.kind} beside {one.beside} {one.factor:.2f}" for one in sib.measurements.interference]
+        console.print(f"two instances at once, times as long: {', '.join(found)}")
 
 
 def _print_comparisons(result: Check) -> None:

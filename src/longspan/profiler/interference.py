@@ -13,6 +13,7 @@ from longspan.core.batch_shape import BatchShape
 from longspan.core.episode import Company, Episode, Iterate
 from longspan.core.policies.episode import EpisodePolicy
 from longspan.engine.episodes import run_episode
+from longspan.profiler.measure import Measured, Report
 from longspan.sib import MeasuredInterference
 
 if TYPE_CHECKING:
@@ -26,16 +27,17 @@ _DECODE_TIMES = 16
 
 
 async def measure_interference(
-    engine: AsyncLLM, policy: EpisodePolicy, until: float
+    engine: AsyncLLM, policy: EpisodePolicy, begun: float, budget_s: float, report: Report
 ) -> tuple[MeasuredInterference, ...]:
-    """engine: as for `run_episode`, of two instances at least. until: on `time.monotonic`; one round runs anyway.
+    """engine: as for `run_episode`, of two instances at least. begun, budget_s: as for `Measurer`, but one round runs
+    anyway.
 
     An episode runs alone and in company right after one another, so that a machine that drifts does so for both.
     """
     ratios: defaultdict[tuple[Company, Company], list[float]] = defaultdict(list)
     room = min(engine.max_model_len, engine.core.scheduler.config.kv_tokens)
     for _ in range(MOST_ROUNDS):
-        begun = time.monotonic()
+        round_began = time.monotonic()
         for episode in _episodes(min(_TOKENS, room // 4)):
             alone = await run_episode(engine, policy, episode)
             for company in _COMPANIES:
@@ -44,7 +46,9 @@ async def measure_interference(
                     assert isinstance(one.work, BatchShape)
                     kind: Company = "decode" if one.work.kind == "decode" else "prefill"
                     ratios[kind, company].append(other.seconds / one.seconds)
-        if 2.0 * time.monotonic() - begun > until:
+                what = f"{len(episode.prompts)} x {episode.prompts[0]} tokens, alone and beside a {company}"
+                report(Measured(time.monotonic() - begun, what))
+        if 2.0 * time.monotonic() - round_began > begun + budget_s:
             break
     return tuple(
         MeasuredInterference(kind=kind, beside=company, factor=statistics.median(found), samples=len(found))

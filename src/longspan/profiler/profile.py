@@ -43,7 +43,7 @@ async def profile(config: EngineConfig, budget_s: float, report: Report) -> Scal
         alone_s = budget_s if config.instances == 1 else _ALONE * budget_s
         measurements = await Measurer(engine, policy, fit, begun, alone_s, report).measure(groups)
         if config.instances > 1:
-            interference = await measure_interference(engine, policy, begun + budget_s)
+            interference = await measure_interference(engine, policy, begun, budget_s, report)
             measurements = replace(measurements, interference=interference)
         return ScalingInformationBase(
             deployment=engine.deployment,
