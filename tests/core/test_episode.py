@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -131,27 +132,26 @@ def test_masters_share_the_requests_and_moves_go_where_they_should() -> None:
     assert isinstance(back, MigrateKV) and (back.source, back.target, back.ranges) == (1, 0, ((0, 6),))
 
 
-@pytest.mark.parametrize("lookahead", [True, False])
-@pytest.mark.parametrize("company", ["prefill", "decode"])
-def test_company_is_at_work_from_the_first_step_to_the_last(company: Company, lookahead: bool) -> None:
-    """Batches of the episode take 2 s, those beside it 3 s."""
-    episode = Episode((8, 8), 1, (Iterate(chunks=((0, 8), (1, 8))), Iterate(decodes=(0, 1), times=5)), company)
+Spans = dict[int, list[tuple[float, float, RunBatch]]]
+
+
+def run_in_company(episode: Episode, lookahead: bool, company_tokens: int) -> tuple[Spans, list[Timed]]:
+    """On the first of three instances, where batches take 2 s; those on the last take 3 s. What ran on these when."""
     policy = EpisodePolicy()
     scheduler = Scheduler(SchedulerConfig(num_instances=3, kv_tokens=100, lookahead=lookahead), policy)
     policy.begin(episode, ["a", "b"], "other")
-    left = {"a": 6, "b": 6, "other": 80}
+    left = dict(zip("ab", episode.output_tokens(), strict=True)) | {"other": company_tokens}
     pending: list[tuple[float, int, RunBatch]] = []
-    free_at = {0: 0.0, 2: 0.0}
-    spans: dict[int, list[tuple[float, float, RunBatch]]] = {0: [], 2: []}
+    spans: Spans = {0: [], 2: []}
 
     def submit(actions: list[Action], now: float) -> None:
         for action in actions:
             if isinstance(action, RunBatch):
                 (instance,) = action.group
-                begin = max(now, free_at[instance])
-                free_at[instance] = begin + (2.0 if instance == 0 else 3.0)
-                spans[instance].append((begin, free_at[instance], action))
-                heappush(pending, (free_at[instance], action.batch_id, action))
+                begin = max([now, *(end for _, end, _ in spans[instance][-1:])])
+                end = begin + (2.0 if instance == 0 else 3.0)
+                spans[instance].append((begin, end, action))
+                heappush(pending, (end, action.batch_id, action))
 
     for request_id, prompt in (("a", 8), ("other", 16), ("b", 8)):
         submit(scheduler.handle(RequestArrived(request_id, prompt, left[request_id]), 0.0), 0.0)
@@ -160,17 +160,30 @@ def test_company_is_at_work_from_the_first_step_to_the_last(company: Company, lo
         outputs = []
         for segment in batch.segments:
             left[segment.request_id] -= 1
-            outputs.append(TokenOutput(segment.request_id, "length" if not left[segment.request_id] else None))
+            outputs.append(TokenOutput(segment.request_id, None if left[segment.request_id] else "length"))
         submit(scheduler.handle(BatchCompleted(batch.batch_id, tuple(outputs)), now), now)
         scheduler.check_invariants()
         if left["a"] == left["b"] == 0:
             submit(scheduler.handle(RequestAborted("other"), now), now)
     assert scheduler.idle()
-    (_, _, first), *others = ((begin, end, batch) for begin, end, batch in spans[2])
+    return spans, policy.timed()
+
+
+@pytest.mark.parametrize("lookahead", [True, False])
+@pytest.mark.parametrize("company", ["prefill", "decode"])
+def test_company_is_at_work_from_the_first_step_to_the_last(company: Company, lookahead: bool) -> None:
+    episode = Episode((8, 8), 1, (Iterate(chunks=((0, 8), (1, 8))), Iterate(decodes=(0, 1), times=5)), company)
+    spans, timed = run_in_company(episode, lookahead, company_tokens=80)
+    (_, ready, first), *others = spans[2]
     assert first.segments[0].length == 16
     assert all((batch.segments[0].length > 1) == (company == "prefill") for _, _, batch in others)
-    (begin, _, _), *_, (_, end, _) = spans[0]
-    assert begin == spans[2][0][1] and spans[2][-1][1] >= end
-    assert all(one[1] == two[0] for one, two in zip(spans[2], spans[2][1:], strict=False)), "it never rests"
-    assert [step.work for step in policy.timed()] == [work for work, _ in episode.work()]
-    assert [step.seconds for step in policy.timed()] == [2.0, 2.0]
+    assert spans[0][0][0] == ready and spans[2][-1][1] >= spans[0][-1][1]
+    assert all(one[1] == two[0] for one, two in pairwise(spans[2])), "it never rests"
+    assert [(step.work, step.seconds) for step in timed] == [(work, 2.0) for work, _ in episode.work()]
+
+
+def test_an_episode_goes_on_when_its_company_is_gone() -> None:
+    episode = Episode((8, 8), 1, (Iterate(chunks=((0, 8), (1, 8))), Iterate(decodes=(0, 1), times=9)), "decode")
+    spans, timed = run_in_company(episode, lookahead=True, company_tokens=3)
+    assert spans[2][-1][1] < spans[0][-1][1]
+    assert [step.work for step in timed] == [work for work, _ in episode.work()]

@@ -231,6 +231,7 @@ class Simulator:
                 self._push(end_s, FirstStageFree(action.batch_id))
             for instance in instances:
                 free_at[instance] = end_s
+        # Where neighbours slow it down further, that is not counted.
         self.usage.work(action, begin_s, end_s, sum(seconds.stages) / len(seconds.stages))
         self._push(end_s, action)
         return begin_s

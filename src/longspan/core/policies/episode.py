@@ -49,6 +49,8 @@ class EpisodePolicy:
 
     def schedule(self, state: SchedulerState, now: float) -> None:
         self._follow(state, now)
+        if any(request.id == self._other for request in state.ended):
+            self._other = None  # in a small pool it may come to its end too early: the rest runs alone
         expected = len(self._ids) + (self._other is not None)
         self._all_are_here = self._all_are_here or len(state.waiting) == expected
         goes_on = self._all_are_here and len(self._seconds) <= len(self._episode.steps)
