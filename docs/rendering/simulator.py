@@ -17,8 +17,8 @@ def simulator_against_engine(record: Record) -> str:
     r = record["results"]
     parts = [
         "## The simulator beside the engine\n",
-        origin(record, "Lengths are scaled down by one factor for each trace (or prompts only, where outputs would shrink "
-                       "to nothing; these are cut off), arrivals are Poisson."),
+        origin(record, "Lengths are scaled down by one factor for each trace (or prompts only, where outputs would "
+                       "shrink to nothing; these are cut off), arrivals are Poisson."),
         f"The same requests, policy and cost model; {r['model']} on {r['instances']} instances. "
         "The simulator has this machine as `longspan profile` measured it before and after each run, the mean "
         "of both; *drift* is how much longer iterations took afterwards, in the median. Milliseconds of the engine, of "
