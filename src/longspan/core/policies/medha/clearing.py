@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from longspan.core.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
