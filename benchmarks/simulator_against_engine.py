@@ -39,7 +39,7 @@ from longspan.simulator.measured import measured_machine, measured_model
 from longspan.simulator.simulator import Simulator
 from longspan.workload.arrivals import poisson
 from longspan.workload.traces import TraceRequest, read_trace
-from longspan.workload.transforms import first_seconds, scaled_to, with_arrivals
+from longspan.workload.transforms import first_seconds, prompts_scaled_to, scaled_to, with_arrivals
 from open_loop import serve, shape
 
 POLICIES = "loongserve,medha,static_sp,replicated"
@@ -60,7 +60,7 @@ class Load:
 LOADS = (Load("azure_conv_2023", 90.0, 1.5, 2048), Load("loongserve_mixed", 180.0, 0.3, 6000, longest_output=128))
 DEPLOYMENT = EngineConfig(
     model="smollm2-135m", instances=2, threads_per_device=1, dtype="bfloat16", kv_tokens=16_384
-)  # fmt: skip
+)
 
 
 def workload(load: Load, folder: Path) -> list[TraceRequest]:
@@ -68,15 +68,9 @@ def workload(load: Load, folder: Path) -> list[TraceRequest]:
     requests = list(first_seconds(with_arrivals(rows, poisson(load.rate, seed=0)), load.seconds))
     if load.longest_output is None:
         return scaled_to(requests, load.longest)
-    longest = max(request.num_prompt_tokens for request in requests)
     return [
-        replace(
-            request,
-            num_prompt_tokens=max(1, request.num_prompt_tokens * load.longest // longest),
-            num_output_tokens=min(request.num_output_tokens, load.longest_output),
-            prefix_block_ids=(),
-        )
-        for request in requests
+        replace(request, num_output_tokens=min(request.num_output_tokens, load.longest_output))
+        for request in prompts_scaled_to(requests, load.longest)
     ]
 
 

@@ -103,7 +103,7 @@ BROKEN = {
     ),
     "unknown event": (
         b'{"now": 1.0, "event": {"type": "Boom"}, "actions": []}\n',
-        "Boom.*event",
+        r"Invalid value 'Boom' - at `\$\.event\.type`",
     ),
     "missing field": (b'{"now": 1.0, "event": {"type": "KVMigrated"}, "actions": []}\n', "migration_id"),
     "no time": (b'{"event": {"type": "KVMigrated", "migration_id": 1}, "actions": []}\n', "required field `now`"),

@@ -27,6 +27,16 @@ def test_scaled_keeps_proportions_and_fits(requests: list[TraceRequest], limit: 
 
 
 @given(requests=REQUESTS, limit=LIMITS)
+def test_scaled_prompts_keep_outputs(requests: list[TraceRequest], limit: int) -> None:
+    longest = max(r.num_prompt_tokens for r in requests)
+    factor = min(1.0, limit / longest)
+    for before, after in zip(requests, transforms.prompts_scaled_to(requests, limit), strict=True):
+        assert 1 <= after.num_prompt_tokens <= limit
+        assert abs(after.num_prompt_tokens - before.num_prompt_tokens * factor) <= 1
+        assert after.num_output_tokens == before.num_output_tokens
+
+
+@given(requests=REQUESTS, limit=LIMITS)
 def test_clipped_changes_only_what_is_too_long(requests: list[TraceRequest], limit: int) -> None:
     for before, after in zip(requests, transforms.clipped_to(requests, limit), strict=True):
         assert after.num_tokens == min(before.num_tokens, limit)
@@ -87,6 +97,6 @@ def test_arrivals_are_given_until_either_ends() -> None:
 
 
 def test_a_limit_that_holds_no_request() -> None:
-    for fit in (transforms.clipped_to, transforms.scaled_to):
+    for fit in (transforms.clipped_to, transforms.scaled_to, transforms.prompts_scaled_to):
         with pytest.raises(ConfigError, match="at least 2"):
             list(fit(at(0), 1))

@@ -107,7 +107,7 @@ class Cluster:
 
     @property
     def idle_numbers(self) -> Set[int]:
-        """Of the same."""
+        """Of those that `idle` lists."""
         return self._idle_numbers
 
     def resting(self) -> list[Instance]:

@@ -24,7 +24,7 @@ class Ledger:
     batches, migrations: what was issued and has not completed, by number.
     started: batches that began to run during this call, issued or promoted.
     num_prefills: batches issued that were not pure decode iterations.
-    tokens_when_grown: of those that hold KV, prompts and outputs, if each generates all that it may.
+    tokens_when_grown: of those that hold KV, all together.
     num_finished, num_finished_tokens: requests that came to their own end, and what they generated.
     ended: requests that came to an end by this call's event.
     decisions: why the policy decided as it did in this call.
@@ -120,7 +120,7 @@ class Ledger:
         if request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
             request.become(RequestStatus.PREFILLING)
-            self.tokens_when_grown += request.num_prompt_tokens + request.max_tokens
+            self.tokens_when_grown += request.tokens_when_grown
         elif request.in_flight == 0:
             self._leave_ready(request)
         else:
@@ -180,7 +180,7 @@ class Ledger:
     def drop_kv(self, request: Request, reason: Literal["finished", "aborted", "preempted"]) -> None:
         self._leave_ready(request)
         self.drop_claims(request)
-        self.tokens_when_grown -= request.num_prompt_tokens + request.max_tokens
+        self.tokens_when_grown -= request.tokens_when_grown
         counts = self.placement.free(request.id)
         for number, tokens in counts.items():
             self.cluster.give_back(number, tokens)

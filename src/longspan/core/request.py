@@ -96,6 +96,11 @@ class Request:
         return sum([planned.length for planned in self.reserved]) if self.reserved else 0
 
     @property
+    def tokens_when_grown(self) -> int:
+        """Prompt and output, if it generates all that it may."""
+        return self.num_prompt_tokens + self.max_tokens
+
+    @property
     def max_kv_tokens(self) -> int:
         """The most KV it can ever need: the last token is never fed back."""
         return self.num_prompt_tokens + self.max_tokens - 1

@@ -62,7 +62,7 @@ class SchedulerState:
 
     @property
     def tokens_when_grown(self) -> int:
-        """Of all requests `with_kv`, prompts and outputs, if each generates all that it may."""
+        """Of all requests `with_kv` together."""
         return self._ledger.tokens_when_grown
 
     def with_kv(self) -> Iterator[Request]:

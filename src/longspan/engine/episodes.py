@@ -22,6 +22,11 @@ _CLEARLY_LONGER = 4.0
 _COMPANY_TOKENS = 1 << 12  # generated at most; it is gone before
 
 
+def room_of_one(engine: AsyncLLM) -> int:
+    """Tokens that a request may have on one instance."""
+    return min(engine.max_model_len, engine.core.scheduler.config.kv_tokens)
+
+
 async def run_episode(engine: AsyncLLM, policy: EpisodePolicy, episode: Episode) -> Sequence[Timed]:
     """Its steps, timed. engine: of this policy, with nothing else to do.
 
@@ -38,15 +43,15 @@ async def run_episode(engine: AsyncLLM, policy: EpisodePolicy, episode: Episode)
         async for _ in engine.generate(draw.choices(vocabulary, k=prompt_tokens), params, request_id):
             pass
 
-    async with asyncio.TaskGroup() as all_requests:
-        company: asyncio.Task[None] | None = None
+    async with asyncio.TaskGroup() as requests:
+        own = [
+            requests.create_task(run(*request))
+            for request in zip(request_ids, episode.prompts, episode.output_tokens(), strict=True)
+        ]
         if other is not None:
-            room = min(engine.max_model_len, engine.core.scheduler.config.kv_tokens) - sum(episode.prompts)
-            company = all_requests.create_task(run(other, sum(episode.prompts), min(_COMPANY_TOKENS, room)))
-        async with asyncio.TaskGroup() as requests:
-            for request in zip(request_ids, episode.prompts, episode.output_tokens(), strict=True):
-                requests.create_task(run(*request))
-        if company is not None:
+            prompt = sum(episode.prompts)
+            company = requests.create_task(run(other, prompt, min(_COMPANY_TOKENS, room_of_one(engine) - prompt)))
+            await asyncio.wait(own)
             company.cancel()
     await engine.idle()
     if engine.error is not None:
@@ -60,7 +65,7 @@ async def estimate_cost_model(engine: AsyncLLM, policy: EpisodePolicy, model: Mo
     engine: as for `run_episode`.
     """
     instances, tp = engine.config.instances, engine.config.tp
-    room = min(engine.max_model_len, engine.core.scheduler.config.kv_tokens) - 8
+    room = room_of_one(engine) - 8
     lengths = [length for length in _PROBE_TOKENS if length <= room] or [max(1, room)]
     timed: list[Timed] = []
     if instances > 1:

@@ -11,12 +11,17 @@ from rich.console import Console
 
 from longspan.engine.protocol import EngineClient
 
+_QUESTION = "What is the capital of France?"
+
 
 def print_welcome(engine: EngineClient, url: str) -> None:
-    """Coloured on a terminal, plain elsewhere; never wrapped, so that it can be copied."""
+    """Coloured on a terminal, plain elsewhere; never wrapped, so that it can be copied.
+
+    Examples ask for the likeliest answer: a small model at temperature 1, the API's default, talks nonsense.
+    """
     console = Console(soft_wrap=True, highlight=False)
     model, config = engine.model_name, engine.config
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": _QUESTION}], "temperature": 0})
     console.print(
         f"[bold green]Longspan[/] serves [bold]{model}[/] at [bold]{url}/v1[/]: "
         f"{config.instances} instances, context up to {engine.max_model_len} tokens, "
@@ -42,5 +47,7 @@ def _python(url: str, model: str) -> str:
     return f"""\
 from openai import OpenAI
 client = OpenAI(base_url="{url}/v1", api_key="none")
-answer = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello!"}}])
+answer = client.chat.completions.create(
+    model="{model}", messages=[{{"role": "user", "content": "{_QUESTION}"}}], temperature=0
+)
 print(answer.choices[0].message.content)"""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from longspan.core.batch_shape import BatchShape
 from longspan.core.episode import Company, Episode, Iterate
 from longspan.core.policies.episode import EpisodePolicy
-from longspan.engine.episodes import run_episode
+from longspan.engine.episodes import room_of_one, run_episode
 from longspan.profiler.measure import Measured, Report
 from longspan.sib import MeasuredInterference
 
@@ -35,10 +35,9 @@ async def measure_interference(
     An episode runs alone and in company right after one another, so that a machine that drifts does so for both.
     """
     ratios: defaultdict[tuple[Company, Company], list[float]] = defaultdict(list)
-    room = min(engine.max_model_len, engine.core.scheduler.config.kv_tokens)
     for _ in range(MOST_ROUNDS):
         round_began = time.monotonic()
-        for episode in _episodes(min(_TOKENS, room // 4)):
+        for episode in _episodes(min(_TOKENS, room_of_one(engine) // 4)):
             alone = await run_episode(engine, policy, episode)
             for company in _COMPANIES:
                 beside = await run_episode(engine, policy, replace(episode, beside=company))

@@ -50,7 +50,7 @@ class Neighbours:
         self._under_way: dict[int, _Work] = {}
 
     def begin(self, action: RunBatch | MigrateKV, instances: tuple[int, ...], begin_s: float, seconds: float) -> float:
-        """It begins, and would take so long alone; returns when it ends unless somebody else begins. In order."""
+        """It begins, and would take so long alone; returns when it ends unless somebody else begins."""
         work = _Work(frozenset(instances), _company(action), begin_s, begin_s + seconds)
         others = [
             other for other in self._under_way.values()

@@ -224,8 +224,9 @@ class Simulator:
             end_s = max(end_s, max([free_at[instance] for instance in instances]))
             if stage == 0:
                 begin_s = end_s
-            end_s += stage_s
-            if self._neighbours is not None:
+            if self._neighbours is None:
+                end_s += stage_s
+            else:
                 end_s = self._neighbours.begin(action, instances, begin_s, stage_s)
             if stage == 0 and self.config.pp > 1 and isinstance(action, RunBatch):
                 self._push(end_s, FirstStageFree(action.batch_id))

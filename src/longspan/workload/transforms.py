@@ -54,13 +54,25 @@ def scaled_to(requests: Sequence[TraceRequest], max_tokens: int) -> list[TraceRe
         return list(requests)
     return [
         replace(
-            request,
-            num_prompt_tokens=max(1, request.num_prompt_tokens * max_tokens // longest),
+            _with_scaled_prompt(request, max_tokens, longest),
             num_output_tokens=max(1, request.num_output_tokens * max_tokens // longest),
-            prefix_block_ids=_scaled_ids(request, max_tokens, longest),
         )
         for request in requests
     ]
+
+
+def prompts_scaled_to(requests: Sequence[TraceRequest], max_tokens: int) -> list[TraceRequest]:
+    """As `scaled_to`, but only prompts, so that the longest of them has `max_tokens`; outputs stay as they are."""
+    _check_limit(max_tokens)
+    longest = max(request.num_prompt_tokens for request in requests)
+    if longest <= max_tokens:
+        return list(requests)
+    return [_with_scaled_prompt(request, max_tokens, longest) for request in requests]
+
+
+def _with_scaled_prompt(request: TraceRequest, over: int, under: int) -> TraceRequest:
+    tokens = max(1, request.num_prompt_tokens * over // under)
+    return replace(request, num_prompt_tokens=tokens, prefix_block_ids=_scaled_ids(request, over, under))
 
 
 def _scaled_ids(request: TraceRequest, over: int, under: int) -> tuple[int, ...]:

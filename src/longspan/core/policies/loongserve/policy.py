@@ -211,8 +211,7 @@ def _num_growing(state: SchedulerState, prompts: Sequence[Prompt], lengths: Outp
     """
     total = state.config.total_kv_tokens
     requests = [state.request(prompt.id) for prompt in prompts]
-    grown = sum([request.num_prompt_tokens + request.max_tokens for request in requests])
-    if state.tokens_when_grown + grown <= total:
+    if state.tokens_when_grown + sum([request.tokens_when_grown for request in requests]) <= total:
         return len(prompts)  # even if each generates all that it may
     running, new = lengths.growth(state.with_kv()), lengths.growth(requests)
     if sum(map(sum, running)) + sum(map(sum, new)) <= total:
