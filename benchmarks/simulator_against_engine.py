@@ -5,7 +5,9 @@ model; outputs are limited to their own lengths in both. Compared are mean and p
 replayed in a fresh scheduler, which must decide the same.
 
 The machine is profiled before and after every run, and the run simulated on the mean of both profiles (`sib:FILE`),
-since a shared machine is not equally fast all day; how much the two differ is recorded as `drift`.
+since a shared machine is not equally fast all day; how much the two differ is recorded as `drift`. Where that is too
+much, nobody knows how fast the machine was in between: the run is repeated, and the one with the least drift counts,
+whatever came out of it.
 
 Lengths are multiplied by one factor for each trace, so that its longest request has so many tokens, and arrivals are
 Poisson. Where a trace's outputs would shrink to nothing by that, only prompts are, and outputs are cut off.
@@ -43,6 +45,7 @@ from longspan.workload.transforms import first_seconds, prompts_scaled_to, scale
 from open_loop import serve, shape
 
 POLICIES = "loongserve,medha,static_sp,replicated"
+MOST_DRIFT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ def joined(before: ScalingInformationBase, after: ScalingInformationBase) -> Sca
             replace(one, factor=(one.factor + factors[one.kind, one.beside]) / 2)
             for one in before.measurements.interference
         ),
+        unqueued_s=(before.measurements.unqueued_s + after.measurements.unqueued_s) / 2,
     )  # fmt: skip
     return replace(after, measurements=measurements, cost_model=fit_cost_model(measurements, DEPLOYMENT.instances))
 
@@ -171,11 +175,20 @@ def run(
     return found, after
 
 
+def in_short(found: dict[str, Any]) -> str:
+    differences = ", ".join(
+        f"{name.upper()} {statistic} {found[name][statistic]['difference']:+.1%}"
+        for name in ("ttft", "tpot") for statistic in ("mean", "p90")
+    )  # fmt: skip
+    same = "replays the same" if found["replay"]["identical"] else "REPLAYS OTHERWISE"
+    return f"drift {found['drift']:+.1%}; {differences}; {same}"
+
+
 def main() -> None:
     options = arguments(
         __doc__ or "",
         [("traces", "", "folder of traces"), ("policies", POLICIES, "with commas"),
-         ("budget", 90.0, "seconds of each profile"),
+         ("budget", 90.0, "seconds of each profile"), ("attempts", 3, "runs at most, where the machine drifts"),
          ("keep", "", "folder for logs and profiles"), ("json", "simulator_against_engine", "result")],
     )  # fmt: skip
     results: dict[str, Any] = {}
@@ -185,17 +198,15 @@ def main() -> None:
         requests = workload(load, Path(options.traces))
         shapes[load.trace] = shape(requests) | asdict(load)
         for policy in options.policies.split(","):
-            with tempfile.TemporaryDirectory() as temporary:
-                folder = Path(options.keep or temporary, f"{load.trace}-{policy}")
-                found, profiled = run(policy, requests, profiled, options.budget, folder)
-            results.setdefault(load.trace, {})[policy] = found
-            differences = ", ".join(
-                f"{name.upper()} {statistic} {found[name][statistic]['difference']:+.1%}"
-                for name in ("ttft", "tpot") for statistic in ("mean", "p90")
-            )  # fmt: skip
-            same = "replays the same" if found["replay"]["identical"] else "REPLAYS OTHERWISE"
-            say(f"{load.trace}, {policy}, {found['finished']} of {len(requests)}, drift {found['drift']:+.1%}: "
-                f"{differences}; {same}")  # fmt: skip
+            runs: list[dict[str, Any]] = []
+            while len(runs) < options.attempts and all(abs(found["drift"]) > MOST_DRIFT for found in runs):
+                with tempfile.TemporaryDirectory() as temporary:
+                    folder = Path(options.keep or temporary, f"{load.trace}-{policy}-{len(runs)}")
+                    found, profiled = run(policy, requests, profiled, options.budget, folder)
+                runs.append(found)
+                say(f"{load.trace}, {policy}, {found['finished']} of {len(requests)}: {in_short(found)}")
+            best = min(runs, key=lambda found: abs(found["drift"]))
+            results.setdefault(load.trace, {})[policy] = best | {"drifts": [found["drift"] for found in runs]}
     save(options.json, {"model": DEPLOYMENT.model, "instances": DEPLOYMENT.instances, "workloads": shapes,
                         "policies": results})  # fmt: skip
 

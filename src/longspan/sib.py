@@ -104,10 +104,15 @@ class MeasuredInterference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
-    """Of one instance or group, while all others stand still; and, where there are several, what changes if not."""
+    """Of one instance or group, while all others stand still; and, where there are several, what changes if not.
+
+    Decodes are queued behind one another, all else behind nothing. unqueued_s: what a decode that is queued behind
+    nothing takes longer, for its news to come in and its decision to go out.
+    """
 
     iterations: tuple[MeasuredIteration, ...]
     migrations: tuple[MeasuredMigration, ...]
+    unqueued_s: float = 0.0
     interference: tuple[MeasuredInterference, ...] = ()
 
     def without(self, known: Measurements) -> Measurements:

@@ -68,6 +68,8 @@ def test_what_a_profile_holds(sib_file: Path) -> None:
     assert {shape.num_instances for shape in shapes} == {1, 2}
     assert {(s.num_instances, s.num_masters) for s in shapes if s.kind == "decode"} == {(1, 1), (2, 1), (2, 2)}
     assert any(context for shape in shapes for _, context in shape.chunks), "chunks that meet context"
+    assert {shape.kind for shape in shapes} == {"prefill", "decode", "mixed"}
+    assert sib.measurements.unqueued_s >= 0
     assert sib.measurements.migrations
     assert all(point.seconds > 0 for point in (*sib.measurements.iterations, *sib.measurements.migrations))
     kinds = ("decode", "prefill")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from longspan.config import SchedulerConfig
+from longspan.core.batch_shape import BatchShape
+from longspan.core.cost_model import Chunk
 from longspan.errors import ConfigError
 from longspan.profiler.fit import fit_cost_model
 from longspan.profiler.simulated import measure_simulated
@@ -21,6 +23,7 @@ from longspan.simulator.machine import Machine
 from longspan.simulator.measured import measured_machine, measured_model, sib_timings
 from longspan.simulator.models import MODELS
 from longspan.simulator.published import a40_prefills, loongserve_figure_3, without_overlap
+from longspan.simulator.spread import evenly_spread
 
 
 def errors(machine: Machine, timings: list[Timing], kind: str) -> list[float]:
@@ -99,6 +102,19 @@ def test_a_machine_from_its_profile(slower: float, contention: float) -> None:
     costs = [IterationCost(Fleet(machine=m, model=MODELS["qwen2.5-7b"], instances=2)) for m in (truth, machine)]
     real, predicted = (cost.decode_alike(8, 20_000, 2) for cost in costs)
     assert predicted == pytest.approx(real, rel=0.25)
+
+
+def test_what_queueing_saves_is_known_from_the_profile() -> None:
+    """Its decodes are queued, its prefills are not."""
+    slow_host = replace(A800_80G, overheads=replace(A800_80G.overheads, unqueued_s=0.5))
+    sib, plain = profiled(slow_host), profiled(A800_80G)
+    for point, other in zip(sib.measurements.iterations, plain.measurements.iterations, strict=True):
+        assert point.seconds == pytest.approx(other.seconds)
+    machine = measured_machine(sib, Path("sib.json"))
+    cost = IterationCost(Fleet(machine=machine, model=MODELS["smollm2-135m"], instances=1))
+    decode = BatchShape(num_instances=1, num_requests=2, context_tokens=200, num_masters=1)
+    prefill = BatchShape(num_instances=1, chunks=(Chunk(100),))
+    assert [cost.batch(evenly_spread(work)).host for work in (decode, prefill)] == [pytest.approx(0.5), 0.0]
 
 
 def test_the_profiled_model_is_the_one_in_the_file() -> None:

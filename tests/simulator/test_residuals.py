@@ -36,6 +36,16 @@ def test_each_kind_has_factors_of_its_own() -> None:
     assert slow.factor(decode(2, 100, instances=2, masters=2)) == 1.0
 
 
+def test_mixed_iterations_count_as_prefills_until_one_was_measured() -> None:
+    chunk, token = prefill(64).segments[0], decode(1, 100).segments[0]
+    mixed = RunBatch(0, (0,), (chunk, token))
+    measured = [(prefill(64), 3.0), (decode(1, 100), 5.0)]
+    assert Residuals.of(measured).factor(mixed) == pytest.approx(3.0)
+    found = Residuals.of([*measured, (mixed, 4.0)])
+    assert found.factor(mixed) == pytest.approx(4.0)
+    assert found.factor(prefill(64)) == pytest.approx(3.0)
+
+
 def test_near_ones_count_most() -> None:
     found = Residuals.of([(prefill(16), 1.5), (prefill(4096), 0.5), (prefill(4096, context=4096), 4.0)])
     assert found.factor(prefill(16)) == pytest.approx(1.5, rel=0.02)

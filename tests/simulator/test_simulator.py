@@ -135,6 +135,15 @@ def test_a_lone_request_by_hand(lookahead: bool) -> None:
     assert result.usage.busy_s == pytest.approx([busy_s])
 
 
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_what_queueing_saves_where_nothing_else_of_the_host_is_known(lookahead: bool) -> None:
+    cost = cost_of(machine({}, {"layer_s": 1.0, "unqueued_s": 0.25}))
+    config = SchedulerConfig(num_instances=1, kv_tokens=1000, lookahead=lookahead)
+    (request,) = Simulator(config, cost).run([TraceRequest(0.0, 10, 4)]).requests
+    apart = [b - a for a, b in itertools.pairwise(request.record.token_times_s)]
+    assert apart == pytest.approx([2.25, 2.0, 2.0] if lookahead else [2.25] * 3)
+
+
 def test_instances_work_at_the_same_time() -> None:
     cost = cost_of(machine({}, {"layer_s": 1.0}), instances=2)
     config = SchedulerConfig(num_instances=2, kv_tokens=1000, policy="replicated")

@@ -104,7 +104,9 @@ class Timed:
 
     seconds: from the decision, or the completion that it was queued behind, to its own completion, on the engine's
         clock; of a step that ran several times, the median of all but the first.
+    first_s: the same of the first, of a step that ran several times: it was queued behind nothing.
     """
 
     work: BatchShape | int
     seconds: float
+    first_s: float | None = None

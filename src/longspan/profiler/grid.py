@@ -2,7 +2,7 @@
 
 Totals of tokens grow by powers of four up to what fits. Each total is taken as one prompt (a long one's last tokens as
 small chunks), as batches of prompts, and as one prompt in chunks, whose later ones meet context; what was prefilled is
-decoded, and migrated.
+decoded, and migrated. Some iterations have both chunks and decodes: the simulator needs them, the cost model does not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from longspan.core.episode import Episode, Iterate, Move, Step
 
 _EVERY = 16  # instances
 _SHORTEST = 16
-_TAIL = (128, 32)  # small chunks at the end of a long prompt, as policies cut them that mix chunks with decodes
+_TAIL = (128, 32)  # small chunks at the end of a prompt, as policies cut them that mix chunks with decodes
 _SHORTEST_WITH_TAIL = 1024
 _GROWTH = 4
 _MOST_DECODES = 64
@@ -44,7 +44,7 @@ def fit_groups(config: SchedulerConfig, max_model_len: int) -> list[Group]:
 
 
 def check_groups(config: SchedulerConfig, max_model_len: int) -> list[Group]:
-    """Lengths and batches that `fit_groups` does not have; some iterations have both chunks and decodes."""
+    """Lengths and batches that `fit_groups` does not have."""
     return _groups(config, max_model_len, _check_episodes)
 
 
@@ -88,12 +88,13 @@ def _fit_episodes(place: _Place) -> Iterator[Episode]:
             yield _batch(total, requests, place)
         if total >= 256:
             yield _one_prompt(_split(total, 4), place)
+            yield _mixed((total - sum(_TAIL), *_TAIL), max(2, place.of), place)
 
 
 def _check_episodes(place: _Place) -> Iterator[Episode]:
     for total in _totals(3 * place.smallest // 2, 3 * place.largest // 4):
         yield _one_prompt((total,), place)
-        yield _mixed(total, place)
+        yield _mixed(_split(total, 2), min(8, max(1, total // (2 * place.shortest))), place)
         if total >= 12 * place.shortest:
             yield _batch(total, 12, place)
             yield _one_prompt(_split(total, 3), place)
@@ -126,18 +127,15 @@ def _batch(total: int, requests: int, place: _Place) -> Episode:
     return Episode(prompts, place.instances, tuple(steps))
 
 
-def _mixed(total: int, place: _Place) -> Episode:
-    """Some short prompts; then a long one in two chunks, each together with a decode of all the others."""
-    others = min(8, max(1, total // (2 * place.shortest)))
+def _mixed(chunks: Sequence[int], others: int, place: _Place) -> Episode:
+    """Some short prompts; then another in chunks, each together with a decode of all the others."""
     decodes = tuple(range(others))
-    first, second = ((others, size) for size in _split(total, 2))
     return Episode(
-        (*[place.shortest] * others, total),
+        (*[place.shortest] * others, sum(chunks)),
         place.instances,
         (
             Iterate(chunks=tuple((request, place.shortest) for request in decodes)),
-            Iterate(chunks=(first,), decodes=decodes),
-            Iterate(chunks=(second,), decodes=decodes),
+            *(Iterate(chunks=((others, size),), decodes=decodes) for size in chunks),
         ),
     )
 

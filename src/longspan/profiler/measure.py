@@ -61,11 +61,13 @@ class Measurer:
         self.budget_s = budget_s
         self.report = report
         self._samples: dict[BatchShape | int, list[float]] = defaultdict(list)
+        self._unqueued: list[float] = []
         self._took: dict[Group, float] = {}
 
     async def measure(self, groups: Sequence[Group]) -> Measurements:
         await self._run(groups[0], 0)
         self._samples.clear()  # the first time everything is slow
+        self._unqueued.clear()
         for number in range(MOST_ROUNDS):
             until = self.budget_s * (_FIRST_ROUND if number == 0 else 1.0)
             ran = [await self._run_if_it_fits(group, number + place, until) for place, group in enumerate(groups)]
@@ -85,6 +87,8 @@ class Measurer:
         for place in range(len(group)):
             for step in await run_episode(self.engine, self.policy, group[(turn + place) % len(group)]):
                 self._samples[step.work].append(step.seconds)
+                if step.first_s is not None:
+                    self._unqueued.append(step.first_s - step.seconds)
         self._took[group] = self._gone() - begin
         self.report(Measured(self._gone(), _describe(group)))
 
@@ -106,7 +110,8 @@ class Measurer:
                 iterations.append(MeasuredIteration(shape=work, seconds=median, samples=count))
             else:
                 migrations.append(MeasuredMigration(num_tokens=work, seconds=median, samples=count))
-        return Measurements(iterations=tuple(iterations), migrations=tuple(migrations))
+        unqueued_s = max(0.0, statistics.median(self._unqueued)) if self._unqueued else 0.0
+        return Measurements(iterations=tuple(iterations), migrations=tuple(migrations), unqueued_s=unqueued_s)
 
 
 def _describe(group: Group) -> str:

@@ -26,13 +26,20 @@ def measure_simulated(cost: IterationCost, config: SchedulerConfig, max_model_le
         for episode in group
         for work, _ in episode.work()
     }
+    unqueued_s = cost.fleet.machine.overheads.unqueued_s
+
+    def seconds(work: BatchShape) -> float:
+        total_s = cost.batch(evenly_spread(work)).total
+        return total_s - unqueued_s if work.kind == "decode" else total_s
+
     return Measurements(
         iterations=tuple(
-            MeasuredIteration(shape=work, seconds=cost.batch(evenly_spread(work)).total, samples=1)
+            MeasuredIteration(shape=work, seconds=seconds(work), samples=1)
             for work in sorted((w for w in works if isinstance(w, BatchShape)), key=repr)
         ),
         migrations=tuple(
             MeasuredMigration(num_tokens=work, seconds=cost.migration(work, (0, 1)), samples=1)
             for work in sorted(w for w in works if isinstance(w, int))
         ),
+        unqueued_s=unqueued_s,
     )

@@ -63,7 +63,7 @@ def measured_machine(sib: ScalingInformationBase, path: Path) -> Machine:
         overheads=Overheads(
             iteration_s=1e-3, prompts_s=1e-4, request_s=1e-5, instance_s=1e-4, layer_s=1e-5, allreduce_s=1e-5,
             exchange_s=1e-5, round_s=1e-5, piece_s=1e-5, network_s=0.0, migration_s=1e-3, contention=0.1,
-            overlaps_host=False, origin=origin,  # timings of whole iterations do not tell what the host could prepare
+            overlaps_host=False, origin=origin,  # timings of whole iterations do not tell them apart
         ),
     )  # fmt: skip
     timings = sib_timings(sib, first_guess)
@@ -77,7 +77,8 @@ def measured_machine(sib: ScalingInformationBase, path: Path) -> Machine:
     iterations = [(timing, timing.work) for timing in timings if isinstance(timing.work, BatchShape)]
     factors = [(evenly_spread(work), timing.seconds / timing.predict(machine)) for timing, work in iterations]
     interference = Interference.of(sib.measurements.interference)
-    return replace(machine, residuals=Residuals.of(factors), interference=interference)
+    overheads = replace(machine.overheads, unqueued_s=sib.measurements.unqueued_s)
+    return replace(machine, overheads=overheads, residuals=Residuals.of(factors), interference=interference)
 
 
 def sib_timings(sib: ScalingInformationBase, machine: Machine) -> list[Timing]:
