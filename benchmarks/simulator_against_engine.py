@@ -207,8 +207,8 @@ def main() -> None:
                 say(f"{load.trace}, {policy}, {found['finished']} of {len(requests)}: {in_short(found)}")
             best = min(runs, key=lambda found: abs(found["drift"]))
             results.setdefault(load.trace, {})[policy] = best | {"drifts": [found["drift"] for found in runs]}
-    save(options.json, {"model": DEPLOYMENT.model, "instances": DEPLOYMENT.instances, "workloads": shapes,
-                        "policies": results})  # fmt: skip
+            save(options.json, {"model": DEPLOYMENT.model, "instances": DEPLOYMENT.instances, "workloads": shapes,
+                                "policies": results})  # fmt: skip
 
 
 if __name__ == "__main__":
