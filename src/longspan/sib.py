@@ -76,7 +76,7 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredIteration:
-    """seconds: the median over so many samples, each of them an iteration or a median of several."""
+    """seconds: the mean over so many samples, each of them an iteration or a mean of several."""
 
     shape: BatchShape
     seconds: float
@@ -94,7 +94,7 @@ class MeasuredMigration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredInterference:
-    """How much longer iterations of a kind take while another instance runs those of a kind; the median of ratios."""
+    """How much longer iterations of a kind take while another instance runs those of a kind, over all samples."""
 
     kind: Company
     beside: Company

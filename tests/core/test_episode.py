@@ -68,7 +68,7 @@ def check(episode: Episode, num_instances: int, kv_tokens: int, lookahead: bool)
         else:
             assert isinstance(last, MigrateKV) and last.num_tokens == work
         counted = list(range(place + 1, place + times + 1))[1 if times > 1 else 0 :]
-        assert step.seconds == sum(counted) / len(counted)  # the median of consecutive numbers
+        assert step.seconds == sum(counted) / len(counted)  # the mean
         assert step.first_s == (place + 1 if times > 1 else None)
         place += times
 

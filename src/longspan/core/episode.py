@@ -103,7 +103,7 @@ class Timed:
     """A step that ran. work: as in `Episode.work`: the batch, or how many tokens moved.
 
     seconds: from the decision, or the completion that it was queued behind, to its own completion, on the engine's
-        clock; of a step that ran several times, the median of all but the first.
+        clock; of a step that ran several times, the mean of all but the first.
     first_s: the same of the first, of a step that ran several times: it was queued behind nothing.
     """
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
 
 MOST_ROUNDS = 5
 _COMPANIES: tuple[Company, ...] = ("prefill", "decode")
-_TOKENS = 512
+_TOKENS = 256
 _REQUESTS = (1, 4)
-_DECODE_TIMES = 16
+_DECODE_TIMES = 96  # two at work are not equally fast all the time
 
 
 async def measure_interference(
@@ -34,31 +33,37 @@ async def measure_interference(
 
     An episode runs alone and in company right after one another, so that a machine that drifts does so for both.
     """
-    ratios: defaultdict[tuple[Company, Company], list[float]] = defaultdict(list)
+    samples: defaultdict[tuple[Company, Company], list[tuple[float, float]]] = defaultdict(list)
     for _ in range(MOST_ROUNDS):
         round_began = time.monotonic()
-        for episode in _episodes(min(_TOKENS, room_of_one(engine) // 4)):
+        for episode in _episodes(room_of_one(engine)):
             alone = await run_episode(engine, policy, episode)
             for company in _COMPANIES:
                 beside = await run_episode(engine, policy, replace(episode, beside=company))
                 for one, other in zip(alone, beside, strict=True):
                     assert isinstance(one.work, BatchShape)
                     kind: Company = "decode" if one.work.kind == "decode" else "prefill"
-                    ratios[kind, company].append(other.seconds / one.seconds)
+                    samples[kind, company].append((one.seconds, other.seconds))
                 what = f"{len(episode.prompts)} x {episode.prompts[0]} tokens, alone and beside a {company}"
                 report(Measured(time.monotonic() - begun, what))
         if 2.0 * time.monotonic() - round_began > begun + budget_s:
             break
     return tuple(
-        MeasuredInterference(kind=kind, beside=company, factor=statistics.median(found), samples=len(found))
-        for (kind, company), found in sorted(ratios.items())
+        MeasuredInterference(kind=kind, beside=company, factor=_factor(found), samples=len(found))
+        for (kind, company), found in sorted(samples.items())
     )
 
 
-def _episodes(tokens: int) -> Iterator[Episode]:
-    """On the first instance: prompts, then decodes of all."""
+def _factor(samples: Sequence[tuple[float, float]]) -> float:
+    """samples: seconds alone and in company."""
+    return sum(beside for _, beside in samples) / sum(alone for alone, _ in samples)
+
+
+def _episodes(room: int) -> Iterator[Episode]:
+    """On the first instance, which has so many tokens' room: prompts, then decodes of all."""
+    tokens, times = min(_TOKENS, room // 4), max(2, min(_DECODE_TIMES, room // (2 * max(_REQUESTS))))
     for number in _REQUESTS:
         prompts = (max(1, tokens // number),) * number
         places = tuple(range(number))
-        decodes = Iterate(decodes=places, times=_DECODE_TIMES)
+        decodes = Iterate(decodes=places, times=times)
         yield Episode(prompts, 1, (Iterate(chunks=tuple(zip(places, prompts, strict=True))), decodes))

@@ -111,11 +111,11 @@ class Measurer:
     def _summary(self) -> Measurements:
         iterations, migrations = [], []
         for work, seconds in self._samples.items():
-            median, count = statistics.median(seconds), len(seconds)
+            mean, count = statistics.fmean(seconds), len(seconds)
             if isinstance(work, BatchShape):
-                iterations.append(MeasuredIteration(shape=work, seconds=median, samples=count))
+                iterations.append(MeasuredIteration(shape=work, seconds=mean, samples=count))
             else:
-                migrations.append(MeasuredMigration(num_tokens=work, seconds=median, samples=count))
+                migrations.append(MeasuredMigration(num_tokens=work, seconds=mean, samples=count))
         unqueued_s = max(0.0, statistics.median(self._unqueued)) if self._unqueued else 0.0
         return Measurements(iterations=tuple(iterations), migrations=tuple(migrations), unqueued_s=unqueued_s)
 

@@ -42,7 +42,7 @@ class EpisodePolicy:
         """What has run of the present episode, in its order."""
         works = [work for work, _ in self._episode.work()]
         return [
-            Timed(work, statistics.median(seconds[1:]), seconds[0]) if len(seconds) > 1 else Timed(work, seconds[0])
+            Timed(work, statistics.fmean(seconds[1:]), seconds[0]) if len(seconds) > 1 else Timed(work, seconds[0])
             for work, seconds in zip(works, self._seconds, strict=False)
             if seconds
         ]
