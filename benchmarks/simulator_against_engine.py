@@ -6,8 +6,9 @@ replayed in a fresh scheduler, which must decide the same.
 
 The machine is profiled before and after every run, and the run simulated on the mean of both profiles (`sib:FILE`),
 since a shared machine is not equally fast all day; how much the two differ is recorded as `drift`. Where that is too
-much, nobody knows how fast the machine was in between: the run is repeated, and the one with the least drift counts,
-whatever came out of it.
+much, nobody knows how fast the machine was in between: such a run counts only where there is no other. Figures are
+medians over runs, for what is served twice takes a tenth more or less, and both policies and traces take turns. A run
+takes 4 minutes; with `--keep` more can be added another time, and `--runs 0` only evaluates.
 
 Lengths are multiplied by one factor for each trace, so that its longest request has so many tokens, and arrivals are
 Poisson. Where a trace's outputs would shrink to nothing by that, only prompts are, and outputs are cut off.
@@ -22,8 +23,10 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -33,7 +36,7 @@ from longspan.metrics.event_log import EventLog, read_event_log, replay
 from longspan.metrics.request_metrics import Distribution, RequestRecord
 from longspan.profiler.fit import fit_cost_model
 from longspan.profiler.profile import profile
-from longspan.sib import Measurements, ScalingInformationBase, write_sib
+from longspan.sib import Measurements, ScalingInformationBase, read_sib, write_sib
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.fleet import Fleet
 from longspan.simulator.load import offered_load
@@ -45,6 +48,8 @@ from longspan.workload.transforms import first_seconds, prompts_scaled_to, scale
 from open_loop import serve, shape
 
 POLICIES = "loongserve,medha,static_sp,replicated"
+METRICS = ("ttft", "tpot")
+STATISTICS = ("mean", "p50", "p90")
 MOST_DRIFT = 0.05
 
 
@@ -58,6 +63,11 @@ class Load:
     rate: float
     longest: int
     longest_output: int | None = None
+
+
+class Served(NamedTuple):
+    requests: list[TraceRequest]
+    records: list[RequestRecord]
 
 
 LOADS = (Load("azure_conv_2023", 90.0, 1.5, 2048), Load("loongserve_mixed", 180.0, 0.3, 6000, longest_output=128))
@@ -128,7 +138,7 @@ def replayed(log: EventLog) -> dict[str, Any]:
 def compare(engine: Sequence[RequestRecord], simulator: Sequence[RequestRecord]) -> dict[str, Any]:
     """Seconds of each side, and how much the simulator's are above the engine's, relative to those."""
     found: dict[str, Any] = {}
-    for name in ("ttft", "tpot"):
+    for name in METRICS:
         sides = [Distribution.of(getattr(record, f"{name}_s") for record in side) for side in (engine, simulator)]
         assert sides[0] is not None and sides[1] is not None
         found[name] = {
@@ -137,7 +147,7 @@ def compare(engine: Sequence[RequestRecord], simulator: Sequence[RequestRecord])
                 "simulator_s": getattr(sides[1], statistic),
                 "difference": getattr(sides[1], statistic) / getattr(sides[0], statistic) - 1.0,
             }
-            for statistic in ("mean", "p50", "p90")
+            for statistic in STATISTICS
         }
     return found
 
@@ -148,67 +158,102 @@ def measured_fleet(sib: ScalingInformationBase) -> Fleet:
     return Fleet(machine=machine, model=measured_model(there), instances=there.instances, tp=there.tp)
 
 
-def run(
+def measure(
     policy: str, requests: list[TraceRequest], before: ScalingInformationBase, budget_s: float, folder: Path
-) -> tuple[dict[str, Any], ScalingInformationBase]:
-    """Both sides, and the replay; and the profile taken afterwards. The folder gets all that they were made of."""
-    folder.mkdir(parents=True, exist_ok=True)
+) -> ScalingInformationBase:
+    """Serve; returns the profile taken afterwards. The folder gets all that `compared` needs."""
+    folder.mkdir(parents=True)
     write_sib(before, folder / "sib.json")
     config = replace(DEPLOYMENT, policy=policy, sib=folder / "sib.json", event_log=folder / "events.jsonl")
     records = asyncio.run(serve(config, requests))
     after = profile_now(budget_s)
-    write_sib(after, folder / "sib_after.json")
-    (folder / "requests.json").write_bytes(msgspec.json.encode([requests, records]))
+    (folder / "requests.json").write_bytes(msgspec.json.encode(Served(requests, records)))
+    write_sib(after, folder / "sib_after.json")  # last: now the run is whole
+    return after
+
+
+def compared(folder: Path) -> dict[str, Any]:
+    """One run: both sides, and the replay."""
+    served = msgspec.json.decode((folder / "requests.json").read_bytes(), type=Served)
+    before, after = read_sib(folder / "sib.json"), read_sib(folder / "sib_after.json")
     log = read_event_log(folder / "events.jsonl")
     there = joined(before, after)
     fleet = measured_fleet(there)
-    found = {
-        "finished": sum(record.finished for record in records),
-        "offered_load": offered_load(requests, IterationCost(fleet), log.config),
+    return {
+        "finished": sum(record.finished for record in served.records),
+        "offered_load": offered_load(served.requests, IterationCost(fleet), log.config),
         "drift": drift(before, after),
         "interference": {
             f"{one.kind} beside {one.beside}": one.factor for one in there.measurements.interference
         },
-        **compare(records, simulate(log, fleet, requests)),
+        **compare(served.records, simulate(log, fleet, served.requests)),
         "replay": replayed(log),
+    }  # fmt: skip
+
+
+def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of those that count; all, one by one, are in `runs`."""
+    counting = [run for run in runs if abs(run["drift"]) <= MOST_DRIFT] or runs
+
+    def figure(name: str, statistic: str) -> dict[str, float]:
+        found = [run[name][statistic] for run in counting]
+        differences = [one["difference"] for one in found]
+        medians = {key: statistics.median(one[key] for one in found) for key in found[0]}
+        return medians | {"least": min(differences), "most": max(differences)}
+
+    return {
+        "counting": len(counting),
+        "offered_load": statistics.median(run["offered_load"] for run in counting),
+        **{name: {statistic: figure(name, statistic) for statistic in STATISTICS} for name in METRICS},
+        "runs": list(runs),
     }
-    return found, after
 
 
 def in_short(found: dict[str, Any]) -> str:
-    differences = ", ".join(
+    return ", ".join(
         f"{name.upper()} {statistic} {found[name][statistic]['difference']:+.1%}"
-        for name in ("ttft", "tpot") for statistic in ("mean", "p90")
+        for name in METRICS for statistic in ("mean", "p90")
     )  # fmt: skip
-    same = "replays the same" if found["replay"]["identical"] else "REPLAYS OTHERWISE"
-    return f"drift {found['drift']:+.1%}; {differences}; {same}"
 
 
 def main() -> None:
     options = arguments(
         __doc__ or "",
         [("traces", "", "folder of traces"), ("policies", POLICIES, "with commas"),
-         ("budget", 90.0, "seconds of each profile"), ("attempts", 3, "runs at most, where the machine drifts"),
-         ("keep", "", "folder for logs and profiles"), ("json", "simulator_against_engine", "result")],
+         ("budget", 90.0, "seconds of each profile"), ("runs", 3, "of each trace and policy, beside those kept"),
+         ("keep", "", "folder for logs and profiles; what it has counts too"),
+         ("json", "simulator_against_engine", "result")],
     )  # fmt: skip
-    results: dict[str, Any] = {}
-    shapes = {}
-    profiled = profile_now(options.budget)
-    for load in LOADS:
-        requests = workload(load, Path(options.traces))
-        shapes[load.trace] = shape(requests) | asdict(load)
-        for policy in options.policies.split(","):
-            runs: list[dict[str, Any]] = []
-            while len(runs) < options.attempts and all(abs(found["drift"]) > MOST_DRIFT for found in runs):
-                with tempfile.TemporaryDirectory() as temporary:
-                    folder = Path(options.keep or temporary, f"{load.trace}-{policy}-{len(runs)}")
-                    found, profiled = run(policy, requests, profiled, options.budget, folder)
-                runs.append(found)
-                say(f"{load.trace}, {policy}, {found['finished']} of {len(requests)}: {in_short(found)}")
-            best = min(runs, key=lambda found: abs(found["drift"]))
-            results.setdefault(load.trace, {})[policy] = best | {"drifts": [found["drift"] for found in runs]}
-            save(options.json, {"model": DEPLOYMENT.model, "instances": DEPLOYMENT.instances, "workloads": shapes,
-                                "policies": results})  # fmt: skip
+    with tempfile.TemporaryDirectory() as temporary:
+        kept = Path(options.keep or temporary)
+        found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for load, policy in product(LOADS, options.policies.split(",")):
+            whole = sorted(path.parent for path in kept.glob(f"{load.trace}-{policy}-*/sib_after.json"))
+            found.setdefault(load.trace, {})[policy] = [compared(folder) for folder in whole]
+        workloads = {load.trace: workload(load, Path(options.traces)) for load in LOADS}
+
+        def write() -> None:
+            save(options.json, {
+                "model": DEPLOYMENT.model, "instances": DEPLOYMENT.instances, "most_drift": MOST_DRIFT,
+                "workloads": {load.trace: shape(workloads[load.trace]) | asdict(load) for load in LOADS},
+                "policies": {
+                    trace: {policy: together(runs) for policy, runs in of_trace.items() if runs}
+                    for trace, of_trace in found.items()
+                },
+            })  # fmt: skip
+
+        profiled = profile_now(options.budget) if options.runs else None
+        for _, load, policy in product(range(options.runs), LOADS, options.policies.split(",")):
+            assert profiled is not None
+            folder = kept / f"{load.trace}-{policy}-{datetime.now():%Y%m%d-%H%M%S}"
+            profiled = measure(policy, workloads[load.trace], profiled, options.budget, folder)
+            runs = found[load.trace][policy]
+            runs.append(compared(folder))
+            same = "replays the same" if runs[-1]["replay"]["identical"] else "REPLAYS OTHERWISE"
+            say(f"{load.trace}, {policy}: drift {runs[-1]['drift']:+.1%}; {in_short(runs[-1])}; {same}; "
+                f"medians so far: {in_short(together(runs))}")  # fmt: skip
+            write()
+        write()
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from matplotlib.axes import Axes
 
 from rendering.plots import COLOURS, plot
-from rendering.record import Record, ms, origin, signed_percent, table
+from rendering.record import Record, ms, origin, percent, signed_percent, table
 
 AIM = 0.10
 _FIGURES = tuple((name, statistic) for name in ("ttft", "tpot") for statistic in ("mean", "p90"))
@@ -20,11 +21,12 @@ def simulator_against_engine(record: Record) -> str:
         origin(record, "Lengths are scaled down by one factor for each trace (or prompts only, where outputs would "
                        "shrink to nothing; these are cut off), arrivals are Poisson."),
         f"The same requests, policy and cost model; {r['model']} on {r['instances']} instances. "
-        "The simulator has this machine as `longspan profile` measured it before and after each run, the mean "
-        "of both; *drift* is how much longer iterations took afterwards, in the median (of repeated runs the one with "
-        "the least drift counts, whatever came out of it; the others' stand behind). Milliseconds of the engine, of "
-        f"the simulator, and how far the latter is above; the aim is {AIM:.0%}. Every event log was replayed in a "
-        "fresh scheduler, to see whether it decides the same.\n",
+        "The simulator has this machine as `longspan profile` measured it before and after each run, the mean of both. "
+        f"Runs around which its speed changed by more than {r['most_drift']:.0%} count only where there is no other. "
+        "Medians over the runs that count, in milliseconds: of the engine, of the simulator, and of how far the latter "
+        f"is above, with the least and the most of it; the aim is {AIM:.0%}. Every event log was replayed in a fresh "
+        "scheduler, to see whether it decides the same.\n",
+        _closeness(r["policies"]),
     ]
     for trace, found in r["policies"].items():
         shape = r["workloads"][trace]
@@ -32,10 +34,11 @@ def simulator_against_engine(record: Record) -> str:
             f"{trace}: {shape['requests']} requests in {shape['seconds']:.0f} s, at {shape['rate']} a second, "
             f"{shape['prompt_tokens']} prompt and {shape['output_tokens']} output tokens.\n",
             table(
-                ["policy", "load", "drift", *(f"{name.upper()} {part}" for name, part in _FIGURES), "events", "replay"],
-                [[f"`{policy}`", f"{v['offered_load']:.2f}", _drift(v),
-                  *(_beside(v[name][part]) for name, part in _FIGURES),
-                  v["replay"]["events"], _replayed(v["replay"])] for policy, v in found.items()],
+                ["policy", "load", "runs", *(f"{name.upper()} {part}" for name, part in _FIGURES), "events", "replay"],
+                [[f"`{policy}`", f"{v['offered_load']:.2f}", f"{v['counting']} of {len(v['runs'])}",
+                  *(_beside(v, name, part) for name, part in _FIGURES),
+                  sum(run["replay"]["events"] for run in v["runs"]), _replayed(v["runs"])]
+                 for policy, v in found.items()],
                 text=1,
             ),
         ]  # fmt: skip
@@ -57,18 +60,36 @@ def simulator_against_engine(record: Record) -> str:
     return "\n".join([*parts, plot("simulator_against_engine", what, draw, columns=len(r["policies"]))])
 
 
-def _drift(found: dict[str, Any]) -> str:
-    others = [signed_percent(drift) for drift in found["drifts"] if drift != found["drift"]]
-    return signed_percent(found["drift"]) + (f" ({', '.join(others)})" if others else "")
+def _closeness(policies: dict[str, Any]) -> str:
+    """How many are within the aim; and how close the engine is to itself."""
+    cells = [(v, name, part) for found in policies.values() for v in found.values() for name, part in _FIGURES]
+    near = sum(abs(v[name][part]["difference"]) <= AIM for v, name, part in cells)
+    apart = []
+    for v, name, part in cells:
+        seconds = [run[name][part]["engine_s"] for run in v["runs"]]
+        if len(seconds) > 1:
+            apart.append(max(seconds) / min(seconds) - 1.0)
+    text = f"Of {len(cells)} figures {near} are within the aim."
+    if apart:
+        text += (
+            f" Where there were several runs, the engine's own figures are {percent(statistics.median(apart))} apart, "
+            f"the slowest over the fastest, in the median, and {percent(max(apart))} at most."
+        )
+    return text + "\n"
 
 
-def _beside(figure: dict[str, float]) -> str:
+def _beside(found: dict[str, Any], name: str, statistic: str) -> str:
+    figure = found[name][statistic]
     engine, simulator = (ms(figure[f"{side}_s"]) for side in ("engine", "simulator"))
-    return f"{engine} / {simulator} / {signed_percent(figure['difference'])}"
+    spread = ""
+    if found["counting"] > 1:
+        spread = f" ({signed_percent(figure['least'])} … {signed_percent(figure['most'])})"
+    return f"{engine} / {simulator} / {signed_percent(figure['difference'])}{spread}"
 
 
-def _replayed(found: dict[str, Any]) -> str:
-    return "the same" if found["identical"] else f"otherwise, line {found['first_difference_in_line']}"
+def _replayed(runs: list[dict[str, Any]]) -> str:
+    lines = [run["replay"]["first_difference_in_line"] for run in runs if not run["replay"]["identical"]]
+    return f"otherwise, lines {lines}" if lines else "the same"
 
 
 def simulator_speed(record: Record) -> str:
