@@ -242,9 +242,11 @@ def main() -> None:
                 },
             })  # fmt: skip
 
-        profiled = profile_now(options.budget) if options.runs else None
+        if not options.runs:
+            write()
+            return
+        profiled = profile_now(options.budget)
         for _, load, policy in product(range(options.runs), LOADS, options.policies.split(",")):
-            assert profiled is not None
             folder = kept / f"{load.trace}-{policy}-{datetime.now():%Y%m%d-%H%M%S}"
             profiled = measure(policy, workloads[load.trace], profiled, options.budget, folder)
             runs = found[load.trace][policy]
@@ -253,7 +255,6 @@ def main() -> None:
             say(f"{load.trace}, {policy}: drift {runs[-1]['drift']:+.1%}; {in_short(runs[-1])}; {same}; "
                 f"medians so far: {in_short(together(runs))}")  # fmt: skip
             write()
-        write()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Small deployments of the policy `medha`, and what its batches say."""
+"""Small deployments of the policy `medha`, and a driver for them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, RunBatch
 from longspan.core.analytic_cost_model import Hardware, ModelShape
 from longspan.core.cost_model import FittedCostModel
 from longspan.service_level import ServiceLevel
@@ -34,12 +33,3 @@ def driver(cost_model: FittedCostModel | None = None, **changes: Any) -> Driver:
         "tpot_slo_s": 0.0505,
     }  # fmt: skip
     return Driver(SchedulerConfig(**(given_ | changes)), cost_model=cost_model or model())
-
-
-def batch(actions: list[Action]) -> RunBatch:
-    (found,) = [action for action in actions if isinstance(action, RunBatch)]
-    return found
-
-
-def lengths(actions: list[Action]) -> dict[str, int]:
-    return {segment.request_id: segment.length for segment in batch(actions).segments}

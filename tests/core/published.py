@@ -32,16 +32,6 @@ def driver(policy: str, by: Policy | None = None, **changes: Any) -> Driver:
     return Driver(settings_of(policy, changes), by, cost_model=MODEL)
 
 
-def batches(actions: Iterable[Action]) -> list[RunBatch]:
-    return [action for action in actions if isinstance(action, RunBatch)]
-
-
-def lengths(actions: Iterable[Action]) -> dict[str, int]:
-    """Request -> tokens, of the only batch."""
-    (batch,) = batches(actions)
-    return {segment.request_id: segment.length for segment in batch.segments}
-
-
 def preempted(actions: Iterable[Action]) -> list[str]:
     return [action.request_id for action in actions if isinstance(action, FreeKV) and action.reason == "preempted"]
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch
+from longspan.core.actions import FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch
 from longspan.core.policies import create_policy
 from longspan.errors import ConfigError
 
 from .cost_models import scaling_model
 from .driver import Driver
+from .reading import batches
 
 
 def driver(policy: str = "loongserve", costs: dict[str, float] | None = None, **changes: Any) -> Driver:
@@ -31,10 +32,6 @@ def driver(policy: str = "loongserve", costs: dict[str, float] | None = None, **
         "decode_step": 0.0, "per_request": 1e-3, "migration_per_token": 1e-6,
     }  # fmt: skip
     return Driver(config, cost_model=scaling_model(config.num_instances, **(cheap | (costs or {}))))
-
-
-def batches(actions: list[Action]) -> list[RunBatch]:
-    return [action for action in actions if isinstance(action, RunBatch)]
 
 
 def who(batch: RunBatch) -> list[str]:

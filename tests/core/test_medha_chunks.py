@@ -16,7 +16,8 @@ from longspan.core.request import Request
 from longspan.service_level import ServiceLevel
 
 from .cost_models import cost_models
-from .medha import H200, LLAMA_8B, driver, lengths, model
+from .medha import H200, LLAMA_8B, driver, model
+from .reading import lengths
 
 
 def test_an_iteration_is_filled_up_to_the_target() -> None:

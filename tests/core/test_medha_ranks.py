@@ -29,7 +29,8 @@ from longspan.core.state import SchedulerState
 from longspan.service_level import ServiceLevel
 
 from .driver import Driver
-from .medha import LAZY, batch, driver, lengths, model
+from .medha import LAZY, driver, model
+from .reading import batch, lengths
 
 # ranks
 

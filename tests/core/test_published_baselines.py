@@ -11,7 +11,8 @@ from longspan.core.policies.parts.data_parallel import DataParallel
 from longspan.core.policies.vllm import Vllm
 from longspan.errors import ConfigError
 
-from .published import batches, driver, lengths, preempted, running
+from .published import driver, preempted, running
+from .reading import batches, lengths
 
 ON_ONE_INSTANCE_EACH = ["vllm", "splitfuse", "distserve", "fastserve", "ssjf", "alise"]
 

@@ -23,7 +23,8 @@ from longspan.core.scheduler import Scheduler
 from longspan.workload.playback import Played, Work, play
 
 from .driver import Driver
-from .published import MODEL, batches, driver, lengths, preempted, settings_of
+from .published import MODEL, driver, preempted, settings_of
+from .reading import batches, lengths
 
 
 @dataclass
@@ -195,12 +196,13 @@ def test_lengths_are_learned_by_class_of_prompt() -> None:
 
 
 def test_an_aborted_request_teaches_nothing() -> None:
-    d = driver("ssjf")
+    policy = Ssjf()
+    d = driver("ssjf", policy)
     d.arrive(20, 60, "a")
     d.complete()
     d.abort("a")
     d.finish()
-    assert d.scheduler.policy.lengths.left(Request("r", 20, 600, 0.0, 0)) == 512  # type: ignore[attr-defined]
+    assert policy.lengths.left(Request("r", 20, 600, 0.0, 0)) == 512
 
 
 @pytest.mark.parametrize(("starvation_s", "begins"), [(1.0, (1.0, 1.2)), (1e9, (3.5, 6.0))])

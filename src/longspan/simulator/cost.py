@@ -129,9 +129,12 @@ class IterationCost:
         first, *later = self._stages(layer_s, self._head_s(emitting, sharers), batch)
         if not overheads.overlaps_host:
             host_s, first = 0.0, host_s + first
-        factor = 1.0 if self._residuals is None else self._residuals.factor(batch)
-        unqueued_s = 0.0 if has_prompts else overheads.unqueued_s
-        return Seconds(factor * host_s + unqueued_s, tuple([factor * stage_s for stage_s in (first, *later)]))
+        if self._residuals is not None:
+            factor = self._residuals.factor(batch)
+            host_s, first, later = factor * host_s, factor * first, [factor * stage_s for stage_s in later]
+        if not has_prompts:
+            host_s += overheads.unqueued_s
+        return Seconds(host_s, (first, *later))
 
     def _stages(self, layer_s: float, head_s: float, batch: RunBatch) -> tuple[float, ...]:
         """Of each pipeline stage: its layers, what comes in from the stage before, and in the last one the head."""

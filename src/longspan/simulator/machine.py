@@ -58,7 +58,7 @@ class Overheads:
         doubling of its devices. exchange_s: of one exchange between instances, whatever its size.
     round_s: of a round of the ring beside its exchange, for launching its kernels. piece_s: the same for each prompt
         that goes around.
-    unqueued_s: of a decode that is queued behind nothing, where host and device are not told apart otherwise.
+    unqueued_s: what a decode takes longer that is queued behind nothing, where nothing else of the host is known.
     network_s: what an exchange takes longer between nodes. migration_s: of a migration, whatever its size.
     contention: by what share reading weights takes longer for each other master of a batch, where instances share a
         memory.

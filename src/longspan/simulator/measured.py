@@ -63,7 +63,7 @@ def measured_machine(sib: ScalingInformationBase, path: Path) -> Machine:
         overheads=Overheads(
             iteration_s=1e-3, prompts_s=1e-4, request_s=1e-5, instance_s=1e-4, layer_s=1e-5, allreduce_s=1e-5,
             exchange_s=1e-5, round_s=1e-5, piece_s=1e-5, network_s=0.0, migration_s=1e-3, contention=0.1,
-            overlaps_host=False, origin=origin,  # timings of whole iterations do not tell them apart
+            overlaps_host=False, origin=origin,  # timings of iterations do not tell it apart
         ),
     )  # fmt: skip
     timings = sib_timings(sib, first_guess)
