@@ -13,7 +13,7 @@ takes 4 minutes; with `--keep` more can be added another time, and `--runs 0` on
 Lengths are multiplied by one factor for each trace, so that its longest request has so many tokens, and arrivals are
 Poisson. Where a trace's outputs would shrink to nothing by that, only prompts are, and outputs are cut off.
 
-    python benchmarks/simulator_against_engine.py --traces DIR [--policies loongserve,medha]
+    python benchmarks/simulator_against_engine.py --traces DIR [--keep DIR] [--loads azure_conv_2023] [--policies medha]
 """
 
 from __future__ import annotations
@@ -219,23 +219,26 @@ def in_short(found: dict[str, Any]) -> str:
 def main() -> None:
     options = arguments(
         __doc__ or "",
-        [("traces", "", "folder of traces"), ("policies", POLICIES, "with commas"),
-         ("budget", 90.0, "seconds of each profile"), ("runs", 3, "of each trace and policy, beside those kept"),
+        [("traces", "", "folder of traces"), ("loads", ",".join(load.trace for load in LOADS), "with commas"),
+         ("policies", POLICIES, "with commas"), ("budget", 90.0, "seconds of each profile"),
+         ("runs", 3, "of each trace and policy, beside those kept"),
          ("keep", "", "folder for logs and profiles; what it has counts too"),
          ("json", "simulator_against_engine", "result")],
     )  # fmt: skip
+    known = {load.trace: load for load in LOADS}
+    loads = [known[trace] for trace in options.loads.split(",")]
     with tempfile.TemporaryDirectory() as temporary:
         kept = Path(options.keep or temporary)
         found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        for load, policy in product(LOADS, options.policies.split(",")):
+        for load, policy in product(loads, options.policies.split(",")):
             whole = sorted(path.parent for path in kept.glob(f"{load.trace}-{policy}-*/sib_after.json"))
             found.setdefault(load.trace, {})[policy] = [compared(folder) for folder in whole]
-        workloads = {load.trace: workload(load, Path(options.traces)) for load in LOADS}
+        workloads = {load.trace: workload(load, Path(options.traces)) for load in loads}
 
         def write() -> None:
             save(options.json, {
                 "model": DEPLOYMENT.model, "instances": DEPLOYMENT.instances, "most_drift": MOST_DRIFT,
-                "workloads": {load.trace: shape(workloads[load.trace]) | asdict(load) for load in LOADS},
+                "workloads": {load.trace: shape(workloads[load.trace]) | asdict(load) for load in loads},
                 "policies": {
                     trace: {policy: together(runs) for policy, runs in of_trace.items() if runs}
                     for trace, of_trace in found.items()
@@ -246,7 +249,7 @@ def main() -> None:
             write()
             return
         profiled = profile_now(options.budget)
-        for _, load, policy in product(range(options.runs), LOADS, options.policies.split(",")):
+        for _, load, policy in product(range(options.runs), loads, options.policies.split(",")):
             folder = kept / f"{load.trace}-{policy}-{datetime.now():%Y%m%d-%H%M%S}"
             profiled = measure(policy, workloads[load.trace], profiled, options.budget, folder)
             runs = found[load.trace][policy]
