@@ -227,10 +227,11 @@ def main() -> None:
     )  # fmt: skip
     known = {load.trace: load for load in LOADS}
     loads = [known[trace] for trace in options.loads.split(",")]
+    cells = list(product(loads, options.policies.split(",")))
     with tempfile.TemporaryDirectory() as temporary:
         kept = Path(options.keep or temporary)
         found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        for load, policy in product(loads, options.policies.split(",")):
+        for load, policy in cells:
             whole = sorted(path.parent for path in kept.glob(f"{load.trace}-{policy}-*/sib_after.json"))
             found.setdefault(load.trace, {})[policy] = [compared(folder) for folder in whole]
         workloads = {load.trace: workload(load, Path(options.traces)) for load in loads}
@@ -249,7 +250,7 @@ def main() -> None:
             write()
             return
         profiled = profile_now(options.budget)
-        for _, load, policy in product(range(options.runs), loads, options.policies.split(",")):
+        for _, (load, policy) in product(range(options.runs), cells):
             folder = kept / f"{load.trace}-{policy}-{datetime.now():%Y%m%d-%H%M%S}"
             profiled = measure(policy, workloads[load.trace], profiled, options.budget, folder)
             runs = found[load.trace][policy]

@@ -3,6 +3,7 @@ actions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from longspan.config import SchedulerConfig
@@ -10,6 +11,7 @@ from longspan.core.actions import Action, FreeKV, KVRange, RefuseRequest, RunBat
 from longspan.core.policies.parts.sharing import share_evenly
 
 from .driver import Driver
+from .reading import batches
 
 
 def driver(**changes: Any) -> Driver:
@@ -26,7 +28,7 @@ def driver(**changes: Any) -> Driver:
     return Driver(SchedulerConfig(**(settings | changes)))
 
 
-def batch(actions: list[Action]) -> RunBatch:
+def batch(actions: Sequence[Action]) -> RunBatch:
     """The only action, which is a batch."""
     (action,) = actions
     assert isinstance(action, RunBatch)
@@ -91,7 +93,7 @@ def test_a_batch_is_limited_in_tokens_but_a_longer_prompt_runs_alone() -> None:
         d.arrive(prompt, 1)
     lengths = []
     while d.model.started:
-        lengths += [[segment.length for segment in a.segments] for a in d.complete() if isinstance(a, RunBatch)]
+        lengths += [[segment.length for segment in batch.segments] for batch in batches(d.complete())]
     assert lengths == [[50], [10, 10], [10]]
 
 
@@ -144,7 +146,7 @@ def test_decodes_get_their_turn_under_a_stream_of_prefills() -> None:
     for _ in range(20):
         d.arrive(10, 1)
     prefills_before = 0
-    while "a" not in masters(batch([a for a in d.complete() if isinstance(a, RunBatch)])):
+    while "a" not in masters(batch(batches(d.complete()))):
         prefills_before += 1
     assert prefills_before == 5  # PATIENCE of 4, and not one more
 

@@ -25,6 +25,7 @@ from longspan.workload.playback import Work, play
 
 from .cost_models import cost_models, scaling_model
 from .driver import Driver
+from .reading import batches
 from .test_properties import Workload, run, workloads
 
 POLICIES = ["medha", "sarathi", "fcfs", "edf", "srpt", "least_slack"]
@@ -124,18 +125,18 @@ def test_a_request_that_can_win_waits_for_one_batch_at_most(data: st.DataObject)
         for number, (when, tokens) in enumerate(longs)
     ]
     urgent = RequestArrived("urgent", data.draw(st.integers(1, 2_000)), 1, ServiceLevel(ttft_s=0.01))
-    batches: list[tuple[float, RunBatch]] = []
+    timed: list[tuple[float, RunBatch]] = []
 
     def on_step(now: float, event: Event, actions: list[Action]) -> None:
-        batches.extend((now, action) for action in actions if isinstance(action, RunBatch))
+        timed.extend((now, batch) for batch in batches(actions))
 
     def seconds(work: Work) -> float:
         assert isinstance(work, RunBatch), "nobody need move"
         return batch_seconds(work, model)
 
     play(Scheduler(config, cost_model=model), [*arrivals, (at, urgent)], seconds, on_step)
-    began = min(now for now, batch in batches if any(s.request_id == "urgent" for s in batch.segments))
-    longest = max((seconds(batch) for now, batch in batches if now <= at), default=0.0)
+    began = min(now for now, batch in timed if any(s.request_id == "urgent" for s in batch.segments))
+    longest = max((seconds(batch) for now, batch in timed if now <= at), default=0.0)
     assert began - at <= longest + 1e-9
     target = max(config.tpot_slo_s, model.prefill((), 1) / config.max_fixed_share)
     smallest = Predictor(model, config).floor
@@ -212,7 +213,7 @@ def test_it_is_moved_where_another_instance_has_room() -> None:
     assert move.request_id in ("a", "b")
     driver.finish()
     assert driver.scheduler.stats().num_preemptions == 0
-    short = [s for _, _, actions in driver.log for a in actions if isinstance(a, RunBatch) for s in a.segments]
+    short = [s for _, _, actions in driver.log for batch in batches(actions) for s in batch.segments]
     assert {s.store[0].instance for s in short if s.request_id == "short" and s.length > 1} == {move.source}
 
 

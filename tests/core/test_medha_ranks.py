@@ -30,7 +30,7 @@ from longspan.service_level import ServiceLevel
 
 from .driver import Driver
 from .medha import LAZY, driver, model
-from .reading import batch, lengths
+from .reading import batch, batches, lengths
 
 # ranks
 
@@ -172,7 +172,6 @@ def test_one_long_prompt_in_a_batch() -> None:
     longs = [
         [segment for segment in action.segments if segment.length > 1 and segment.start >= 300]
         for _, _, actions in d.log
-        for action in actions
-        if isinstance(action, RunBatch)
+        for action in batches(actions)
     ]
     assert max(map(len, longs)) == 1

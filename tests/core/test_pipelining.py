@@ -16,6 +16,7 @@ from longspan.workload.playback import Work, play
 
 from .cost_models import scaling_model
 from .driver import Driver
+from .reading import batches
 
 # A token costs 1 ms, whatever its context; nothing is fixed.
 MODEL = scaling_model(2, fixed=0.0, fixed_step=0.0, per_token=1e-3, per_pair=0.0, decode_fixed=0.0, decode_step=0.0,
@@ -30,7 +31,7 @@ def driver(**changes: Any) -> Driver:
 
 
 def segments(actions: list[Action]) -> list[tuple[str, int, int]]:
-    return [(s.request_id, s.start, s.length) for a in actions if isinstance(a, RunBatch) for s in a.segments]
+    return [(s.request_id, s.start, s.length) for batch in batches(actions) for s in batch.segments]
 
 
 def test_the_next_chunk_follows_into_the_first_stage() -> None:

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV, RunBatch
+from longspan.core.actions import Action, FreeKV
 from longspan.core.cost_model import FittedCostModel
 from longspan.core.events import Event
 
 from .cost_models import cost_models
 from .driver import Driver
 from .random_policy import RandomPolicy
+from .reading import batches
 
 configs = st.builds(
     SchedulerConfig,
@@ -94,9 +95,8 @@ class FirstComeFirstServed(Driver):
         preempted = [action.request_id for action in actions if isinstance(action, FreeKV)]
         started = [
             segment.request_id
-            for action in actions
-            if isinstance(action, RunBatch)
-            for segment in action.segments
+            for batch in batches(actions)
+            for segment in batch.segments
             if segment.start == 0
         ]
         for late in started:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV, RunBatch
+from longspan.core.actions import Action, FreeKV
 from longspan.core.events import BatchCompleted, KVMigrated, RequestArrived, TokenOutput
 from longspan.core.internal_error import InternalError
 from longspan.core.policies import POLICIES, create_policy
@@ -14,6 +14,7 @@ from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 
 from .driver import Driver
+from .reading import batches
 
 
 def driver(num_instances: int = 1, kv_tokens: int = 100, *, lookahead: bool = True) -> Driver:
@@ -22,11 +23,11 @@ def driver(num_instances: int = 1, kv_tokens: int = 100, *, lookahead: bool = Tr
 
 def starts(actions: list[Action]) -> list[dict[str, int]]:
     """For each batch: request -> first token of its segment."""
-    return [{s.request_id: s.start for s in a.segments} for a in actions if isinstance(a, RunBatch)]
+    return [{s.request_id: s.start for s in batch.segments} for batch in batches(actions)]
 
 
 def groups(actions: list[Action]) -> list[tuple[int, ...]]:
-    return [action.group for action in actions if isinstance(action, RunBatch)]
+    return [batch.group for batch in batches(actions)]
 
 
 # looking ahead
