@@ -8,6 +8,8 @@ from longspan.core.actions import MigrateKV, RefuseRequest
 from longspan.core.policies.distserve import DistServe
 from longspan.core.policies.fastserve import FastServe
 from longspan.core.policies.parts.data_parallel import DataParallel
+from longspan.core.policies.speculative.alise import Alise
+from longspan.core.policies.speculative.ssjf import Ssjf
 from longspan.core.policies.vllm import Vllm
 from longspan.errors import ConfigError
 
@@ -68,6 +70,21 @@ def test_a_policy_remembers_nobody_who_has_ended(policy: str) -> None:
     assert not remembered._lane_of
     assert not any(lane or lane.running for lane in remembered._lanes)
     assert not (isinstance(remembered, FastServe) and remembered._jobs)
+
+
+@pytest.mark.parametrize("policy", [Vllm, Ssjf, Alise])
+def test_the_only_one_waits_for_slots_of_one_aborted_in_a_later_stage(policy: type[Vllm]) -> None:
+    """It lacks one, and would gain nothing by losing its own: those of the aborted come back with the batch."""
+    d = driver(policy.name, policy(token_budget=3), kv_tokens=10, pp=2)
+    d.arrive(2, 8, "stays")
+    d.arrive(7, 2, "goes")
+    for _ in range(6):
+        d.complete()
+    assert lengths(d.model.started) == {"goes": 2} and d.model.used == [10]
+    assert d.abort("goes") == []
+    assert d.complete() == []  # it leaves the first stage
+    assert lengths(d.complete()) == {"stays": 1}
+    d.finish()
 
 
 # vllm

@@ -72,8 +72,8 @@ class Vllm(DataParallel):
         preempted = False
         while sum(not request.reserved for request in lane.runnable()) > instance.unreserved:
             latest = max(lane.running.values(), key=lambda request: request.arrival_index)
-            if not latest.is_ready:
-                break  # It is in a later pipeline stage, and comes back; until then the oldest take what there is.
+            if not lane.may_yield(latest):
+                break  # Slots, or itself, come back from a later pipeline stage; the oldest take what there is.
             self.preempt(state, latest, now)
             preempted = True
         return preempted

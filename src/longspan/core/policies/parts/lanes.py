@@ -41,6 +41,13 @@ class Lane:
         """Who runs and is not in a batch now, but for prompts in a pipeline whose next chunk may follow the last."""
         return [request for request in self.running.values() if request.can_run]
 
+    def may_yield(self, request: Request) -> bool:
+        """Whether dropping its KV, for want of a slot, lets somebody go on: it is at rest, and not alone.
+
+        One that runs alone lacks only slots of those that have ended in a later pipeline stage; these come back.
+        """
+        return request.is_ready and len(self.running) > 1
+
     @property
     def load(self) -> int:
         """vLLM's, by which its front end chooses among data-parallel engines."""

@@ -51,8 +51,8 @@ class Alise(Ssjf):
         ranks = self._ranks(state, lane)
         while len(_decoding(state, ranks)) > instance.unreserved:
             last = max(ranks, key=partial(_place, ranks))
-            if not last.is_ready:
-                break  # A prompt in a later pipeline stage; until it is back the first in rank take what there is.
+            if not lane.may_yield(last):
+                break  # Slots, or itself, come back from a later pipeline stage; the first in rank take what there is.
             self._preempt_from(state, ranks, last, now)
         for request in self._with_room(state, instance, lane, ranks, now):
             ranks[request] = lane.rank_of(request)
