@@ -20,7 +20,7 @@ from longspan.core.policies import POLICIES
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
-from longspan.profiler.simulated import fit_simulated
+from longspan.profiler.simulated import fit_simulated, measure_simulated
 from longspan.simulator.limits import OutputLimit
 from longspan.simulator.simulator import Simulation, Simulator
 from longspan.simulator.spread import evenly_spread
@@ -142,6 +142,22 @@ def test_what_queueing_saves_where_nothing_else_of_the_host_is_known(lookahead: 
     (request,) = Simulator(config, cost).run([TraceRequest(0.0, 10, 4)]).requests
     apart = [b - a for a, b in itertools.pairwise(request.record.token_times_s)]
     assert apart == pytest.approx([2.25, 2.0, 2.0] if lookahead else [2.25] * 3)
+
+
+@pytest.mark.parametrize("host_s", [0.25, 3.0])
+@pytest.mark.parametrize("kind", ["iteration_s", "unqueued_s"])
+def test_a_simulated_profile_measures_decodes_in_a_row_as_a_real_one_does(kind: str, host_s: float) -> None:
+    """Whether devices wait for the host, or it for them."""
+    cost = cost_of(machine({}, {"layer_s": 1.0, kind: host_s}))
+    config = SchedulerConfig(num_instances=1, kv_tokens=1000)
+    (request,) = Simulator(config, cost).run([TraceRequest(0.0, 10, 42)]).requests
+    times = request.record.token_times_s
+    profile = measure_simulated(cost, config, 100)
+    decodes = [point.seconds for point in profile.iterations if point.shape.kind == "decode"]
+    assert decodes and decodes == pytest.approx([(times[-1] - times[1]) / 40] * len(decodes))
+    assert profile.unqueued_s == pytest.approx(times[1] - times[0] - decodes[0])
+    prefills = [point.seconds for point in profile.iterations if point.shape.kind == "prefill"]
+    assert prefills and prefills == pytest.approx([times[0]] * len(prefills))
 
 
 def test_instances_work_at_the_same_time() -> None:

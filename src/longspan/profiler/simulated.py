@@ -5,13 +5,15 @@ So what a policy predicts with in a simulation errs as it does in reality: by it
 
 from __future__ import annotations
 
+from statistics import median
+
 from longspan.config import SchedulerConfig
 from longspan.core.batch_shape import BatchShape
 from longspan.core.cost_model import FittedCostModel
 from longspan.profiler.fit import fit_cost_model
 from longspan.profiler.grid import fit_groups
 from longspan.sib import MeasuredIteration, MeasuredMigration, Measurements
-from longspan.simulator.cost import IterationCost
+from longspan.simulator.cost import IterationCost, Seconds
 from longspan.simulator.spread import evenly_spread
 
 
@@ -26,20 +28,22 @@ def measure_simulated(cost: IterationCost, config: SchedulerConfig, max_model_le
         for episode in group
         for work, _ in episode.work()
     }
-    unqueued_s = cost.fleet.machine.overheads.unqueued_s
-
-    def seconds(work: BatchShape) -> float:
-        total_s = cost.batch(evenly_spread(work)).total
-        return total_s - unqueued_s if work.kind == "decode" else total_s
-
+    batches = sorted((work for work in works if isinstance(work, BatchShape)), key=repr)
+    alone = {work: cost.batch(evenly_spread(work)) for work in batches}
+    queued_s = {work: _queued_s(seconds) for work, seconds in alone.items() if work.kind == "decode"}
     return Measurements(
         iterations=tuple(
-            MeasuredIteration(shape=work, seconds=seconds(work), samples=1)
-            for work in sorted((w for w in works if isinstance(w, BatchShape)), key=repr)
+            MeasuredIteration(shape=work, seconds=queued_s.get(work, seconds.total), samples=1)
+            for work, seconds in alone.items()
         ),
         migrations=tuple(
             MeasuredMigration(num_tokens=work, seconds=cost.migration(work, (0, 1)), samples=1)
             for work in sorted(w for w in works if isinstance(w, int))
         ),
-        unqueued_s=unqueued_s,
+        unqueued_s=median(alone[work].total - seconds for work, seconds in queued_s.items()),
     )
+
+
+def _queued_s(seconds: Seconds) -> float:
+    """Of each of many decodes that are all alike: the host prepares the next when the last but one has ended."""
+    return max(seconds.device, seconds.total / 2)
