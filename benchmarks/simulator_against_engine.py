@@ -172,9 +172,11 @@ def measure(
     return after
 
 
-def compared(folder: Path) -> dict[str, Any]:
-    """One run: both sides, and the replay."""
+def compared(folder: Path, requests: Sequence[TraceRequest]) -> dict[str, Any]:
+    """One run: both sides, and the replay. requests: what it must have served, or it is of another load."""
     served = msgspec.json.decode((folder / "requests.json").read_bytes(), type=Served)
+    if served.requests != requests:
+        raise SystemExit(f"{folder} served other requests than this load has now; keep these runs in another folder")
     before, after = read_sib(folder / "sib.json"), read_sib(folder / "sib_after.json")
     log = read_event_log(folder / "events.jsonl")
     there = joined(before, after)
@@ -230,11 +232,12 @@ def main() -> None:
     cells = list(product(loads, options.policies.split(",")))
     with tempfile.TemporaryDirectory() as temporary:
         kept = Path(options.keep or temporary)
+        workloads = {load.trace: workload(load, Path(options.traces)) for load in loads}
         found: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for load, policy in cells:
             whole = sorted(path.parent for path in kept.glob(f"{load.trace}-{policy}-*/sib_after.json"))
-            found.setdefault(load.trace, {})[policy] = [compared(folder) for folder in whole]
-        workloads = {load.trace: workload(load, Path(options.traces)) for load in loads}
+            runs = [compared(folder, workloads[load.trace]) for folder in whole]
+            found.setdefault(load.trace, {})[policy] = runs
 
         def write() -> None:
             save(options.json, {
@@ -254,7 +257,7 @@ def main() -> None:
             folder = kept / f"{load.trace}-{policy}-{datetime.now():%Y%m%d-%H%M%S}"
             profiled = measure(policy, workloads[load.trace], profiled, options.budget, folder)
             runs = found[load.trace][policy]
-            runs.append(compared(folder))
+            runs.append(compared(folder, workloads[load.trace]))
             same = "replays the same" if runs[-1]["replay"]["identical"] else "REPLAYS OTHERWISE"
             say(f"{load.trace}, {policy}: drift {runs[-1]['drift']:+.1%}; {in_short(runs[-1])}; {same}; "
                 f"medians so far: {in_short(together(runs))}")  # fmt: skip
