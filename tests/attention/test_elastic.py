@@ -58,7 +58,8 @@ def make_truth(batch: RunBatch, seed: int) -> Truth:
 def run_everywhere(batch: RunBatch, truth: Truth, num_instances: int, backend) -> list[KVPool]:
     """Run the batch on one thread for each instance, check every row's output, and return the pools."""
     world = LocalWorld(num_instances, tp_size=1)
-    pools = [KVPool(LAYERS, KV_HEADS, 256, HEAD_DIM, torch.float32, CPU) for _ in range(num_instances)]
+    slots = sum(segment.end for segment in batch.segments)  # one instance may hold and keep all of it
+    pools = [KVPool(LAYERS, KV_HEADS, slots, HEAD_DIM, torch.float32, CPU) for _ in range(num_instances)]
     for segment in batch.segments:
         start = 0
         for instance, tokens in segment.context:
