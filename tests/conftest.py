@@ -1,4 +1,4 @@
-"""What several test folders share: the real model, real text."""
+"""What several test folders share: the real model, real text, and how property tests run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from longspan.models.catalog import ResolvedModel, resolve_model
 
 DATA = Path(__file__).parent / "data"
+
+# No deadline, for cores are shared; and a failing example says how to repeat it.
+settings.register_profile(
+    "longspan", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.load_profile("longspan")
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,7 @@ def backend(request: pytest.FixtureRequest) -> AttentionBackend:
         pytest.skip(str(error))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(case=batches(), seed=st.integers(0, 2**31))
 def test_any_plan_is_exact(backend: AttentionBackend, case: tuple[RunBatch, int], seed: int) -> None:
     batch, num_instances = case

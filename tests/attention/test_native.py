@@ -57,7 +57,7 @@ def assert_agree(got: Partial, expected: Partial, dtype: torch.dtype) -> None:
     torch.testing.assert_close(got.out_THK, expected.out_THK, atol=OUT_TOLERANCE[dtype], rtol=0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_a_block_is_what_the_formula_says(native: NativeCpuBackend, data: st.DataObject) -> None:
     heads, kv_heads = data.draw(HEADS)
@@ -76,7 +76,7 @@ def test_a_block_is_what_the_formula_says(native: NativeCpuBackend, data: st.Dat
     assert_agree(got, ReferenceBackend().block(q, k, v, causal=causal, scale=scale), dtype)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_rows_meet_any_slots_of_the_pool(native: NativeCpuBackend, data: st.DataObject) -> None:
     heads, kv_heads = data.draw(HEADS)

@@ -38,7 +38,7 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=RELATIVE[expected.dtype], atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=ROWS, dtype=DTYPES, width=st.sampled_from([32, 576, 2048]), seed=st.integers(0, 1000))
 def test_norms(native: NativeElementwise, rows: int, dtype: torch.dtype, width: int, seed: int) -> None:
     x, delta = normal(seed, rows, width + 32, dtype=dtype)[:, :width], normal(seed + 1, rows, width, dtype=dtype)
@@ -50,7 +50,7 @@ def test_norms(native: NativeElementwise, rows: int, dtype: torch.dtype, width: 
         close(normed, rms_norm(residual + delta, weight, 1e-5))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=ROWS, dtype=DTYPES, head_dim=st.sampled_from([64, 128]), seed=st.integers(0, 1000))
 def test_heads_are_normalised_and_rotated(
     native: NativeElementwise, rows: int, dtype: torch.dtype, head_dim: int, seed: int
@@ -63,7 +63,7 @@ def test_heads_are_normalised_and_rotated(
     torch.testing.assert_close(got, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=ROWS, dtype=DTYPES, width=st.sampled_from([32, 1536]), seed=st.integers(0, 1000))
 def test_swiglu(native: NativeElementwise, rows: int, dtype: torch.dtype, width: int, seed: int) -> None:
     gate_up = normal(seed, rows, 2 * width, dtype=dtype) * 30  # so that some gates are far below -88

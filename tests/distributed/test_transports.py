@@ -54,7 +54,7 @@ ROUNDS = st.lists(
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rounds=ROUNDS, wait_late=st.booleans())
 def test_every_message_arrives(make: Callable[[], list[Transport]], rounds: list[list[int]], wait_late: bool) -> None:
     transports = make()

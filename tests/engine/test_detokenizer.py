@@ -70,13 +70,13 @@ def joined(tokenizer: Tokenizer, prompt: Sequence[int], output: Sequence[int]) -
     return "".join(pieces(tokenizer, prompt, output))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(output=ids)
 def test_pieces_join_to_the_text_of_all_tokens(output: list[int]) -> None:
     assert joined(BYTES, [], output) == BYTES.decode(output)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(prompt=ids, output=ids)
 def test_output_is_what_the_tokens_add_to_the_prompt(prompt: list[int], output: list[int]) -> None:
     before, after = BYTES.decode(prompt), BYTES.decode(prompt + output)
@@ -84,7 +84,6 @@ def test_output_is_what_the_tokens_add_to_the_prompt(prompt: list[int], output: 
     assert joined(BYTES, prompt, output) == after[len(before) if shared is None else shared :]
 
 
-@settings(deadline=None)
 @given(prompt=st.text(max_size=20), text=st.text(max_size=40))
 @pytest.mark.parametrize("tokenizer", [BYTES, WORDS], ids=["byte-level", "sentencepiece-like"])
 def test_good_text_comes_back_in_whole_characters(tokenizer: Tokenizer, prompt: str, text: str) -> None:
@@ -158,7 +157,7 @@ def could_begin(text: str, stops: Sequence[str]) -> int:
 few_letters = st.text("abc", min_size=1, max_size=5)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(
     text=st.text("abcd", max_size=30),
     stops=st.lists(few_letters, max_size=4),
@@ -241,7 +240,7 @@ def test_stop_string_in_the_prompt_does_not_count() -> None:
     assert run(SamplingParams(stop=("stop",)), [*other, EOS], prompt=half)[:3] == ("op", "stop", None)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(output=ids, stop=st.text("abx �", min_size=1, max_size=3))
 def test_any_tokens_with_a_stop_string(output: list[int], stop: str) -> None:
     output = [token_id for token_id in output if token_id != EOS]

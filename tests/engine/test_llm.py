@@ -53,7 +53,7 @@ LOADS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(load=LOADS)
 def test_after_any_load_and_any_abort_all_slots_are_free(
     engine: AsyncLLM, runner: asyncio.Runner, load: list[tuple[int, int, int | None]]

@@ -69,7 +69,7 @@ some_logits = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(logits=some_logits, rows=st.lists(filters, min_size=1, max_size=4))
 def test_filters_leave_the_reference_distribution(logits: list[float], rows: list[dict[str, Any]]) -> None:
     params = [SamplingParams(**row) for row in rows]
@@ -132,7 +132,7 @@ def mixed_states() -> list[SamplingState]:
     ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(rows=st.lists(st.integers(0, 6), min_size=1, max_size=12))
 def test_a_row_does_not_depend_on_the_others(rows: list[int]) -> None:
     logits, states = random_logits(7, 600), mixed_states()
@@ -189,7 +189,7 @@ def test_masked_tokens_are_never_drawn_and_ids_stay_in_range() -> None:
 token_lists = st.lists(st.integers(0, 7), max_size=10)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     logits=st.lists(st.floats(-8, 8, width=32), min_size=8, max_size=8),
     prompt=token_lists,
@@ -230,7 +230,7 @@ def test_greedy_looks_at_penalised_logits_and_logprobs_at_raw_ones() -> None:
     assert token.logprobs.top_token_ids == (1, 2)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     rows=st.lists(st.none() | st.integers(0, 20), min_size=1, max_size=5),
     vocab=st.integers(1, 60),

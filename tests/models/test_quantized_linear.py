@@ -49,7 +49,7 @@ def native(
     return NativeQuantizedLinear(library, weight.quants_OI, weight.scales_ON, weight.minima_ON, dtype, bias_O)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_kernels_compute_what_the_twin_does(library: Library, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([d for d in (torch.bfloat16, torch.float32) if covers(library, d)]))
@@ -89,7 +89,7 @@ def test_two_threads_of_the_process_do_not_disturb_each_other(library: Library, 
             assert all(torch.equal(result, wanted) for result in results)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(outputs=st.integers(1, 20), groups=st.integers(1, 5), size=st.sampled_from([1e-9, 1e-3, 1.0, 1e3]),
        seed=st.integers(0, 2**31))  # fmt: skip
 def test_int8_is_half_a_step_from_the_weight_at_most(outputs: int, groups: int, size: float, seed: int) -> None:

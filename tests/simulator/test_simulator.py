@@ -66,7 +66,7 @@ def test_everyone_gets_exactly_what_was_asked_for(policy: str) -> None:
 
 
 @given(seed=st.integers(0, 10**6), rate=st.sampled_from([2.0, 20.0, 1000.0]), lookahead=st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_crowds_and_trickles_end(seed: int, rate: float, lookahead: bool) -> None:
     """Among them some that preempt each other; the books are checked at the end of every run."""
     config, cost = small_world("elastic_fcfs", instances=2, kv_tokens=1700)
