@@ -1,12 +1,11 @@
-"""A small deployment for the published baselines, and what its actions say."""
+"""A small deployment for the published baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV, MigrateKV, RunBatch
+from longspan.core.actions import MigrateKV, RunBatch
 from longspan.core.policies.base import Policy
 
 from .cost_models import scaling_model
@@ -30,10 +29,6 @@ MODEL = scaling_model(
 def driver(policy: str, by: Policy | None = None, **changes: Any) -> Driver:
     """One instance of 1000 slots."""
     return Driver(settings_of(policy, changes), by, cost_model=MODEL)
-
-
-def preempted(actions: Iterable[Action]) -> list[str]:
-    return [action.request_id for action in actions if isinstance(action, FreeKV) and action.reason == "preempted"]
 
 
 def running(d: Driver, instance: int) -> RunBatch | MigrateKV:

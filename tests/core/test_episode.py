@@ -18,6 +18,8 @@ from longspan.core.policies.episode import EpisodePolicy
 from longspan.core.scheduler import Scheduler
 from longspan.profiler.grid import check_groups, fit_groups
 
+from .reading import batches
+
 
 def run(
     episode: Episode, num_instances: int, kv_tokens: int, lookahead: bool = False
@@ -146,13 +148,12 @@ def run_in_company(episode: Episode, lookahead: bool, company_tokens: int) -> tu
     spans: Spans = {0: [], 2: []}
 
     def submit(actions: list[Action], now: float) -> None:
-        for action in actions:
-            if isinstance(action, RunBatch):
-                (instance,) = action.group
-                begin = max([now, *(end for _, end, _ in spans[instance][-1:])])
-                end = begin + (2.0 if instance == 0 else 3.0)
-                spans[instance].append((begin, end, action))
-                heappush(pending, (end, action.batch_id, action))
+        for batch in batches(actions):
+            (instance,) = batch.group
+            begin = max([now, *(end for _, end, _ in spans[instance][-1:])])
+            end = begin + (2.0 if instance == 0 else 3.0)
+            spans[instance].append((begin, end, batch))
+            heappush(pending, (end, batch.batch_id, batch))
 
     for request_id, prompt in (("a", 8), ("other", 16), ("b", 8)):
         submit(scheduler.handle(RequestArrived(request_id, prompt, left[request_id]), 0.0), 0.0)

@@ -25,7 +25,7 @@ from longspan.workload.playback import Work, play
 
 from .cost_models import cost_models, scaling_model
 from .driver import Driver
-from .reading import batches
+from .reading import batches, preempted
 from .test_properties import Workload, run, workloads
 
 POLICIES = ["medha", "sarathi", "fcfs", "edf", "srpt", "least_slack"]
@@ -54,10 +54,9 @@ class Tally(Driver):
                 self.pairs[victim, beneficiary] += 1
                 assert self.pairs[victim, beneficiary] == 1, "the same way twice"
                 assert self.pairs[beneficiary, victim] == 0, "back again"
-        for action in actions:
-            if isinstance(action, RunBatch):
-                for segment in action.segments:
-                    assert len(segment.store) == 1, "a chunk straddles two shards"
+        for batch in batches(actions):
+            for segment in batch.segments:
+                assert len(segment.store) == 1, "a chunk straddles two shards"
         return actions
 
 
@@ -166,10 +165,10 @@ def test_it_gives_way_only_if_it_can_afford_to_begin_again() -> None:
         1, fixed=0.0, fixed_step=0.0, per_token=1e-3, per_pair=0.0, decode_fixed=0.0, decode_step=0.0, per_request=0.0
     )
     config = SchedulerConfig(num_instances=1, kv_tokens=1000, policy="medha", tpot_slo_s=0.05001)
-    preempted: list[float] = []
+    times: list[float] = []
 
     def on_step(now: float, event: Event, actions: list[Action]) -> None:
-        preempted.extend(now for action in actions if isinstance(action, FreeKV) and action.reason == "preempted")
+        times.extend(now for _ in preempted(actions))
 
     played = play(
         Scheduler(config, cost_model=model),
@@ -180,7 +179,7 @@ def test_it_gives_way_only_if_it_can_afford_to_begin_again() -> None:
         lambda work: batch_seconds(work, model) if isinstance(work, RunBatch) else 0.0,
         on_step,
     )
-    assert preempted == [pytest.approx(0.65)]
+    assert times == [pytest.approx(0.65)]
     assert all(request.ended for request in played.values())
 
 

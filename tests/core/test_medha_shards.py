@@ -13,6 +13,7 @@ from longspan.core.policies.medha.kvp import plan_shards
 
 from .cost_models import scaling_model
 from .medha import LAZY, driver
+from .reading import batches
 
 
 def test_kv_grows_over_instances_and_chunks_stop_at_the_shards_end() -> None:
@@ -58,9 +59,9 @@ def test_short_requests_go_on_at_every_shard_of_a_growing_one() -> None:
     for _ in range(60):
         if not d.model.started:
             break
-        for action in d.complete():
-            if isinstance(action, RunBatch) and len(action.group) == 2:
-                seen.add(frozenset(segment.request_id for segment in action.segments))
+        for batch in batches(d.complete()):
+            if len(batch.group) == 2:
+                seen.add(frozenset(segment.request_id for segment in batch.segments))
     assert frozenset({"left", "right", "long"}) in seen
     d.finish()
 

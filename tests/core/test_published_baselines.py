@@ -13,8 +13,8 @@ from longspan.core.policies.speculative.ssjf import Ssjf
 from longspan.core.policies.vllm import Vllm
 from longspan.errors import ConfigError
 
-from .published import driver, preempted, running
-from .reading import batches, lengths
+from .published import driver, running
+from .reading import batches, lengths, preempted
 
 ON_ONE_INSTANCE_EACH = ["vllm", "splitfuse", "distserve", "fastserve", "ssjf", "alise"]
 

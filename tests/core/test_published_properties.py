@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.core.actions import Action, FreeKV, MigrateKV, RunBatch
+from longspan.core.actions import Action, MigrateKV
 from longspan.core.cost_model import FittedCostModel
 from longspan.core.events import Event
 from longspan.core.policies.base import Policy
@@ -24,6 +24,7 @@ from longspan.core.policies.vllm import Vllm
 
 from .cost_models import cost_models
 from .driver import Driver
+from .reading import batches, preempted
 from .test_properties import FirstComeFirstServed, Workload, run, workloads
 
 budgets = st.sampled_from([1, 3, 7, 2048])
@@ -43,18 +44,14 @@ class OnOneInstanceEach(Driver):
 
     def handle(self, event: Event) -> list[Action]:
         actions = super().handle(event)
-        for action in actions:
-            if isinstance(action, RunBatch):
-                (instance,) = action.group
-                assert all(segment.compute == (instance,) for segment in action.segments)
+        for batch in batches(actions):
+            (instance,) = batch.group
+            assert all(segment.compute == (instance,) for segment in batch.segments)
         self.check(event, actions)
         return actions
 
     def check(self, event: Event, actions: list[Action]) -> None:
         """What else must hold of a policy."""
-
-    def preempted(self, actions: list[Action]) -> list[str]:
-        return [action.request_id for action in actions if isinstance(action, FreeKV) and action.reason == "preempted"]
 
 
 class NeverTheOldest(OnOneInstanceEach):
@@ -66,7 +63,7 @@ class NeverTheOldest(OnOneInstanceEach):
 
     def check(self, event: Event, actions: list[Action]) -> None:
         order = {request_id: place for place, request_id in enumerate(self.lives)}
-        for request_id in self.preempted(actions):
+        for request_id in preempted(actions):
             others = [
                 other
                 for other in self.alive()
@@ -74,17 +71,15 @@ class NeverTheOldest(OnOneInstanceEach):
             ]
             assert others, f"{request_id} was preempted for later ones"
             del self.home[request_id]
-        for action in actions:
-            if isinstance(action, RunBatch):
-                self.home |= {segment.request_id: action.group[0] for segment in action.segments}
+        for batch in batches(actions):
+            self.home |= {segment.request_id: batch.group[0] for segment in batch.segments}
 
 
 class TokenEachBatch(OnOneInstanceEach):
     """Every batch generates a token for each request in it; so preemption costs work, and never progress."""
 
     def check(self, event: Event, actions: list[Action]) -> None:
-        for action in actions:
-            assert not isinstance(action, RunBatch) or all(segment.emits for segment in action.segments)
+        assert all(segment.emits for batch in batches(actions) for segment in batch.segments)
 
 
 class InPhases(TokenEachBatch):
@@ -94,10 +89,9 @@ class InPhases(TokenEachBatch):
         super().check(event, actions)
         half = self.config.num_instances // 2
         for action in actions:
-            if isinstance(action, MigrateKV):
-                assert action.source < half <= action.target
-            elif isinstance(action, RunBatch) and half:
-                assert all((segment.start == 0) == (action.group[0] < half) for segment in action.segments)
+            assert not isinstance(action, MigrateKV) or action.source < half <= action.target
+        for batch in batches(actions):
+            assert not half or all((segment.start == 0) == (batch.group[0] < half) for segment in batch.segments)
 
 
 class GivesWayOnce(OnOneInstanceEach):
@@ -108,7 +102,7 @@ class GivesWayOnce(OnOneInstanceEach):
         self.num_preempted = 0
 
     def check(self, event: Event, actions: list[Action]) -> None:
-        self.num_preempted += len(self.preempted(actions))
+        self.num_preempted += len(preempted(actions))
         tokens = sum(life.outputs for life in self.lives.values())
         assert self.num_preempted <= len(self.lives) + 2 * tokens, "work is lost again and again, and for nothing"
 

@@ -23,8 +23,8 @@ from longspan.core.scheduler import Scheduler
 from longspan.workload.playback import Played, Work, play
 
 from .driver import Driver
-from .published import MODEL, driver, preempted, settings_of
-from .reading import batches, lengths
+from .published import MODEL, driver, settings_of
+from .reading import batches, lengths, preempted
 
 
 @dataclass
