@@ -13,7 +13,7 @@ from longspan.core.cost_model import FittedCostModel
 from longspan.profiler.fit import fit_cost_model
 from longspan.profiler.grid import fit_groups
 from longspan.sib import MeasuredIteration, MeasuredMigration, Measurements
-from longspan.simulator.cost import IterationCost, Seconds
+from longspan.simulator.cost import IterationCost
 from longspan.simulator.spread import evenly_spread
 
 
@@ -29,21 +29,17 @@ def measure_simulated(cost: IterationCost, config: SchedulerConfig, max_model_le
         for work, _ in episode.work()
     }
     batches = sorted((work for work in works if isinstance(work, BatchShape)), key=repr)
-    alone = {work: cost.batch(evenly_spread(work)) for work in batches}
-    queued_s = {work: _queued_s(seconds) for work, seconds in alone.items() if work.kind == "decode"}
+    took = {work: cost.batch(evenly_spread(work)) for work in batches}
     return Measurements(
         iterations=tuple(
-            MeasuredIteration(shape=work, seconds=queued_s.get(work, seconds.total), samples=1)
-            for work, seconds in alone.items()
+            MeasuredIteration(
+                shape=work, seconds=seconds.in_a_row if work.kind == "decode" else seconds.total, samples=1
+            )
+            for work, seconds in took.items()
         ),
         migrations=tuple(
             MeasuredMigration(num_tokens=work, seconds=cost.migration(work, (0, 1)), samples=1)
             for work in sorted(w for w in works if isinstance(w, int))
         ),
-        unqueued_s=median(alone[work].total - seconds for work, seconds in queued_s.items()),
+        unqueued_s=median(seconds.total - seconds.in_a_row for work, seconds in took.items() if work.kind == "decode"),
     )
-
-
-def _queued_s(seconds: Seconds) -> float:
-    """Of each of many decodes that are all alike: the host prepares the next when the last but one has ended."""
-    return max(seconds.device, seconds.total / 2)
