@@ -84,24 +84,31 @@ def profiled(machine: Machine, name: str = "smollm2-135m") -> ScalingInformation
     )  # fmt: skip
 
 
+SMALL_CPU = replace(
+    A800_80G,
+    sheet=replace(
+        A800_80G.sheet, flops=A800_80G.sheet.flops / 1000, link_bandwidth=A800_80G.sheet.link_bandwidth / 1000,
+        memory_bandwidth=A800_80G.sheet.memory_bandwidth / 1000,
+    ),
+    overheads=replace(A800_80G.overheads, contention=0.5),
+)  # fmt: skip
+"""A core of one; cores share their memory."""
+
+
 @pytest.mark.parametrize(
-    ("slower", "contention", "model"), [(1.0, 0.0, "llama-3-8b"), (1000.0, 0.5, "smollm2-135m")]
+    ("truth", "model"), [(A800_80G, "smollm2-135m"), (A800_80G, "llama-3-8b"), (SMALL_CPU, "smollm2-135m")]
 )
-def test_a_machine_from_its_profile(slower: float, contention: float, model: str) -> None:
-    """Whether a GPU, or a core of a small CPU that shares its memory; of a model whose decodes keep it busy."""
-    truth = replace(
-        A800_80G,
-        sheet=replace(
-            A800_80G.sheet, flops=A800_80G.sheet.flops / slower, link_bandwidth=A800_80G.sheet.link_bandwidth / slower,
-            memory_bandwidth=A800_80G.sheet.memory_bandwidth / slower,
-        ),
-        overheads=replace(A800_80G.overheads, contention=contention),
-    )  # fmt: skip
+def test_a_machine_from_its_profile(truth: Machine, model: str) -> None:
     sib = profiled(truth, model)
     machine = measured_machine(sib, Path("sib.json"))
     queued = replace(machine, overheads=replace(machine.overheads, unqueued_s=0.0))  # as decodes of a profile are
     assert statistics.mean(abs(timing.error(queued)) for timing in sib_timings(sib, machine)) < 0.03
-    # And it says what was never measured: another model, with longer prompts.
+
+
+@pytest.mark.parametrize(("truth", "model"), [(A800_80G, "llama-3-8b"), (SMALL_CPU, "smollm2-135m")])
+def test_a_profile_tells_what_was_never_measured(truth: Machine, model: str) -> None:
+    """Another model, with longer prompts; if decodes of the one that was profiled do not wait for the host."""
+    machine = measured_machine(profiled(truth, model), Path("sib.json"))
     costs = [IterationCost(Fleet(machine=m, model=MODELS["qwen2.5-7b"], instances=2)) for m in (truth, machine)]
     real, predicted = (cost.decode_alike(8, 20_000, 2) for cost in costs)
     assert predicted == pytest.approx(real, rel=0.25)
