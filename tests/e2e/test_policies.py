@@ -72,6 +72,7 @@ class TakingTurns:
 
     name = "taking turns"
     needs_cost_model = True
+    keeps_on_one_instance = False
 
     def __init__(self) -> None:
         self.now_at_work: Policy = create_policy("elastic_fcfs")

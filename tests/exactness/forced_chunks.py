@@ -20,6 +20,7 @@ class Replaceable:
 
     name = "replaceable"
     needs_cost_model = False
+    keeps_on_one_instance = False
 
     def __init__(self) -> None:
         self.policy: Policy = Sarathi()

@@ -43,6 +43,7 @@ class Predicting(ElasticFcfs):
 
     name = "predicting"
     needs_cost_model = True
+    keeps_on_one_instance = False
     seen: CostModel | None = None
 
     def schedule(self, state: SchedulerState, now: float) -> None:

@@ -92,6 +92,10 @@ class FakeEngine:
 
     # -- EngineClient
 
+    @property
+    def request_limit(self) -> int:
+        return self.max_model_len
+
     def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> SamplingParams:
         length, limit = len(prompt_token_ids), self.max_model_len
         if length == 0:

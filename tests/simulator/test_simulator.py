@@ -208,6 +208,7 @@ def test_lengths_without_arrivals_are_refused() -> None:
 class Idler:
     name = "idler"
     needs_cost_model = False
+    keeps_on_one_instance = False
 
     def schedule(self, state: SchedulerState, now: float) -> None:
         pass

@@ -64,6 +64,11 @@ class Scheduler:
         self.decisions = self._ledger.take_decisions()
         return self._ledger.take_actions()
 
+    @property
+    def request_limit(self) -> int:
+        """Tokens that one request may have, prompt and output together, with this policy and these instances."""
+        return self.config.kv_tokens if self.policy.keeps_on_one_instance else self.config.total_kv_tokens
+
     def idle(self) -> bool:
         """No request is alive, not even to drain, so nothing runs."""
         return not self._ledger.requests

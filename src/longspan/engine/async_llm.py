@@ -167,7 +167,7 @@ class AsyncLLM:
             raise RequestError(f"the prompt holds token ids outside 0 to {vocab - 1}", param="prompt")
         limit, name = min(
             (self.max_model_len, "the model's maximum context length"),
-            (self.total_kv_tokens, "the KV pool of all instances together"),
+            (self.core.scheduler.request_limit, self._room()),
         )
         if length >= limit:
             raise RequestError(
@@ -233,6 +233,16 @@ class AsyncLLM:
     @property
     def total_kv_tokens(self) -> int:
         return self.core.scheduler.config.total_kv_tokens
+
+    @property
+    def request_limit(self) -> int:
+        return min(self.max_model_len, self.core.scheduler.request_limit)
+
+    def _room(self) -> str:
+        policy = self.core.scheduler.policy
+        if policy.keeps_on_one_instance and self.config.instances > 1:
+            return f"what an instance holds, on which the policy {policy.name!r} keeps a request,"
+        return "the KV pool of all instances together"
 
     @property
     def error(self) -> str | None:

@@ -50,6 +50,11 @@ class EngineClient(Protocol):
         ...
 
     @property
+    def request_limit(self) -> int:
+        """Tokens that a request may have, prompt and output together: what the model and the policy can serve."""
+        ...
+
+    @property
     def tokenizer(self) -> TokenizerLike: ...
 
     def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> SamplingParams:

@@ -17,5 +17,7 @@ class Policy(Protocol):
     name: str
     needs_cost_model: bool
     """Whether it reads `state.cost_model`: without a measured one, the engine then makes one at its start."""
+    keeps_on_one_instance: bool
+    """Whether a request's KV always stays on one instance, so that it can be no longer than that instance holds."""
 
     def schedule(self, state: SchedulerState, now: float) -> None: ...

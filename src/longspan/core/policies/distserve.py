@@ -30,6 +30,7 @@ class DistServe:
 
     name = "distserve"
     needs_cost_model = False
+    keeps_on_one_instance = True
 
     def __init__(self, prefill_instances: int | None = None) -> None:
         """prefill_instances: how many; None is one half, rounded down."""

@@ -22,6 +22,7 @@ class EpisodePolicy:
 
     name = "episode"
     needs_cost_model = False
+    keeps_on_one_instance = False
 
     def __init__(self) -> None:
         self._episode = Episode((), 1, ())

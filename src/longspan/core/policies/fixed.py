@@ -23,6 +23,7 @@ class FixedPolicy:
 
     name = "fixed"
     needs_cost_model = False
+    keeps_on_one_instance = False
 
     def __init__(
         self,

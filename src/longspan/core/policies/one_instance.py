@@ -32,6 +32,7 @@ class OneInstanceEach(ABC):
     """Prefills first, but an overdue decode before them; when an instance is full, its latest request is preempted."""
 
     needs_cost_model = False
+    keeps_on_one_instance = True
 
     def schedule(self, state: SchedulerState, now: float) -> None:
         refuse_the_too_long(state)

@@ -18,6 +18,7 @@ class StaticSP:
 
     name = "static_sp"
     needs_cost_model = False
+    keeps_on_one_instance = False
 
     def schedule(self, state: SchedulerState, now: float) -> None:
         if len(state.cluster.idle()) < len(state.cluster):

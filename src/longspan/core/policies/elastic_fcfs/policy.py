@@ -28,6 +28,7 @@ class ElasticFcfs:
 
     name = "elastic_fcfs"
     needs_cost_model = False
+    keeps_on_one_instance = False
 
     def schedule(self, state: SchedulerState, now: float) -> None:
         if somebody_is_overdue(state):

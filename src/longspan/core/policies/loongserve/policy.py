@@ -51,6 +51,7 @@ class LoongServe:
 
     name = "loongserve"
     needs_cost_model = True
+    keeps_on_one_instance = False
 
     def __init__(
         self,

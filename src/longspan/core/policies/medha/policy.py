@@ -49,6 +49,7 @@ class ChunkedPrefill:
 
     name = "chunked_prefill"
     needs_cost_model = True
+    keeps_on_one_instance = False
     shares_space: ClassVar[bool] = False
     makes_room: ClassVar[bool] = True
 

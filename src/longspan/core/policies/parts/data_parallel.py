@@ -18,6 +18,8 @@ class DataParallel(ABC):
     A request that no instance can hold alone is refused.
     """
 
+    keeps_on_one_instance = True
+
     def __init__(self) -> None:
         self._lanes: list[Lane] = []
         self._lane_of: dict[str, Lane] = {}
