@@ -115,3 +115,31 @@ def test_two_servers_in_one_process_do_not_meet() -> None:
 def test_token_buckets() -> None:
     assert token_buckets(100) == (1, 2, 5, 10, 20, 50, 100)
     assert token_buckets(8192)[-1] == 5000
+
+
+def refused(server: LiveServer) -> dict[str, float]:
+    found = samples(httpx2.get(f"{server.url}/metrics", trust_env=False).text)
+    return {labels["code"]: count for labels, count in found.get("longspan:requests_refused_total", [])}
+
+
+def test_every_error_that_is_sent_counts_once_under_its_code() -> None:
+    engine = FakeEngine()
+    with (
+        live_server(engine, max_body_mb=0.001) as server,
+        httpx2.Client(base_url=server.url, timeout=30, trust_env=False) as http,
+    ):
+        assert http.post("/v1/completions", json={"prompt": "x" * 2000}).status_code == 413
+        assert http.post("/v1/completions", json={"prompt": "x", "model": "nope"}).status_code == 404
+        assert http.get("/nope").status_code == 404
+        assert http.get("/v1/completions").status_code == 405
+        assert http.post("/v1/completions", content=b"{").status_code == 400
+        engine.fail_after = (2, ZeroDivisionError(), None)
+        assert "internal_error" in http.post("/v1/completions", json={"prompt": "x", "stream": True}).text
+        last = {"connection": "close"}  # uvicorn hangs up behind an error 500
+        assert http.post("/v1/completions", json={"prompt": "x"}, headers=last).status_code == 500
+        engine.die("worker 1 is gone")
+        assert http.post("/v1/completions", json={"prompt": "x"}).status_code == 503
+        assert refused(server) == {
+            "request_too_large": 1, "model_not_found": 1, "unknown_url": 1, "method_not_allowed": 1, "invalid_json": 1,
+            "internal_error": 2, "engine_dead": 1,
+        }  # fmt: skip

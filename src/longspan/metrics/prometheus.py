@@ -38,7 +38,7 @@ class ServerMetrics:
 
     def __init__(self, *, model_name: str, max_model_len: int, stats: Callable[[], EngineStats]) -> None:
         self.registry = CollectorRegistry()
-        labels = (model_name, ENGINE)
+        labels = self._labels = (model_name, ENGINE)
 
         def counter(name: str, text: str) -> Counter:
             return Counter(name, text, LABELS, registry=self.registry).labels(*labels)
@@ -57,6 +57,12 @@ class ServerMetrics:
         self.request_success: dict[FinishReason, Counter] = {
             reason: success.labels(*labels, reason) for reason in get_args(FinishReason)
         }
+        self.requests_refused = Counter(
+            "longspan:requests_refused",
+            "Requests answered with an error, by the error's code.",
+            (*LABELS, "code"),
+            registry=self.registry,
+        )
         self.ttft = histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS)
         self.itl = histogram("vllm:inter_token_latency_seconds", "Token to next token.", ITL_BUCKETS)
         self.e2e = histogram("vllm:e2e_request_latency_seconds", "Arrival to last token.", LATENCY_BUCKETS)
@@ -75,6 +81,11 @@ class ServerMetrics:
     def request(self) -> RequestMetrics:
         """One for each request: show it every output, then close it."""
         return RequestMetrics(self)
+
+    def refuse(self, code: str) -> None:
+        """Counts one error that is sent. `code` comes from our own table of errors, never from a client: each is a
+        time series for good."""
+        self.requests_refused.labels(*self._labels, code).inc()
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -37,8 +37,8 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     app.state.context = context
     for router in (models_router, completions_router, chat_router, health_router):
         app.include_router(router(context))
-    errors.install(app)
+    errors.install(app, metrics)
     # Added last, called first: every answer has its id, a refused body too.
-    app.add_middleware(BodyLimitMiddleware, limit=config.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, limit=config.max_body_bytes, metrics=metrics)
     app.add_middleware(RequestIdMiddleware)
     return app

@@ -58,7 +58,7 @@ async def _answer(context: Context, body: ChatCompletionRequest, request_id: str
     if body.stream:
         chunk = ChatChunk(answer_id, int(time.time()), context.engine.model_name, [])
         events = _stream(context, body, chunk, jobs, usage)
-        return await sse.open_event_stream(events, context.config.keep_alive_s)
+        return await sse.open_event_stream(context, events)
     return await _whole(context, body, answer_id, jobs, usage)
 
 

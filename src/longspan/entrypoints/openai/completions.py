@@ -50,7 +50,7 @@ async def _answer(context: Context, body: CompletionRequest, request_id: str) ->
     usage = UsageCount(prompts)
     if body.stream:
         events = _stream(context, body, answer, jobs, usage)
-        return await sse.open_event_stream(events, context.config.keep_alive_s)
+        return await sse.open_event_stream(context, events)
     return await _whole(context, body, answer, jobs, usage)
 
 

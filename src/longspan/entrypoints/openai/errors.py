@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from longspan.entrypoints.openai.request_id import HEADER as REQUEST_ID_HEADER
 from longspan.entrypoints.openai.request_id import request_id_of
 from longspan.errors import EngineDeadError, EngineDrainingError, LongspanError, QueueFullError, RequestError
+from longspan.metrics.prometheus import ServerMetrics
 
 logger = logging.getLogger("longspan.server")
 
@@ -54,6 +55,7 @@ class ErrorAnswer:
         return msgspec.json.encode({"error": error})
 
     def response(self) -> Response:
+        """For an answer that `refuse` has counted."""
         return Response(self.json(), self.status, dict(self.headers), media_type="application/json")
 
 
@@ -86,34 +88,38 @@ def answer_to(error: Exception) -> ErrorAnswer:
             )
 
 
-def install(app: FastAPI) -> None:
-    """Make every way out of `app` use the shape."""
+def refuse(metrics: ServerMetrics, error: Exception | ErrorAnswer) -> ErrorAnswer:
+    """The answer to `error`, which is about to be sent: the one place where errors are counted."""
+    answer = error if isinstance(error, ErrorAnswer) else answer_to(error)
+    metrics.refuse(answer.code or f"http_{answer.status}")
+    return answer
+
+
+def install(app: FastAPI, metrics: ServerMetrics) -> None:
+    """Make every way out of `app` use the shape, and count."""
 
     async def known(request: Request, error: Exception) -> Response:
-        return answer_to(error).response()
+        return refuse(metrics, error).response()
 
     async def routing(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         what = f"{request.method} {request.url.path}"
+        answer = answer_to(error)
         if error.status_code == 404:
-            return ErrorAnswer(
-                404, f"unknown path: {what}", "invalid_request_error", None, "unknown_url"
-            ).response()
+            answer = ErrorAnswer(404, f"unknown path: {what}", "invalid_request_error", None, "unknown_url")
         if error.status_code == 405:
-            allowed = error.headers or {}
             message = f"method not allowed: {what}"
-            return ErrorAnswer(
-                405, message, "invalid_request_error", None, "method_not_allowed", allowed
-            ).response()
-        return answer_to(error).response()
+            allowed = error.headers or {}
+            answer = ErrorAnswer(405, message, "invalid_request_error", None, "method_not_allowed", allowed)
+        return refuse(metrics, answer).response()
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return _validation_answer(request, error.errors()).response()
+        return refuse(metrics, _validation_answer(request, error.errors())).response()
 
     async def unexpected(request: Request, error: Exception) -> Response:
         # Answered outside our middleware, so the request id is added by hand; uvicorn logs the traceback.
-        response = answer_to(error).response()
+        response = refuse(metrics, error).response()
         response.headers[REQUEST_ID_HEADER] = request_id_of(request.scope)
         return response
 

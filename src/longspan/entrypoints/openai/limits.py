@@ -5,8 +5,9 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longspan.engine.protocol import EngineClient
-from longspan.entrypoints.openai.errors import BodyTooLargeError, answer_to
+from longspan.entrypoints.openai.errors import BodyTooLargeError, refuse
 from longspan.errors import RequestError
+from longspan.metrics.prometheus import ServerMetrics
 
 
 class BodyLimitMiddleware:
@@ -16,9 +17,10 @@ class BodyLimitMiddleware:
     the answer only after they sent everything. Then the connection is closed.
     """
 
-    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+    def __init__(self, app: ASGIApp, *, limit: int, metrics: ServerMetrics) -> None:
         self.app = app
         self.limit = limit
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -28,7 +30,7 @@ class BodyLimitMiddleware:
         if int(headers.get(b"content-length", b"0")) > self.limit:
             if b"expect" not in headers:  # a client that asks first has sent nothing yet
                 await self._drop(receive)
-            await answer_to(BodyTooLargeError(self.limit)).response()(scope, receive, send)
+            await refuse(self.metrics, BodyTooLargeError(self.limit)).response()(scope, receive, send)
             return
         received = 0
 

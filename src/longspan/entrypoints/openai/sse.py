@@ -10,8 +10,9 @@ import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.disconnect import unless_disconnected
-from longspan.entrypoints.openai.errors import ClientDisconnectedError, answer_to
+from longspan.entrypoints.openai.errors import ClientDisconnectedError, refuse
 from longspan.errors import LongspanError
 
 logger = logging.getLogger("longspan.server")
@@ -27,7 +28,7 @@ def event(chunk: msgspec.Struct) -> bytes:
     return b"data: " + _encode(chunk) + b"\n\n"
 
 
-async def open_event_stream(events: AsyncGenerator[bytes, None], keep_alive_s: float) -> EventStream:
+async def open_event_stream(context: Context, events: AsyncGenerator[bytes, None]) -> EventStream:
     """A response that sends `events`, and closes them when it ends or its client leaves.
 
     An error before the first event is raised here, and so gets its own status (429, 503 ...). But headers
@@ -41,7 +42,7 @@ async def open_event_stream(events: AsyncGenerator[bytes, None], keep_alive_s: f
     except BaseException:
         await _cancel(first)
         raise
-    return EventStream(first, events, keep_alive_s)
+    return EventStream(context, first, events)
 
 
 class EventStream(StreamingResponse):
@@ -50,12 +51,13 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(
-        self, first: asyncio.Future[bytes], events: AsyncGenerator[bytes, None], keep_alive_s: float
+        self, context: Context, first: asyncio.Future[bytes], events: AsyncGenerator[bytes, None]
     ) -> None:
         super().__init__(events, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         self.first = first
         self.events = events
-        self.keep_alive_s = keep_alive_s
+        self.context = context
+        self.keep_alive_s = context.config.keep_alive_s
         self.sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +79,7 @@ class EventStream(StreamingResponse):
         except Exception as error:  # the status is out: the stream must tell
             if not isinstance(error, LongspanError):
                 logger.exception("a stream failed")
-            await self._send(send, b"data: " + answer_to(error).json() + b"\n\n" + DONE)
+            await self._send(send, b"data: " + refuse(self.context.metrics, error).json() + b"\n\n" + DONE)
         finally:
             pulse.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
