@@ -32,7 +32,7 @@ def test_there_and_back(tokenizer: Tokenizer, text: str) -> None:
 
 
 def test_facts(tokenizer: Tokenizer) -> None:
-    assert tokenizer.vocab_size == 49152
+    assert (tokenizer.max_token_chars, tokenizer.may_shrink) == (81, False)
     assert tokenizer.eos_token_ids == (2,)
     assert tokenizer.has_chat_template
     assert tokenizer.decode([1, 2]) == ""

@@ -69,7 +69,7 @@ def write_tiny_model(folder: Path, model: ResolvedModel, max_position_embeddings
     """Two layers with random weights, and the tokenizer of `model`; what an engine can serve. Returns the folder."""
     tokenizer = Tokenizer.load(model)
     config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        vocab_size=tokenizer.backend.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=max_position_embeddings, eos_token_id=2,
     )  # fmt: skip
     make_model(config).save_pretrained(folder)

@@ -21,7 +21,8 @@ NO_TEXT_YET = "\0"  # in an answer: a token that gives no text
 
 class FakeTokenizer:
     eos_token_ids = (256,)
-    vocab_size = 257
+    max_token_chars = 1
+    may_shrink = False
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
@@ -48,6 +49,7 @@ class FakeEngine:
     config: EngineConfig = field(default_factory=lambda: EngineConfig(model="fake/model", max_waiting=64))
     model_name: str = MODEL
     max_model_len: int = 512
+    vocab_size: int = 257
     total_kv_tokens: int = 1024
 
     def __post_init__(self) -> None:
@@ -100,7 +102,7 @@ class FakeEngine:
         length, limit = len(prompt_token_ids), self.max_model_len
         if length == 0:
             raise RequestError("the prompt is empty", param="prompt")
-        if max(prompt_token_ids) >= self.tokenizer.vocab_size or min(prompt_token_ids) < 0:
+        if max(prompt_token_ids) >= self.vocab_size or min(prompt_token_ids) < 0:
             raise RequestError("the prompt holds token ids outside the vocabulary", param="prompt")
         if length + (params.max_tokens or 1) > limit:
             raise RequestError(

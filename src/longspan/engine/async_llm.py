@@ -50,12 +50,13 @@ class AsyncLLM:
     """One engine: `start` it, `generate` from it, `close` it; all on one event loop."""
 
     def __init__(
-        self, config: EngineConfig, model_name: str, max_model_len: int, tokenizer: Tokenizer,
+        self, config: EngineConfig, model_name: str, max_model_len: int, vocab_size: int, tokenizer: Tokenizer,
         core: EngineCore, executor: Executor, deployment: Deployment,
     ) -> None:  # fmt: skip
         self.config = config
         self.model_name = model_name
         self.max_model_len = max_model_len
+        self.vocab_size = vocab_size
         self.tokenizer = tokenizer
         self.core = core
         self.executor = executor
@@ -108,7 +109,8 @@ class AsyncLLM:
             log = EventLogWriter(event_log, scheduler_config, cost_model) if event_log else None
             scheduler = Scheduler(scheduler_config, policy, cost_model)
             started.append(EngineCore(scheduler, executor, Detokenizer(tokenizer.backend), time.monotonic, log))
-            return cls(config, served, max_model_len, tokenizer, started[-1], executor, deployment)
+            vocab_size = model_config.vocab_size
+            return cls(config, served, max_model_len, vocab_size, tokenizer, started[-1], executor, deployment)
 
         try:
             tokenizer_loading = asyncio.to_thread(Tokenizer.load, model)
@@ -160,7 +162,7 @@ class AsyncLLM:
 
     def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> SamplingParams:
         """The same params with `max_tokens` resolved. Raises RequestError if the request can never run."""
-        length, vocab = len(prompt_token_ids), self.tokenizer.vocab_size
+        length, vocab = len(prompt_token_ids), self.vocab_size
         if length == 0:
             raise RequestError("the prompt is empty; give it at least one token", param="prompt")
         if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < vocab:

@@ -33,7 +33,7 @@ async def run_episode(engine: AsyncLLM, policy: EpisodePolicy, episode: Episode)
     Raises RequestError: it does not fit the engine; EngineDeadError.
     """
     draw = random.Random(episode.prompts[0])
-    vocabulary = range(engine.tokenizer.vocab_size)
+    vocabulary = range(engine.vocab_size)
     request_ids = [f"episode-{place}" for place in range(len(episode.prompts))]
     other = None if episode.beside is None else "episode-beside"
     policy.begin(episode, request_ids, other)

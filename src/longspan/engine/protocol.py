@@ -17,7 +17,14 @@ class TokenizerLike(Protocol):
     def eos_token_ids(self) -> Collection[int]: ...
 
     @property
-    def vocab_size(self) -> int: ...
+    def max_token_chars(self) -> int:
+        """No token stands for more characters of text than this."""
+        ...
+
+    @property
+    def may_shrink(self) -> bool:
+        """Whether a text may be longer than its tokens times `max_token_chars`, since parts of it become none."""
+        ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -42,6 +49,11 @@ class EngineClient(Protocol):
     @property
     def max_model_len(self) -> int:
         """Tokens, prompt and output together."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids go from 0 up to this: the rows of the model's embedding."""
         ...
 
     @property

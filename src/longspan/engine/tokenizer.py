@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longspan.cache import cache_dir
+from longspan.engine.token_lengths import TokenLengths
 from longspan.errors import ModelError, RequestError
 from longspan.models.catalog import ResolvedModel
 from longspan.models.config import load_model_config
@@ -25,7 +26,8 @@ class Tokenizer:
     """`backend` is the fast tokenizer itself, e.g. for `tokenizers.decoders.DecodeStream`.
 
     Any of `eos_token_ids` ends a generation: the tokenizer's own, and those that the model's config adds.
-    Threads may share one.
+    Text is encoded as transformers does when it is called with the text alone: whatever truncation and padding a
+    tokenizer.json asks for, nothing is cut off, and nothing added. Threads may share one.
     """
 
     def __init__(self, hf_tokenizer: Any, eos_token_ids: Iterable[int] = ()) -> None:
@@ -33,7 +35,10 @@ class Tokenizer:
         self.backend: tokenizers.Tokenizer = hf_tokenizer.backend_tokenizer
         own = () if hf_tokenizer.eos_token_id is None else (int(hf_tokenizer.eos_token_id),)
         self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys((*own, *eos_token_ids)))
-        self.vocab_size: int = self.backend.get_vocab_size(with_added_tokens=True)
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = hf_tokenizer.split_special_tokens
+        self._lengths = TokenLengths.of(self.backend)
 
     @classmethod
     def load(cls, model: ResolvedModel) -> Tokenizer:
@@ -46,6 +51,16 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return bool(self._hf.chat_template)
+
+    @property
+    def max_token_chars(self) -> int:
+        """No token stands for more characters of text than this."""
+        return self._lengths.max_chars
+
+    @property
+    def may_shrink(self) -> bool:
+        """Whether a text may be longer than its tokens times `max_token_chars`, since parts of it become none."""
+        return self._lengths.may_shrink
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Releases Python's lock meanwhile: a very long prompt may be encoded in a thread of its own."""
@@ -99,11 +114,11 @@ def _from_folder(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever transformers and tokenizers make of a damaged file, plain Exception included
         raise ModelError(
-            f"{folder} has no tokenizer that can be read ({error}); it should hold "
-            "tokenizer.json and tokenizer_config.json"
+            f"{folder} has no tokenizer that can be read ({_in_one_line(error)}); it should hold a tokenizer.json "
+            "and a tokenizer_config.json; if a download was cut short, fetch them again"
         ) from error
 
 
@@ -119,10 +134,16 @@ def _from_gguf(path: Path) -> Any:
 
     try:
         converted = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"the tokenizer inside {path} cannot be read: {error}") from error
+    except Exception as error:  # as above
+        raise ModelError(
+            f"the tokenizer inside {path} cannot be read ({_in_one_line(error)}); fetch or convert the file again"
+        ) from error
     _keep(converted, kept)
     return converted
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _cache_folder(path: Path) -> Path:

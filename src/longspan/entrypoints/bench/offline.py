@@ -145,7 +145,7 @@ def _generate(llm: LLM, lengths: Sequence[TraceRequest], seed: int) -> list[Comp
 def _prompts(llm: LLM, lengths: Sequence[TraceRequest], seed: int) -> tuple[list[list[int]], list[SamplingParams]]:
     """Random token ids; greedy, and exactly so many tokens."""
     draw = random.Random(seed)
-    vocab_size = llm.engine.tokenizer.vocab_size
+    vocab_size = llm.engine.vocab_size
     prompts = [[draw.randrange(vocab_size) for _ in range(request.num_prompt_tokens)] for request in lengths]
     params = [
         SamplingParams(temperature=0.0, max_tokens=request.num_output_tokens, ignore_eos=True) for request in lengths
