@@ -150,7 +150,10 @@ async def test_abort_drain_and_close(tiny: Path) -> None:
 
 @pytest.mark.parametrize(("prompt", "params", "says"), [
     ([], greedy(1), "empty"),
-    ([10**6], greedy(1), "token ids outside"),
+    ([5, 10**6], greedy(1), "token id 1000000, but the model knows only those from 0 to 49151"),
+    ([10**30], greedy(1), f"token id {10**30}, but"),
+    ([5, -1], greedy(1), "token id -1, but"),
+    ([1.5], greedy(1), "no whole numbers"),
     ([5] * 240, greedy(1), "240 tokens.*240"),
     ([5] * 200, greedy(41), "241.*lower max_tokens to 40"),
 ])  # fmt: skip

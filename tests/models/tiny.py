@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import tokenizers
 import torch
 from transformers import (
     LlamaConfig,
@@ -67,13 +68,20 @@ def make_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
 
 def write_tiny_model(folder: Path, model: ResolvedModel, max_position_embeddings: int) -> Path:
     """Two layers with random weights, and the tokenizer of `model`; what an engine can serve. Returns the folder."""
-    tokenizer = Tokenizer.load(model)
+    backend = Tokenizer.load(model).backend
+    return write_random_model(folder, backend, backend.get_vocab_size(), max_position_embeddings)
+
+
+def write_random_model(
+    folder: Path, backend: tokenizers.Tokenizer, rows: int, max_position_embeddings: int = 256
+) -> Path:
+    """Two layers with random weights, an embedding of so many rows, and this tokenizer. Returns the folder."""
     config = LlamaConfig(
-        vocab_size=tokenizer.backend.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        vocab_size=rows, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=max_position_embeddings, eos_token_id=2,
     )  # fmt: skip
     make_model(config).save_pretrained(folder)
-    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    backend.save(str(folder / "tokenizer.json"))
     return folder
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from longspan.engine.deployment import describe_deployment
 from longspan.engine.detokenizer import Detokenizer, OutputProcessor
 from longspan.engine.engine_core import EngineCore
 from longspan.engine.episodes import estimate_cost_model
+from longspan.engine.protocol import TokenIds
 from longspan.engine.request import EngineRequest
 from longspan.engine.tokenizer import Tokenizer
 from longspan.errors import (
@@ -160,13 +161,14 @@ class AsyncLLM:
 
     # -- requests -------------------------------------------------------------------------------------------------
 
-    def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> SamplingParams:
-        """The same params with `max_tokens` resolved. Raises RequestError if the request can never run."""
-        length, vocab = len(prompt_token_ids), self.vocab_size
+    def validate(self, prompt_token_ids: TokenIds, params: SamplingParams) -> SamplingParams:
+        """The same params with `max_tokens` resolved. Raises RequestError if the request can never run.
+
+        An array of integers is checked in a moment; to make one of a very long list is for another thread to do.
+        """
+        length = len(prompt_token_ids)
         if length == 0:
             raise RequestError("the prompt is empty; give it at least one token", param="prompt")
-        if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < vocab:
-            raise RequestError(f"the prompt holds token ids outside 0 to {vocab - 1}", param="prompt")
         limit, name = min(
             (self.max_model_len, "the model's maximum context length"),
             (self.core.scheduler.request_limit, self._room()),
@@ -184,10 +186,27 @@ class AsyncLLM:
                 f"is {limit} tokens; shorten the prompt or lower max_tokens to {limit - length}",
                 param="max_tokens", code="context_length_exceeded",
             )  # fmt: skip
+        self._check_vocabulary(prompt_token_ids)
         return replace(params, max_tokens=max_tokens)
 
+    def _check_vocabulary(self, prompt_token_ids: TokenIds) -> None:
+        """The model has a row for each token id; the tokenizer may know more of them, or fewer."""
+        ids = np.asarray(prompt_token_ids)
+        if ids.ndim != 1 or ids.dtype.kind not in "iuO":  # whole numbers beyond 64 bits make objects
+            raise RequestError("the prompt holds token ids that are no whole numbers", param="prompt")
+        lowest, highest = ids.min(), ids.max()
+        if lowest >= 0 and highest < self.vocab_size:
+            return
+        wrong = int(lowest if lowest < 0 else highest)
+        text = self.tokenizer.token(wrong)
+        raise RequestError(
+            f"the prompt holds token id {wrong}{f' ({text!r})' if text else ''}, but the model knows only those from "
+            f"0 to {self.vocab_size - 1}",
+            param="prompt",
+        )
+
     async def generate(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
+        self, prompt_token_ids: TokenIds, params: SamplingParams, request_id: str
     ) -> AsyncIterator[RequestOutput]:
         """Deltas, the last one with a finish reason. Closing the iterator aborts the request and frees its KV.
 
@@ -208,7 +227,7 @@ class AsyncLLM:
             self.core.abort(request_id)  # nothing, if it has ended
 
     def _admit(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str,
+        self, prompt_token_ids: TokenIds, params: SamplingParams, request_id: str,
         queue: asyncio.Queue[RequestOutput | LongspanError],
     ) -> None:  # fmt: skip
         if self.core.error is not None:
@@ -219,7 +238,7 @@ class AsyncLLM:
             raise RequestError(f"a request with id {request_id!r} is running already", param="request_id")
         prompt = np.asarray(prompt_token_ids, dtype="<i4")
         processor = OutputProcessor(
-            self.core.detokenizer, prompt_token_ids, params, self.tokenizer.eos_token_ids
+            self.core.detokenizer, prompt, params, self.tokenizer.eos_token_ids
         )
         seed = secrets.randbits(63) if params.seed is None else params.seed
         times = RequestTimes(arrived=self.core.clock())

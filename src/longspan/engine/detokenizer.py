@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from longspan.core.events import FinishReason
+from longspan.engine.protocol import TokenIds
 from longspan.sampling_params import SamplingParams
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -62,7 +63,7 @@ class TextStream:
     that were good by themselves and are out already.)
     """
 
-    def __init__(self, detokenizer: Detokenizer, prompt_token_ids: Sequence[int]) -> None:
+    def __init__(self, detokenizer: Detokenizer, prompt_token_ids: TokenIds) -> None:
         self._detokenizer = detokenizer
         # The text of context + pending starts with `given`, which the client has already; the rest is new.
         self._context, self._given = self._prompt_context(prompt_token_ids)
@@ -99,9 +100,9 @@ class TextStream:
         same = next((i for i, (old, now) in enumerate(pairs) if old != now), len(text))
         return text[same:]
 
-    def _prompt_context(self, prompt_token_ids: Sequence[int]) -> tuple[list[int], str]:
+    def _prompt_context(self, prompt_token_ids: TokenIds) -> tuple[list[int], str]:
         """The prompt's last tokens with text, from a character's start on (or nearly so), and their text."""
-        tail = [token for token in prompt_token_ids[-_PROMPT_TAIL:] if self._detokenizer.has_text(token)]
+        tail = [token for token in map(int, prompt_token_ids[-_PROMPT_TAIL:]) if self._detokenizer.has_text(token)]
         for size in range(_MIN_CONTEXT, _MAX_CONTEXT):
             context = tail[-size:]
             text = self._detokenizer.decode(context)
@@ -189,7 +190,7 @@ class OutputProcessor:
     def __init__(
         self,
         detokenizer: Detokenizer,
-        prompt_token_ids: Sequence[int],
+        prompt_token_ids: TokenIds,
         params: SamplingParams,
         eos_token_ids: Collection[int],
     ) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from longspan.config import EngineConfig
 from longspan.outputs import EngineStats, RequestOutput
 from longspan.sampling_params import SamplingParams
+
+TokenIds = Sequence[int] | NDArray[np.integer[Any]]
 
 
 class TokenizerLike(Protocol):
@@ -69,12 +74,12 @@ class EngineClient(Protocol):
     @property
     def tokenizer(self) -> TokenizerLike: ...
 
-    def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> SamplingParams:
+    def validate(self, prompt_token_ids: TokenIds, params: SamplingParams) -> SamplingParams:
         """The same params with `max_tokens` resolved. Raises RequestError if the request can never run."""
         ...
 
     def generate(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
+        self, prompt_token_ids: TokenIds, params: SamplingParams, request_id: str
     ) -> AsyncIterator[RequestOutput]:
         """Deltas, the last one with a finish reason. Closing it aborts the request and frees its KV.
 

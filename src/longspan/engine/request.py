@@ -48,9 +48,7 @@ class EngineRequest:
 
     def sampling_state(self) -> SamplingState:
         """How to go on sampling from here."""
-        counted = self.params.repetition_penalty != 1.0
-        prompt = self.prompt_token_ids.tolist() if counted else ()
-        return SamplingState.start(self.params, self.seed, prompt, self.output_token_ids)
+        return SamplingState.start(self.params, self.seed, self.prompt_token_ids, self.output_token_ids)
 
     def output(
         self,

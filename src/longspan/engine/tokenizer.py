@@ -62,6 +62,10 @@ class Tokenizer:
         """Whether a text may be longer than its tokens times `max_token_chars`, since parts of it become none."""
         return self._lengths.may_shrink
 
+    def token(self, token_id: int) -> str | None:
+        """The token's name in the vocabulary; None where it has none."""
+        return self.backend.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Releases Python's lock meanwhile: a very long prompt may be encoded in a thread of its own."""
         (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)

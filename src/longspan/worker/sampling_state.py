@@ -7,8 +7,12 @@ the number that decides output position i depends on (seed, i) only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from longspan.sampling_params import SamplingParams
 
@@ -35,15 +39,19 @@ class SamplingState:
         cls,
         params: SamplingParams,
         seed: int,
-        prompt_token_ids: Iterable[int] = (),
-        output_token_ids: Iterable[int] = (),
+        prompt_token_ids: Sequence[int] | NDArray[np.integer[Any]] = (),
+        output_token_ids: Sequence[int] = (),
     ) -> SamplingState:
-        """The state after `output_token_ids` (a request that starts again, after preemption, has some)."""
-        state = cls(params=params, seed=seed)
+        """The state after `output_token_ids` (a request that starts again, or goes to another instance, has some).
+
+        Tokens are looked at only where a penalty asks for them.
+        """
+        state = cls(params=params, seed=seed, num_output_tokens=len(output_token_ids))
         if params.repetition_penalty != 1.0:
-            state.token_counts = dict.fromkeys(prompt_token_ids, 0)
-        for token_id in output_token_ids:
-            state.append(token_id)
+            state.token_counts = dict.fromkeys(np.unique(prompt_token_ids).astype(np.int64).tolist(), 0)
+        if params.has_penalties:
+            tokens, counts = np.unique(output_token_ids, return_counts=True)
+            state.token_counts.update(zip(tokens.astype(np.int64).tolist(), counts.tolist(), strict=True))
         return state
 
     def append(self, token_id: int) -> None:
