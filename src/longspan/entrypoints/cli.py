@@ -90,6 +90,8 @@ def serve(
         server.host: Address to listen on; 0.0.0.0 is every one.
         server.port: Port to listen on; 0 takes a free one.
         server.max_body_mb: Largest request body, MiB; more gets status 413.
+        server.body_budget_mb: All bodies being received or decoded, MiB; more gets status 503. By default four times
+            the largest.
         server.drain_timeout_s: How long running requests may go on after SIGTERM or Ctrl-C.
         server.keep_alive_s: A silent stream gets a comment this often, so that proxies keep it; 0 is never.
         server.log_level: What to log, to standard error.

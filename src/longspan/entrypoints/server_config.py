@@ -16,6 +16,8 @@ class ServerConfig:
 
     port: 0 lets the system choose one.
     max_body_mb: largest request body, in MiB; longer ones get status 413.
+    body_budget_mb: all request bodies that are being received or decoded, together, in MiB; by default four times the
+        largest. What would exceed it gets status 503 before it is read.
     drain_timeout_s: how long running requests may go on after SIGTERM or SIGINT.
     keep_alive_s: a stream that is silent for so long (a long prefill, a pause) gets an SSE comment, so that
         proxies keep it open; 0 sends none.
@@ -24,6 +26,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     max_body_mb: float = 64.0
+    body_budget_mb: float | None = None
     drain_timeout_s: float = 60.0
     keep_alive_s: float = 15.0
     log_level: LogLevel = "info"
@@ -33,6 +36,11 @@ class ServerConfig:
             raise ConfigError(f"port is {self.port}, but must lie in [0, 65535]")
         if not 0 < self.max_body_mb <= 4096:
             raise ConfigError(f"max_body_mb is {self.max_body_mb}, but must lie in (0, 4096]")
+        if self.body_budget_mb is not None and not self.max_body_mb <= self.body_budget_mb * 3 / 4 < float("inf"):
+            raise ConfigError(
+                f"body_budget_mb is {self.body_budget_mb}, but must be at least 4/3 of max_body_mb "
+                f"({self.max_body_mb}): large bodies get three quarters of it"
+            )
         for name, value in (("drain_timeout_s", self.drain_timeout_s), ("keep_alive_s", self.keep_alive_s)):
             if not 0 <= value < float("inf"):
                 raise ConfigError(f"{name} is {value}, but must be at least 0")
@@ -43,3 +51,7 @@ class ServerConfig:
     @property
     def max_body_bytes(self) -> int:
         return int(self.max_body_mb * 1024 * 1024)
+
+    @property
+    def body_budget_bytes(self) -> int:
+        return 4 * self.max_body_bytes if self.body_budget_mb is None else int(self.body_budget_mb * 1024 * 1024)

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from longspan.engine.protocol import EngineClient
 from longspan.entrypoints.openai import errors
+from longspan.entrypoints.openai.body import Bodies
 from longspan.entrypoints.openai.chat import chat_router
 from longspan.entrypoints.openai.completions import completions_router
 from longspan.entrypoints.openai.context import Context
@@ -35,6 +36,7 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
         responses={"4XX": {"description": "An error in OpenAI's shape"}},  # never FastAPI's 422
     )
     app.state.context = context
+    app.state.bodies = Bodies(limit=config.max_body_bytes, budget=config.body_budget_bytes)
     for router in (models_router, completions_router, chat_router, health_router):
         app.include_router(router(context))
     errors.install(app, metrics)

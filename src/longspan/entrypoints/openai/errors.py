@@ -59,6 +59,14 @@ class ErrorAnswer:
         return Response(self.json(), self.status, dict(self.headers), media_type="application/json")
 
 
+class Refusal(HTTPException):
+    """An answer, raised. FastAPI lets only HTTPExceptions pass wherever they are raised."""
+
+    def __init__(self, answer: ErrorAnswer) -> None:
+        super().__init__(answer.status, answer.message, dict(answer.headers))
+        self.answer = answer
+
+
 def answer_to(error: Exception) -> ErrorAnswer:
     """The one table from exception to answer."""
     message = str(error)
@@ -76,6 +84,8 @@ def answer_to(error: Exception) -> ErrorAnswer:
             return ErrorAnswer(503, message, "server_error", None, "engine_dead")
         case ClientDisconnectedError():
             return ErrorAnswer(499, message, "invalid_request_error", None, "client_closed_request")
+        case Refusal():
+            return error.answer
         case BodyTooLargeError():
             close = {"connection": "close"}
             return ErrorAnswer(413, error.detail, "invalid_request_error", None, "request_too_large", close)
