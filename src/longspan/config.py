@@ -103,6 +103,7 @@ class EngineConfig:
     transport: how worker processes exchange; auto is NCCL between GPUs, shared memory on one machine's CPUs.
     sib: a file of `longspan profile`: what policies predict times with. None: an estimate, for those that need one.
     worker_timeout_s: a worker that gives no sign of life, or makes no progress, for so long is given up.
+    stall_after_s: a batch may take so much longer than what is expected of its size; then /health says that it stalls.
     """
 
     model: str = DEFAULT_MODEL
@@ -132,6 +133,7 @@ class EngineConfig:
     event_log: Path | None = None
     sib: Path | None = None
     worker_timeout_s: float = 15.0
+    stall_after_s: float = 60.0
 
     def __post_init__(self) -> None:
         _at_least("instances", self.instances, 1)
@@ -152,8 +154,9 @@ class EngineConfig:
                                      ("transport", self.transport, TransportName)):
             if value not in get_args(allowed):
                 raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(get_args(allowed))}")
-        if self.worker_timeout_s <= 0:
-            raise ConfigError(f"worker_timeout_s is {self.worker_timeout_s}, but must be above 0")
+        for name in ("worker_timeout_s", "stall_after_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but must be a number of seconds above 0")
 
     @property
     def world_size(self) -> int:

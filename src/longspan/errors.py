@@ -44,6 +44,14 @@ class EngineDrainingError(LongspanError):
     """The server is shutting down: running requests finish, new ones are refused (HTTP 503)."""
 
 
+class RequestFailedError(LongspanError):
+    """The server failed on this one request, and ended it; the others go on (HTTP 500)."""
+
+
+class EngineStalledError(LongspanError):
+    """What the engine has decided does not end: it may be dead without knowing (HTTP 503)."""
+
+
 class ReplayError(LongspanError):
     """An event log cannot be read, or does not belong to this version."""
 

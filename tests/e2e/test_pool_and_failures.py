@@ -38,7 +38,8 @@ def test_the_pool_is_one(model) -> None:
     ("blow", "says"), [(signal.SIGKILL, "ended unexpectedly"), (signal.SIGSTOP, "no sign of life")]
 )
 def test_a_lost_worker_fails_its_requests(model, blow: signal.Signals, says: str) -> None:
-    with serve("--worker-timeout-s", "3") as server:
+    """They are told why; /health says so until the process ends, with a status that has it started anew."""
+    with serve("--worker-timeout-s", "3", "--dead-linger-s", "600") as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         stream = client.completions.create(
             model=MODEL, prompt="Once", max_tokens=2000, stream=True, extra_body={"ignore_eos": True}
@@ -52,6 +53,27 @@ def test_a_lost_worker_fails_its_requests(model, blow: signal.Signals, says: str
         assert httpx2.get(f"{server.url}/ready").status_code == 503
         with pytest.raises(openai.InternalServerError, match=says):
             client.completions.create(model=MODEL, prompt="Once", max_tokens=1)
+        assert server.gauge("vllm:num_requests_running") == 0
+        assert server.stop() == 1
+
+
+def test_a_batch_that_does_not_end_turns_health_to_503(model) -> None:
+    """A worker stands still, and whoever looks at workers is told to be patient."""
+    with serve("--worker-timeout-s", "600", "--stall-after-s", "1") as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        stream = client.completions.create(
+            model=MODEL, prompt="Once", max_tokens=2000, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(stream)
+        worker = server.workers()[0]
+        os.kill(worker, signal.SIGSTOP)
+        wait_for(lambda: httpx2.get(f"{server.url}/health").status_code == 503)
+        health = httpx2.get(f"{server.url}/health").json()["error"]
+        assert health["code"] == "engine_stalled" and "on instances 0" in health["message"]
+        os.kill(worker, signal.SIGCONT)
+        wait_for(lambda: httpx2.get(f"{server.url}/health").status_code == 200)
+        next(stream)
+        stream.close()
 
 
 def test_the_event_log_replays(model, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ class FakeEngine:
         self.ended: queue.Queue[tuple[str, str]] = queue.Queue()
         self.closed = False
         self.drain_started = asyncio.Event()
+        self.died = asyncio.Event()
         self.reset()
 
     @classmethod
@@ -74,6 +75,7 @@ class FakeEngine:
         self.cut_after: int | None = None
         self.hold_after: int | None = None
         self.error: str | None = None
+        self.stalled: str | None = None
         self.draining = False
         self.prompts: dict[str, list[int]] = {}
         self.params: dict[str, SamplingParams] = {}
@@ -192,6 +194,11 @@ class FakeEngine:
             num_migrations=4,
         )
 
+    async def dead(self) -> str:
+        await self.died.wait()
+        assert self.error is not None
+        return self.error
+
     async def drain(self, timeout_s: float) -> None:
         self.draining = True
         self.drain_started.set()
@@ -203,6 +210,7 @@ class FakeEngine:
 
     def die(self, reason: str) -> None:
         self.error = reason
+        self.died.set()
         self.refuse = EngineDeadError(reason)
 
 

@@ -11,13 +11,14 @@ from longspan.engine.protocol import EngineClient
 from longspan.entrypoints.serve import serve
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.entrypoints.welcome import print_welcome
-from longspan.errors import LongspanError
+from longspan.errors import EngineDeadError, LongspanError
 from longspan.outputs import EngineStats
 from tests.server.fake_engine import FakeEngine
 
 
 class Engine(FakeEngine):
-    """Holds its answer after two tokens. In mode `finish` goes on, draining, once /metrics is read."""
+    """Holds its answer after two tokens. In mode `finish` goes on, draining, once /metrics is read; in mode `die` and
+    `die_slowly` it dies then."""
 
     mode = ""
 
@@ -37,6 +38,11 @@ class Engine(FakeEngine):
 
     def stats(self) -> EngineStats:
         self.scraped.set()
+        if self.mode.startswith("die") and self.error is None:
+            self.fail_after = (2, EngineDeadError("worker 1 is gone"), None)
+            self.die("worker 1 is gone")
+            self.hold_after = None
+            self.gate.set()
         return super().stats()
 
     async def close(self) -> None:
@@ -58,7 +64,8 @@ async def start(config: EngineConfig) -> EngineClient:
 
 
 def main() -> int:
-    settings = ServerConfig(port=int(sys.argv[1]), drain_timeout_s=30)
+    linger_s = 600.0 if sys.argv[2] == "die_slowly" else 0.0
+    settings = ServerConfig(port=int(sys.argv[1]), drain_timeout_s=30, dead_linger_s=linger_s)
     try:
         return serve(EngineConfig(), settings, start_engine=start, announce=print_welcome)
     except LongspanError as error:

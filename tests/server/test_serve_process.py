@@ -77,6 +77,26 @@ def test_a_second_signal_stops_at_once() -> None:
         assert server.stdout is not None and "closed" in server.stdout.read()
 
 
+@pytest.mark.parametrize("mode", ["die", "die_slowly"])
+def test_a_dead_engine_ends_the_process_with_1(mode: str) -> None:
+    """By itself, and when it is told to stop while it still says why it is dead."""
+    with process(mode) as server, httpx2.Client(timeout=30, trust_env=False) as http:
+        url = wait_for_url(server)
+        with http.stream("POST", f"{url}/v1/completions", json={"prompt": "x", "stream": True}) as answer:
+            lines = (line for line in answer.iter_lines() if line)
+            next(lines)
+            next(lines)
+            http.get(f"{url}/metrics")  # the sign for the engine to die
+            rest = list(lines)
+        assert "worker 1 is gone" in rest[-2] and rest[-1] == "data: [DONE]"
+        if mode == "die_slowly":
+            health = http.get(f"{url}/health")
+            assert health.status_code == 503 and "worker 1 is gone" in health.text
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 1
+        assert server.stderr is not None and "the engine is dead" in server.stderr.read()
+
+
 def test_a_signal_while_the_model_loads() -> None:
     with process("never") as server:
         wait_for(server.stdout, "starting")

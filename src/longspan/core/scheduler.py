@@ -69,6 +69,10 @@ class Scheduler:
         """Tokens that one request may have, prompt and output together, with this policy and these instances."""
         return self.config.kv_tokens if self.policy.keeps_on_one_instance else self.config.total_kv_tokens
 
+    def knows(self, request_id: str) -> bool:
+        """Whether the request is alive, or has ended and still drains: its id is in use."""
+        return request_id in self._ledger.requests
+
     def idle(self) -> bool:
         """No request is alive, not even to drain, so nothing runs."""
         return not self._ledger.requests

@@ -43,6 +43,7 @@ from longspan.worker.messages import Reply, WorkerSpec
 
 logger = logging.getLogger(__name__)
 
+_WATCH_S = 1.0  # how often the watchdog is asked
 _MIN_KV_TOKENS = 8192  # the default pool on a CPU holds at least this many on each instance,
 _CONTEXTS_IN_POOL = 4  # and this many of the longest contexts over all instances
 
@@ -67,6 +68,9 @@ class AsyncLLM:
         self._idle = asyncio.Event()
         self._idle.set()
         core.on_idle = self._idle.set
+        self._dead = asyncio.Event()
+        core.on_dead = self._dead.set
+        self._watching: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, config: EngineConfig, policy: Policy | None = None) -> AsyncLLM:
@@ -109,9 +113,13 @@ class AsyncLLM:
         ) -> AsyncLLM:  # fmt: skip
             log = EventLogWriter(event_log, scheduler_config, cost_model) if event_log else None
             scheduler = Scheduler(scheduler_config, policy, cost_model)
-            started.append(EngineCore(scheduler, executor, Detokenizer(tokenizer.backend), time.monotonic, log))
+            core = EngineCore(
+                scheduler, executor, Detokenizer(tokenizer.backend), time.monotonic, log, cost_model,
+                config.stall_after_s,
+            )  # fmt: skip
+            started.append(core)
             vocab_size = model_config.vocab_size
-            return cls(config, served, max_model_len, vocab_size, tokenizer, started[-1], executor, deployment)
+            return cls(config, served, max_model_len, vocab_size, tokenizer, core, executor, deployment)
 
         try:
             tokenizer_loading = asyncio.to_thread(Tokenizer.load, model)
@@ -152,6 +160,7 @@ class AsyncLLM:
         except BaseException:
             await asyncio.to_thread(executor.close)
             raise
+        engine._watching = loop.create_task(engine._watch())
         logger.info(
             "%s on %d instances x %s layers x tp %d, %s %s, %d KV tokens each, context up to %d",
             model.name, config.instances, "+".join(map(str, device.pp_layers)), config.tp, device.device, device.dtype,
@@ -214,7 +223,7 @@ class AsyncLLM:
             RequestError, QueueFullError, EngineDrainingError, EngineDeadError: on the first step or later.
         """
         queue: asyncio.Queue[RequestOutput | LongspanError] = asyncio.Queue()
-        self._admit(prompt_token_ids, self.validate(prompt_token_ids, params), request_id, queue)
+        request = self._admit(prompt_token_ids, self.validate(prompt_token_ids, params), request_id, queue)
         try:
             while True:
                 item = await queue.get()
@@ -224,30 +233,38 @@ class AsyncLLM:
                 if item.finished:
                     return
         finally:
-            self.core.abort(request_id)  # nothing, if it has ended
+            self.core.abort(request)  # nothing, if it has ended
 
     def _admit(
         self, prompt_token_ids: TokenIds, params: SamplingParams, request_id: str,
         queue: asyncio.Queue[RequestOutput | LongspanError],
-    ) -> None:  # fmt: skip
+    ) -> EngineRequest:  # fmt: skip
         if self.core.error is not None:
             raise EngineDeadError(self.core.error)
         if self.draining:
             raise EngineDrainingError("the server is shutting down and takes no new requests")
-        if request_id in self.core.requests:
-            raise RequestError(f"a request with id {request_id!r} is running already", param="request_id")
         prompt = np.asarray(prompt_token_ids, dtype="<i4")
         processor = OutputProcessor(
             self.core.detokenizer, prompt, params, self.tokenizer.eos_token_ids
         )
         seed = secrets.randbits(63) if params.seed is None else params.seed
         times = RequestTimes(arrived=self.core.clock())
-        self._idle.clear()
-        self.core.add(EngineRequest(request_id, prompt, params, seed, processor, times, queue.put_nowait))
+        request = EngineRequest(request_id, prompt, params, seed, processor, times, queue.put_nowait)
+        was_idle = self._idle.is_set()
+        self._idle.clear()  # now, for to add it may end it
+        try:
+            self.core.add(request)
+        except LongspanError:
+            if was_idle:
+                self._idle.set()
+            raise
+        return request
 
     def abort(self, request_id: str) -> None:
         """End a request; its stream ends with finish reason "abort". Unknown ids are ignored."""
-        self.core.abort(request_id)
+        request = self.core.requests.get(request_id)
+        if request is not None:
+            self.core.abort(request)
 
     # -- state ----------------------------------------------------------------------------------------------------
 
@@ -269,6 +286,29 @@ class AsyncLLM:
     def error(self) -> str | None:
         return self.core.error
 
+    @property
+    def stalled(self) -> str | None:
+        """Why it seems that the engine is stuck; None while what was decided comes to its end."""
+        return self.core.stalled()
+
+    async def dead(self) -> str:
+        """Wait until the engine has died; returns why. (It does not die of `close`.)"""
+        await self._dead.wait()
+        assert self.core.error is not None
+        return self.core.error
+
+    async def _watch(self) -> None:
+        """Tell the log once of what stalls, and when it has gone on."""
+        told: str | None = None
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            stalled = self.core.stalled()
+            if stalled is not None and told is None:
+                logger.error("the engine stalls: %s", stalled)
+            elif stalled is None and told is not None:
+                logger.warning("the engine goes on; before, it stalled: %s", told)
+            told = stalled
+
     def stats(self) -> EngineStats:
         return self.core.stats()
 
@@ -284,14 +324,17 @@ class AsyncLLM:
         try:
             await asyncio.wait_for(self.idle(), timeout_s)
         except TimeoutError:
-            for request_id in list(self.core.requests):
-                self.core.abort(request_id)
+            for request in list(self.core.requests.values()):
+                self.core.abort(request)
 
     async def close(self) -> None:
         """End the workers; what still runs fails."""
         if self._closed:
             return
         self._closed = True
+        if self._watching is not None:
+            self._watching.cancel()
+        self.core.on_dead = lambda: None
         self.core.fail("the engine was closed")
         await asyncio.to_thread(self.executor.close)
         if self.core.event_log is not None:

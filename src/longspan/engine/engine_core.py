@@ -2,14 +2,23 @@
 
 One event goes in, and its actions go out, before anything else is done with the event's news: instances get their
 next batch first, readers their text after. All methods run on one thread.
+
+Whatever is raised on the way ends as little as is provably enough. What only concerns one request's output ends that
+request, and the scheduler is told so. Anything else (the policy, the scheduler, a command that cannot be sent) leaves
+books that nobody can trust, and ends the engine: every request is told, and no new one is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from longspan.core.actions import FreeKV, MigrateKV, RefuseRequest, RunBatch
+from longspan.core.cost_model import CostModel
 from longspan.core.events import (
     BatchCompleted,
     Event,
@@ -22,14 +31,28 @@ from longspan.core.events import (
 from longspan.core.scheduler import Scheduler
 from longspan.engine.detokenizer import Detokenizer
 from longspan.engine.request import EngineRequest
-from longspan.errors import EngineDeadError, QueueFullError, RequestError
+from longspan.engine.watchdog import Watchdog
+from longspan.errors import EngineDeadError, LongspanError, QueueFullError, RequestError, RequestFailedError
 from longspan.executor.base import Executor
 from longspan.metrics.event_log import EventLogWriter
 from longspan.outputs import EngineStats, PositionLogprobs, RequestOutput, TokenLogprob
-from longspan.worker.messages import BatchDone, FirstStageDone, Free, Migrate, MigrationDone, Reply, Run
-from longspan.worker.sampling_state import SampledLogprobs, SampledToken
+from longspan.worker.messages import (
+    BatchDone,
+    FirstStageDone,
+    Free,
+    Migrate,
+    MigrationDone,
+    Reply,
+    Run,
+    decode_command,
+    encode,
+)
+from longspan.worker.sampling_state import SampledLogprobs, SampledToken, SamplingState
+
+logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1.0  # what clients are told when the queue is full
+STALL_AFTER_S = 60.0
 
 
 @dataclass(slots=True)
@@ -49,7 +72,9 @@ class _RunningBatch:
 class EngineCore:
     """Drives one scheduler and one executor.
 
-    clock: seconds, monotonic. on_idle, to be set: called whenever no request is left, and none of its batches.
+    clock: seconds, monotonic. stall_after_s: how much longer than it should a batch may take before `stalled` tells.
+    on_idle, to be set: called whenever no request is left, and none of its batches. on_dead, to be set: called once,
+    when the engine has ended by an error.
     """
 
     def __init__(
@@ -59,13 +84,17 @@ class EngineCore:
         detokenizer: Detokenizer,
         clock: Callable[[], float],
         event_log: EventLogWriter | None = None,
+        cost_model: CostModel | None = None,
+        stall_after_s: float = STALL_AFTER_S,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.detokenizer = detokenizer
         self.clock = clock
         self.event_log = event_log
+        self.watchdog = Watchdog(cost_model, stall_after_s)
         self.on_idle: Callable[[], None] = lambda: None
+        self.on_dead: Callable[[], None] = lambda: None
         self.requests: dict[str, EngineRequest] = {}
         self.running: dict[int, _RunningBatch] = {}
         self.migrating: dict[int, set[int]] = {}
@@ -74,14 +103,21 @@ class EngineCore:
         self.error: str | None = None
         self.num_batches = 0
         self.model_seconds = 0.0
+        self._resting_since: float | None = None  # requests are alive, and nothing runs
 
     # -- requests -------------------------------------------------------------------------------------------------
 
     def add(self, request: EngineRequest) -> None:
-        """Take in a validated request; its output goes to its sink."""
+        """Take in a validated request; its output goes to its sink.
+
+        Raises EngineDeadError; or RequestError: its id is in use, or it holds what cannot be sent to a worker.
+        """
         if self.error is not None:
             raise EngineDeadError(self.error)
         assert request.params.max_tokens is not None, "max_tokens is resolved by now"
+        if request.request_id in self.requests or self.scheduler.knows(request.request_id):
+            raise RequestError(f"a request with id {request.request_id!r} is running already", param="request_id")
+        _check_it_travels(request)
         self.requests[request.request_id] = request
         self._handle(
             RequestArrived(
@@ -89,17 +125,35 @@ class EngineCore:
             )
         )
 
-    def abort(self, request_id: str) -> None:
-        """End a request and free its KV; unknown ids are ignored."""
-        request = self.requests.pop(request_id, None)
-        if request is not None and self.error is None:
-            self._handle(RequestAborted(request_id))
+    def abort(self, request: EngineRequest) -> None:
+        """End a request and free its KV; nothing, if it has ended."""
+        if self.requests.get(request.request_id) is not request:
+            return
+        del self.requests[request.request_id]
+        if self.error is None:
+            self._handle(RequestAborted(request.request_id))
             request.times.finished = self.clock()
-            request.sink(request.output(finish_reason="abort"))
+            self._tell(request, request.output(finish_reason="abort"))
+
+    def stalled(self) -> str | None:
+        """A sentence about decided work that does not end, or about requests for which nothing is done; else None."""
+        now = self.clock()
+        if self.error is not None:
+            return None
+        if self._resting_since is not None and now - self._resting_since > self.watchdog.slack_s:
+            return (
+                f"the policy {self.scheduler.policy.name!r} has started nothing for {now - self._resting_since:.0f} s, "
+                f"though {len(self.requests)} requests are there"
+            )
+        return self.watchdog.overdue(now)
 
     def stats(self) -> EngineStats:
-        """A snapshot for gauges."""
+        """A snapshot for gauges. A dead engine runs nothing."""
         scheduler = self.scheduler.stats()
+        if self.error is not None:
+            scheduler = replace(
+                scheduler, num_running=0, num_waiting=0, kv_tokens_used=(0,) * len(scheduler.kv_tokens_used)
+            )
         return EngineStats(
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
@@ -119,29 +173,56 @@ class EngineCore:
         """A worker reports."""
         if self.error is not None:
             return
-        match reply:
-            case BatchDone():
-                self._on_batch_part(reply)
-            case FirstStageDone(batch_id, instance):
-                self._on_first_stage(batch_id, instance)
-            case MigrationDone(migration_id, instance):
-                missing = self.migrating[migration_id]
-                missing.discard(instance)
-                if not missing:
-                    del self.migrating[migration_id]
-                    self._handle(KVMigrated(migration_id))
-            case _:
-                raise AssertionError(f"unexpected {reply!r}")
+        with self._failing_loudly(f"a {type(reply).__name__} was taken in"):
+            match reply:
+                case BatchDone():
+                    self._on_batch_part(reply)
+                case FirstStageDone(batch_id, instance):
+                    self._on_first_stage(batch_id, instance)
+                case MigrationDone(migration_id, instance):
+                    self._on_migration_part(migration_id, instance)
+                case _:
+                    raise AssertionError(f"unexpected {reply!r}")
 
     def fail(self, message: str) -> None:
-        """The workers are gone: every request gets to know why."""
+        """End the engine: every request gets to know why."""
         if self.error is not None:
             return
         self.error = message
+        if self.event_log is not None:
+            self.event_log.flush()
         requests, self.requests = list(self.requests.values()), {}
         for request in requests:
-            request.sink(EngineDeadError(message))
+            self._tell(request, EngineDeadError(message))
         self.on_idle()
+        self.on_dead()
+
+    @contextmanager
+    def _failing_loudly(self, when: str) -> Iterator[None]:
+        """Whatever is raised inside ends the engine."""
+        try:
+            yield
+        except Exception as error:
+            logger.exception("the engine failed when %s", when)
+            self.fail(f"the engine failed when {when}: {type(error).__name__}: {error}")
+
+    def _tell(self, request: EngineRequest, news: RequestOutput | LongspanError) -> None:
+        """Hand over a request's output; a reader that cannot take it loses its request, and nobody else's."""
+        try:
+            request.sink(news)
+        except Exception:
+            logger.exception("nobody could be told of request %s", request.request_id)
+            if self.requests.get(request.request_id) is request:
+                del self.requests[request.request_id]
+                self._handle(RequestAborted(request.request_id))
+
+    def _on_migration_part(self, migration_id: int, instance: int) -> None:
+        missing = self.migrating[migration_id]
+        missing.discard(instance)
+        if not missing:
+            del self.migrating[migration_id]
+            self.watchdog.end("migration", migration_id)
+            self._handle(KVMigrated(migration_id))
 
     def _on_first_stage(self, batch_id: int, instance: int) -> None:
         running = self.running.get(batch_id)
@@ -162,10 +243,12 @@ class EngineCore:
             running.in_first_stage.clear()
             self._handle(FirstStageFree(done.batch_id))
         del self.running[done.batch_id]
+        self.watchdog.end("batch", done.batch_id)
         self.num_batches += 1
         self.model_seconds += running.model_s
         now = self.clock()
-        outputs, news = [], []
+        outputs: list[TokenOutput] = []
+        news: list[tuple[EngineRequest, RequestOutput | LongspanError]] = []
         for segment in running.batch.segments:
             if not segment.emits:
                 continue
@@ -173,12 +256,20 @@ class EngineCore:
             if request is None:  # aborted, or ended with the batch before
                 outputs.append(TokenOutput(segment.request_id))
                 continue
-            output = self._take_token(request, running.tokens[segment.request_id], now)
+            token = running.tokens[segment.request_id]
+            try:
+                output = self._take_token(request, token, now)
+            except Exception as error:  # of this request's text or log probabilities: the others have their own
+                logger.exception("request %s: its output cannot be made of token %s", request.request_id, token)
+                self.requests.pop(request.request_id, None)
+                outputs.append(TokenOutput(segment.request_id, "abort"))
+                news.append((request, RequestFailedError(f"the server failed on this answer: {type(error).__name__}")))
+                continue
             outputs.append(TokenOutput(segment.request_id, output.finish_reason))
             news.append((request, output))
         self._handle(BatchCompleted(done.batch_id, tuple(outputs)))
-        for request, output in news:
-            request.sink(output)
+        for request, item in news:
+            self._tell(request, item)
 
     def _take_token(self, request: EngineRequest, token: SampledToken, now: float) -> RequestOutput:
         request.output_token_ids.append(token.token_id)
@@ -207,24 +298,36 @@ class EngineCore:
     # -- decide, then do ------------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
+        if self.error is not None:
+            return
+        with self._failing_loudly(f"the scheduler was told {event}"):
+            self._decide_and_do(event)
+
+    def _decide_and_do(self, event: Event) -> None:
         now = self.clock()
-        actions = self.scheduler.handle(event, now)
+        try:
+            actions = self.scheduler.handle(event, now)
+        except Exception:
+            if self.event_log is not None:
+                self.event_log.write(now, event, ())  # so that a replay meets the same error
+            raise
         for action in actions:
             match action:
                 case RunBatch():
                     self._run(action, now)
                 case MigrateKV():
                     self.migrating[action.migration_id] = {action.source, action.target}
+                    self.watchdog.begin(action, now)
                     for instance in (action.source, action.target):
                         self.executor.submit(instance, Migrate(action))
                 case FreeKV(request_id, instances):
                     self._free(request_id, instances)
-                case RefuseRequest(request_id, message, reason):
-                    full = reason == "queue_full"
-                    error = QueueFullError(message, retry_after_s=RETRY_AFTER_S) if full else RequestError(message)
-                    self.requests.pop(request_id).sink(error)
+                case RefuseRequest(request_id):
+                    self._tell(self.requests.pop(request_id), _refusal(action))
         if self.event_log is not None:
             self.event_log.write(now, event, actions, self.scheduler.decisions)
+        rests = not (self.running or self.migrating or self.scheduler.idle())
+        self._resting_since = (now if self._resting_since is None else self._resting_since) if rests else None
         if self.scheduler.idle():
             if self.event_log is not None:
                 self.event_log.flush()
@@ -233,6 +336,7 @@ class EngineCore:
     def _run(self, batch: RunBatch, now: float) -> None:
         first = set(batch.group) if self.scheduler.config.pp > 1 else set()
         self.running[batch.batch_id] = _RunningBatch(batch, set(batch.group), first)
+        self.watchdog.begin(batch, now)
         commands = {instance: Run(batch, {}, {}) for instance in batch.group}
         for segment in batch.segments:
             request = self.requests[segment.request_id]
@@ -255,3 +359,18 @@ class EngineCore:
         request = self.requests.get(request_id)
         if request is not None:  # preempted: it starts again, and its state goes wherever that is
             request.emitter = None
+
+
+def _check_it_travels(request: EngineRequest) -> None:
+    """Raises RequestError, before anything is known of the request, if its workers could not read it."""
+    state = SamplingState(request.params, request.seed)
+    try:
+        decode_command(encode(Run(RunBatch(0, (), ()), {}, {request.request_id: state})))
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
+        raise RequestError(f"the request holds a value that cannot be handed on: {error}") from error
+
+
+def _refusal(action: RefuseRequest) -> LongspanError:
+    if action.reason == "queue_full":
+        return QueueFullError(action.message, retry_after_s=RETRY_AFTER_S)
+    return RequestError(action.message, param="max_tokens", code="context_length_exceeded")

@@ -98,6 +98,15 @@ class EngineClient(Protocol):
         ...
 
     @property
+    def stalled(self) -> str | None:
+        """Why it seems that the engine is stuck; None while what was decided comes to its end."""
+        ...
+
+    async def dead(self) -> str:
+        """Wait until the engine has died; returns why."""
+        ...
+
+    @property
     def draining(self) -> bool: ...
 
     async def drain(self, timeout_s: float) -> None:

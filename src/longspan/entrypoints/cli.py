@@ -87,6 +87,7 @@ def serve(
         engine.event_log: Write every decision to this file; `longspan replay` checks it.
         engine.sib: What `longspan profile` measured here, for policies that predict times.
         engine.worker_timeout_s: A worker without a sign of life for so long is given up.
+        engine.stall_after_s: /health turns 503 when a batch takes so much longer than what is expected of its size.
         server.host: Address to listen on; 0.0.0.0 is every one.
         server.port: Port to listen on; 0 takes a free one.
         server.max_body_mb: Largest request body, MiB; more gets status 413.
@@ -94,6 +95,7 @@ def serve(
             the largest.
         server.drain_timeout_s: How long running requests may go on after SIGTERM or Ctrl-C.
         server.keep_alive_s: A silent stream gets a comment this often, so that proxies keep it; 0 is never.
+        server.dead_linger_s: How long a server whose engine has died answers 503 before it exits with status 1.
         server.log_level: What to log, to standard error.
         config: TOML file with settings; by default longspan.toml in this folder, if there is one.
     """

@@ -2,6 +2,9 @@
 
 The first SIGTERM or SIGINT drains: /ready turns 503, new requests are refused, running ones finish. A second
 one, or one while the model still loads, stops at once.
+
+When the engine dies, its streams end with the error and /health answers 503 for a few seconds, so that whoever watches
+the server can see why; then the process exits with status 1, so that whoever keeps it running starts it anew.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ logger = logging.getLogger("longspan.server")
 StartEngine = Callable[[EngineConfig], Awaitable[EngineClient]]
 Announce = Callable[[EngineClient, str], None]
 
+ENGINE_DIED = 1
 STOPPED_BY_SIGNAL = 128
 SLOW_READERS_S = 5  # how long finished answers may take to reach their clients
 IDLE_CONNECTION_S = 30
@@ -40,7 +44,7 @@ def serve(
     start_engine: StartEngine | None = None,
     announce: Announce | None = None,
 ) -> int:
-    """Serves until a signal; the exit code: 0 after a drain, 128 + signal if stopped at once.
+    """Serves until a signal; the exit code: 0 after a drain, 128 + signal if stopped at once, 1 if the engine died.
 
     announce: called with the engine and the server's URL once it answers.
 
@@ -83,11 +87,15 @@ class Service:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
         try:
-            self.engine = await self._start_engine()
+            engine = self.engine = await self._start_engine()
+            ending = loop.create_task(self._end_with(engine))
             try:
-                await self._listen(self.engine)
+                await self._listen(engine)
+                if engine.error is not None:
+                    return ENGINE_DIED
             finally:
-                await self.engine.close()
+                ending.cancel()
+                await engine.close()
         except asyncio.CancelledError:
             if not self.signals:
                 raise
@@ -128,6 +136,14 @@ class Service:
             await self.server.serve(sockets=[self.sock])
         except OSError as error:  # another server began to listen here while our model was loading
             raise bind_error(error, self.config.host, self.config.port) from error
+
+    async def _end_with(self, engine: EngineClient) -> None:
+        """When the engine dies the server goes on for a while, then ends."""
+        why = await engine.dead()
+        logger.critical("the engine is dead, and the server ends in %g s: %s", self.config.dead_linger_s, why)
+        await asyncio.sleep(self.config.dead_linger_s)
+        if self.server is not None:
+            self.server.should_exit = True
 
     def _on_signal(self, number: int) -> None:
         self.signals.append(number)

@@ -21,6 +21,7 @@ class ServerConfig:
     drain_timeout_s: how long running requests may go on after SIGTERM or SIGINT.
     keep_alive_s: a stream that is silent for so long (a long prefill, a pause) gets an SSE comment, so that
         proxies keep it open; 0 sends none.
+    dead_linger_s: how long a server whose engine has died goes on answering with status 503 before it exits.
     """
 
     host: str = "127.0.0.1"
@@ -29,6 +30,7 @@ class ServerConfig:
     body_budget_mb: float | None = None
     drain_timeout_s: float = 60.0
     keep_alive_s: float = 15.0
+    dead_linger_s: float = 5.0
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
@@ -41,7 +43,8 @@ class ServerConfig:
                 f"body_budget_mb is {self.body_budget_mb}, but must be at least 4/3 of max_body_mb "
                 f"({self.max_body_mb}): large bodies get three quarters of it"
             )
-        for name, value in (("drain_timeout_s", self.drain_timeout_s), ("keep_alive_s", self.keep_alive_s)):
+        for name, value in (("drain_timeout_s", self.drain_timeout_s), ("keep_alive_s", self.keep_alive_s),
+                            ("dead_linger_s", self.dead_linger_s)):
             if not 0 <= value < float("inf"):
                 raise ConfigError(f"{name} is {value}, but must be at least 0")
         if self.log_level not in get_args(LogLevel):

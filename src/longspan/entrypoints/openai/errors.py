@@ -15,7 +15,15 @@ from starlette.exceptions import HTTPException
 
 from longspan.entrypoints.openai.request_id import HEADER as REQUEST_ID_HEADER
 from longspan.entrypoints.openai.request_id import request_id_of
-from longspan.errors import EngineDeadError, EngineDrainingError, LongspanError, QueueFullError, RequestError
+from longspan.errors import (
+    EngineDeadError,
+    EngineDrainingError,
+    EngineStalledError,
+    LongspanError,
+    QueueFullError,
+    RequestError,
+    RequestFailedError,
+)
 from longspan.metrics.prometheus import ServerMetrics
 
 logger = logging.getLogger("longspan.server")
@@ -82,6 +90,10 @@ def answer_to(error: Exception) -> ErrorAnswer:
             return ErrorAnswer(503, message, "server_error", None, "server_draining")
         case EngineDeadError():
             return ErrorAnswer(503, message, "server_error", None, "engine_dead")
+        case EngineStalledError():
+            return ErrorAnswer(503, message, "server_error", None, "engine_stalled")
+        case RequestFailedError():
+            return ErrorAnswer(500, message, "server_error", None, "internal_error")
         case ClientDisconnectedError():
             return ErrorAnswer(499, message, "invalid_request_error", None, "client_closed_request")
         case Refusal():

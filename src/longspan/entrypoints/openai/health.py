@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter, Response
 
 from longspan.entrypoints.openai.context import Context
-from longspan.errors import EngineDeadError, EngineDrainingError
+from longspan.errors import EngineDeadError, EngineDrainingError, EngineStalledError
 from longspan.metrics.prometheus import CONTENT_TYPE
 
 
@@ -22,20 +22,24 @@ def health_router(context: Context) -> APIRouter:
     router = APIRouter()
     engine = context.engine
 
+    def check_alive() -> None:
+        if engine.error is not None:
+            raise EngineDeadError(f"the engine is dead: {engine.error}")
+        if (stalled := engine.stalled) is not None:
+            raise EngineStalledError(f"the engine stalls: {stalled}")
+
     @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> dict[str, str]:
         """Alive: 200 also while draining, so that nobody restarts a server that is finishing its work."""
-        if engine.error is not None:
-            raise EngineDeadError(f"the engine is dead: {engine.error}")
+        check_alive()
         return {"status": "draining" if engine.draining else "ok"}
 
     @router.head("/ready", include_in_schema=False)
     @router.get("/ready")
     async def ready() -> dict[str, str]:
         """Takes new requests."""
-        if engine.error is not None:
-            raise EngineDeadError(f"the engine is dead: {engine.error}")
+        check_alive()
         if engine.draining:
             raise EngineDrainingError("the server is shutting down")
         return {"status": "ready"}
