@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,7 @@ SECONDS_PER_TOKEN, SECONDS_PER_PAIR = 0.25, 2e-5
 several times what an 8-billion-parameter model takes on two slow cores."""
 
 Kind = Literal["batch", "migration"]
+Key = tuple[Kind, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +42,22 @@ class Watchdog:
     def __init__(self, cost_model: CostModel | None, slack_s: float) -> None:
         self.cost_model = cost_model
         self.slack_s = slack_s
-        self._watched: dict[tuple[Kind, int], _Watched] = {}
+        self._watched: dict[Key, _Watched] = {}
+        self._on_instance: defaultdict[int, dict[Key, _Watched]] = defaultdict(dict)
 
     def begin(self, action: RunBatch | MigrateKV, now: float) -> None:
         """The engine hands the action to its instances at `now`."""
         key, instances = _identity(action)
-        before = [work.due for work in self._watched.values() if not set(instances).isdisjoint(work.instances)]
+        before = [work.due for instance in instances for work in self._on_instance[instance].values()]
         due = max([now, *before]) + self.slack_s + self._share_s(action)
-        self._watched[key] = _Watched(instances, now, due)
+        self._watched[key] = work = _Watched(instances, now, due)
+        for instance in instances:
+            self._on_instance[instance][key] = work
 
     def end(self, kind: Kind, number: int) -> None:
         """All instances have done their part."""
-        del self._watched[kind, number]
+        for instance in self._watched.pop((kind, number)).instances:
+            del self._on_instance[instance][kind, number]
 
     def overdue(self, now: float) -> str | None:
         """A sentence about the work that should have ended first, if that has not; None if all is in time."""
@@ -78,7 +84,7 @@ class Watchdog:
         return SECONDS_PER_TOKEN * tokens + SECONDS_PER_PAIR * pairs
 
 
-def _identity(action: RunBatch | MigrateKV) -> tuple[tuple[Kind, int], Collection[int]]:
+def _identity(action: RunBatch | MigrateKV) -> tuple[Key, Collection[int]]:
     if isinstance(action, RunBatch):
         return ("batch", action.batch_id), action.group
     return ("migration", action.migration_id), (action.source, action.target)
