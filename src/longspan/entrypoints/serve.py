@@ -20,6 +20,7 @@ import uvicorn
 import uvloop
 
 from longspan.config import EngineConfig
+from longspan.engine.phase_display import shown_phases
 from longspan.engine.protocol import EngineClient
 from longspan.entrypoints.bind import bind, bind_error
 from longspan.entrypoints.openai.app import create_app
@@ -180,7 +181,8 @@ class HTTPServer(uvicorn.Server):
 async def _start_engine(config: EngineConfig) -> EngineClient:
     from longspan.engine.async_llm import AsyncLLM
 
-    return await AsyncLLM.start(config)
+    with shown_phases(logger.info) as on_phase:
+        return await AsyncLLM.start(config, on_phase=on_phase)
 
 
 def _client_host(host: str) -> str:
