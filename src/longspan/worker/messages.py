@@ -137,6 +137,7 @@ class BatchDone(msgspec.Struct, frozen=True, tag=True):
     """This instance's part of a batch is done.
 
     tokens: what was sampled here, by request. model_s: seconds inside the model; total_s: in the worker.
+    not_finite: requests that got no token here, since their logits are not finite.
     """
 
     batch_id: int
@@ -144,6 +145,7 @@ class BatchDone(msgspec.Struct, frozen=True, tag=True):
     tokens: dict[str, SampledToken]
     model_s: float
     total_s: float
+    not_finite: tuple[str, ...] = ()
 
 
 class FirstStageDone(msgspec.Struct, frozen=True, tag=True):
