@@ -344,7 +344,9 @@ class BoundedHTTP(HttpToolsProtocol):
             self.server_state.total_requests += 1
             return
         self.since = self.loop.time()
-        super().on_response_complete()
+        super().on_response_complete()  # starts the next, if one waits
+        if self.unfed and not self.pipeline and self.next_turn is None:
+            self.next_turn = self.loop.call_soon(self._feed)
         if self.running is not None or self.transport.is_closing():
             return
         if self.refusal is not None:
@@ -354,8 +356,6 @@ class BoundedHTTP(HttpToolsProtocol):
             return
         if self.phase is not Phase.BODY:
             self.others.idle[self] = None
-        if self.unfed and self.next_turn is None:
-            self.next_turn = self.loop.call_soon(self._feed)
 
     def refuse(self, answer: ErrorAnswer) -> None:
         """Answers what cannot be read, behind the answers to what came before it, and closes the connection."""
