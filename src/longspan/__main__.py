@@ -1,6 +1,5 @@
-"""`python -m longspan` is the command `longspan`."""
+"""`python -m longspan`."""
 
 from longspan.entrypoints.cli import main
 
-if __name__ == "__main__":
-    main()
+main()

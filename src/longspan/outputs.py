@@ -9,20 +9,30 @@ from longspan.core.events import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token and its natural-log probability. `text` is the token alone, decoded."""
+    """One token and its natural-log probability. `bytes` are what it adds to the text's UTF-8, which may be part of a
+    character; `text` is them decoded."""
 
     token_id: int
-    text: str
+    bytes: bytes
     logprob: float
     rank: int
+
+    @property
+    def text(self) -> str:
+        return self.bytes.decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)
 class PositionLogprobs:
-    """The chosen token of one output position, and the best ones, best first."""
+    """The chosen token of one output position, and the best ones, best first.
+
+    text_offset: characters of the output's text before the token, or before the character that it is a part of. A stop
+        string may end the text before.
+    """
 
     chosen: TokenLogprob
     top: tuple[TokenLogprob, ...] = ()
+    text_offset: int = 0
 
 
 @dataclass(slots=True)
@@ -79,7 +89,7 @@ class EngineStats:
     """A snapshot for gauges.
 
     num_batches, model_seconds: batches done since the start, and the time that their slowest instances spent inside
-    the model. num_bad_logits: requests that ended since the model's logits were not finite.
+    the model.
     """
 
     num_running: int
@@ -92,4 +102,3 @@ class EngineStats:
     num_batches: int = 0
     model_seconds: float = 0.0
     num_migrations: int = 0
-    num_bad_logits: int = 0

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from longspan.engine.detokenizer import Detokenizer, OutputProcessor, StopScanner, TextStream
+from longspan.engine.detokenizer import Detokenizer, OutputProcessor, TextStream
+from longspan.engine.stop_strings import StopScanner
 from longspan.sampling_params import SamplingParams
 
 BROKEN = "�"
@@ -131,14 +132,41 @@ def test_work_per_token_does_not_grow(token_id: int) -> None:
     assert detokenizer.longest <= 15
 
 
-def test_token_text() -> None:
+@given(text=st.text(max_size=40))
+def test_the_bytes_of_a_texts_tokens_are_the_texts(text: str) -> None:
     detokenizer = Detokenizer(BYTES)
-    text = "the quick fox"
-    assert "".join(detokenizer.token_text(token_id) for token_id in BYTES.encode(text).ids) == text
-    assert detokenizer.token_text(PARTIAL[-1]) == BROKEN
-    assert detokenizer.token_text(EOS) == "</s>"
-    assert detokenizer.token_text(VOCAB + 7) == ""
-    assert Detokenizer(WORDS).token_text(WORLD) == " world"
+    tokens = BYTES.encode(text, add_special_tokens=False).ids
+    assert b"".join(detokenizer.token_bytes(token_id) for token_id in tokens) == text.encode()
+
+
+def test_bytes_of_single_tokens() -> None:
+    detokenizer = Detokenizer(BYTES)
+    assert detokenizer.token_bytes(PARTIAL[-1]) == "瞧".encode()[:1]
+    assert detokenizer.token_bytes(EOS) == b"</s>"
+    assert detokenizer.token_bytes(VOCAB + 7) == b""
+    words = Detokenizer(WORDS)
+    assert words.token_bytes(WORLD) == b" world"
+    assert words.token_bytes(token_id_of(WORDS, "<0xE7>")) == b"\xe7"
+    assert words.token_bytes(BOS) == b"<s>"
+
+
+def test_bytes_by_a_decoder_of_another_kind() -> None:
+    """Word pieces, as BERT has them: what a token adds to a text, by the decoder's own word."""
+    tokens = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "play": 2, "##ing": 3}, unk_token="[UNK]"))
+    tokens.decoder = decoders.WordPiece()
+    detokenizer = Detokenizer(tokens)
+    assert [detokenizer.token_bytes(token_id) for token_id in (2, 3, 9)] == [b" play", b"ing", b""]
+
+
+def test_offsets_count_characters_that_were_sent() -> None:
+    """Tokens of one character begin where it does; what comes after it is not shifted by its pieces."""
+    params = SamplingParams(logprobs=0, max_tokens=20)
+    processor = OutputProcessor(Detokenizer(BYTES), [], params, [EOS])
+    pieces = BYTES.encode("瞧").ids
+    assert len(pieces) == 3
+    deltas = [processor.push(token_id) for token_id in [X, *pieces, X, *pieces, X]]
+    assert [delta.text_offset for delta in deltas] == [0, 1, 1, 1, 2, 3, 3, 3, 4]
+    assert "".join(delta.text for delta in deltas) == "x瞧x瞧x"
 
 
 def first_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:

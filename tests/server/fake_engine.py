@@ -30,9 +30,9 @@ class FakeTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], /, **kwargs: Any) -> list[int]:
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], /, **kwargs: Any) -> str:
         extra = "".join(f"<{key}={value}>" for key, value in kwargs.items())
-        return self.encode(extra + "".join(f"<{m['role']}>{m['content']}" for m in messages))
+        return extra + "".join(f"<{m['role']}>{m['content']}" for m in messages)
 
 
 @dataclass
@@ -51,6 +51,7 @@ class FakeEngine:
     max_model_len: int = 512
     vocab_size: int = 257
     total_kv_tokens: int = 1024
+    fingerprint: str = "fp_0123456789"
 
     def __post_init__(self) -> None:
         self.tokenizer = FakeTokenizer()
@@ -125,7 +126,7 @@ class FakeEngine:
         if request_id in self.running:
             raise RequestError(f"{request_id} is running already")
         self.running.add(request_id)
-        self.prompts[request_id] = list(prompt_token_ids)
+        self.prompts[request_id] = [int(token) for token in prompt_token_ids]
         self.params[request_id] = params
         self.admitted.put(request_id)
         how = "aborted"
@@ -147,6 +148,7 @@ class FakeEngine:
         times = RequestTimes(arrived=time.monotonic(), scheduled=time.monotonic())
         assert params.max_tokens is not None
         length = params.max_tokens if params.ignore_eos else min(params.max_tokens, len(self.answer))
+        sent = 0
         for number in range(length):
             if number == self.hold_after:
                 self.gate.clear()
@@ -162,13 +164,18 @@ class FakeEngine:
                 reason = "stop" if not params.ignore_eos and length == len(self.answer) else "length"
             if reason is not None:
                 times = replace(times, finished=now)
+            text = "" if letter == NO_TEXT_YET else letter
+            sent += len(text)
+            logprobs = None
+            if params.logprobs is not None:
+                logprobs = (position_logprobs(letter, params.logprobs, sent - len(text)),)
             yield RequestOutput(
                 request_id=request_id,
                 num_prompt_tokens=num_prompt_tokens,
                 num_output_tokens=number + 1,
                 token_ids=(ord(letter) % 256,),
-                text="" if letter == NO_TEXT_YET else letter,
-                logprobs=None if params.logprobs is None else (position_logprobs(letter, params.logprobs),),
+                text=text,
+                logprobs=logprobs,
                 finish_reason=reason,
                 times=times,
             )
@@ -214,8 +221,8 @@ class FakeEngine:
         self.refuse = EngineDeadError(reason)
 
 
-def position_logprobs(letter: str, n: int) -> PositionLogprobs:
+def position_logprobs(letter: str, n: int, text_offset: int) -> PositionLogprobs:
     others = ["x", "y", "z", "u", "v"]
-    top = [TokenLogprob(ord(letter), letter, -0.5, 1)]
-    top += [TokenLogprob(ord(other), other, -1.0 - i, i + 2) for i, other in enumerate(others)]
-    return PositionLogprobs(top[0], tuple(top[:n]))
+    top = [TokenLogprob(ord(letter), letter.encode(), -0.5, 1)]
+    top += [TokenLogprob(ord(other), other.encode(), -1.0 - i, i + 2) for i, other in enumerate(others)]
+    return PositionLogprobs(top[0], tuple(top[:n]), text_offset)

@@ -93,11 +93,12 @@ def output(tokens: int, times: RequestTimes) -> RequestOutput:
 
 def test_times_are_taken_from_the_engines_clock() -> None:
     measured = metrics()
-    request = measured.request()
+    arrival = measured.arrive()
+    request = arrival.request()
     request.observe(output(1, RequestTimes(arrived=10.0, scheduled=11.0, first_token=13.0, last_token=13.0)))
     request.observe(output(2, RequestTimes(arrived=10.0, scheduled=11.0, first_token=13.0, last_token=14.0)))
-    request.close()
-    request.close()
+    arrival.end("abort")
+    arrival.end("error")
     found = samples(measured.render().decode())
     assert value(found, "vllm:time_to_first_token_seconds_sum") == pytest.approx(3.0)
     assert value(found, "vllm:request_queue_time_seconds_sum") == pytest.approx(1.0)

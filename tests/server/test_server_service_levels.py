@@ -39,10 +39,10 @@ def test_they_reach_the_engine(
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("ttft_slo_ms", 0, "greater than 0"),
-        ("ttft_slo_ms", -5, "greater than 0"),
+        ("ttft_slo_ms", 0, "greater than or equal to 0.001"),
+        ("ttft_slo_ms", -5, "greater than or equal to 0.001"),
         ("tpot_slo_ms", "soon", "valid number"),
-        ("tpot_slo_ms", 0, "greater than 0"),
+        ("tpot_slo_ms", 0, "greater than or equal to 0.001"),
         ("priority", 1.5, "valid integer"),
         ("priority", 2**40, "less than or equal"),
     ],

@@ -55,7 +55,7 @@ def test_a_refused_message_does_not_end_the_chat(
     pipe(monkeypatch, f"{'x' * 600}\none\n")
     assert cli.run(["chat", "--url", server.url]) == 1
     shown = capsys.readouterr()
-    assert "the limit is 512" in shown.err
+    assert "at most 512 tokens" in shown.err
     assert shown.out == "Hello world\n"
     assert prompts(server) == ["<user>one"]
     pipe(monkeypatch, "one\n")

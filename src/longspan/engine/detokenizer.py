@@ -8,7 +8,6 @@ when the prompt ends inside a character, and is of no use after its `Invalid pre
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,8 @@ from tokenizers import Tokenizer
 
 from longspan.core.events import FinishReason
 from longspan.engine.protocol import TokenIds
+from longspan.engine.stop_strings import StopScanner
+from longspan.engine.token_bytes import TokenBytes
 from longspan.sampling_params import SamplingParams
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -32,9 +33,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
-        self._anchor: list[int] = tokenizer.encode("a", add_special_tokens=False).ids
-        self._anchor_text = self.decode(self._anchor)
-        self._token_texts: dict[int, str] = {}
+        self._bytes = TokenBytes(tokenizer)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of all these tokens together; special tokens have none."""
@@ -44,16 +43,9 @@ class Detokenizer:
         """False for special tokens, and for the ids beyond the vocabulary with which some models pad it."""
         return token_id not in self._special and self._tokenizer.id_to_token(token_id) is not None
 
-    def token_text(self, token_id: int) -> str:
-        """One token as it reads inside a text: with its leading space; a special token by its name.
-
-        Part of a character is the replacement character.
-        """
-        text = self._token_texts.get(token_id)
-        if text is None:
-            text = self._tokenizer.decode([*self._anchor, token_id], skip_special_tokens=False)
-            text = self._token_texts[token_id] = text.removeprefix(self._anchor_text)
-        return text
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text's UTF-8, perhaps part of a character; of a special token, its name."""
+        return self._bytes[token_id]
 
 
 class TextStream:
@@ -111,77 +103,15 @@ class TextStream:
         return context, text
 
 
-class StopScanner:
-    """Passes text on, up to the stop string that is complete first (of several with one end, the longest).
-
-    It reads character by character, so how the text is cut into pieces makes no difference. It is an
-    Aho-Corasick automaton; its state is the longest end of the text so far that begins a stop string: what is
-    kept back.
-    """
-
-    def __init__(self, stops: Collection[str], *, include: bool = False) -> None:
-        self._include = include
-        self._held = ""
-        self._state = 0
-        self._next: list[dict[str, int]] = [{}]
-        self._depth = [0]
-        self._match: list[str | None] = [None]
-        for stop in stops:
-            state = 0
-            for char in stop:
-                if char not in self._next[state]:
-                    self._next[state][char] = len(self._next)
-                    self._next.append({})
-                    self._depth.append(self._depth[state] + 1)
-                    self._match.append(None)
-                state = self._next[state][char]
-            self._match[state] = stop
-        self._shorter = [0] * len(self._next)
-        self._link()
-
-    def push(self, text: str) -> tuple[str, str | None]:
-        """The text that can be shown now, and the stop string if it is complete; push no more after that."""
-        if len(self._next) == 1:
-            return text, None
-        seen = self._held + text
-        for position, char in enumerate(text, start=len(self._held) + 1):
-            self._state = self._step(self._state, char)
-            if (stop := self._match[self._state]) is not None:
-                self._held = ""
-                return seen[: position if self._include else position - len(stop)], stop
-        shown = len(seen) - self._depth[self._state]
-        self._held = seen[shown:]
-        return seen[:shown], None
-
-    def flush(self) -> str:
-        """What was kept back, when no more text comes."""
-        held, self._held, self._state = self._held, "", 0
-        return held
-
-    def _step(self, state: int, char: str) -> int:
-        while state and char not in self._next[state]:
-            state = self._shorter[state]
-        return self._next[state].get(char, 0)
-
-    def _link(self) -> None:
-        """Find for each state that of the next shorter end of the same text, breadth first."""
-        queue = deque(self._next[0].values())
-        while queue:
-            state = queue.popleft()
-            for char, child in self._next[state].items():
-                shorter = self._shorter[child] = self._step(self._shorter[state], char)
-                if self._match[child] is None:
-                    self._match[child] = self._match[shorter]
-                queue.append(child)
-
-
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one token added. stop_reason: the stop string or stop token id, if it was one of these."""
+    """What one token added. stop_reason: the stop string or stop token id, if it was one of these. text_offset:
+    characters of the output before the token, or before the character that it is a part of."""
 
     text: str
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    text_offset: int = 0
 
 
 class OutputProcessor:
@@ -200,6 +130,9 @@ class OutputProcessor:
         self._stop_token_ids = frozenset(params.stop_token_ids)
         self._max_tokens = params.max_tokens
         self.num_tokens = 0
+        self._detokenizer = detokenizer if params.logprobs is not None else None
+        self._num_characters = 0
+        self._unfinished = b""  # of the tokens whose text has not come yet
         self.finish_reason: FinishReason | None = None
 
     def push(self, token_id: int) -> Delta:
@@ -207,16 +140,24 @@ class OutputProcessor:
         assert self.finish_reason is None, "a token after the end"
         self.num_tokens += 1
         reason, cause = self._end(token_id)
+        offset = self._num_characters + len(self._unfinished.decode(errors="ignore"))
         text = "" if reason == "stop" else self._stream.push(token_id)
         if reason is not None:
             text += self._stream.flush()
+        self._num_characters += len(text)
+        if self._detokenizer is not None:
+            self._unfinished = b"" if text else self._unfinished + self._text_bytes(token_id)
         text, stop = self._scanner.push(text)
         if stop is not None:
             reason, cause = "stop", stop
         elif reason is not None:
             text += self._scanner.flush()
         self.finish_reason = reason
-        return Delta(text, reason, cause)
+        return Delta(text, reason, cause, offset)
+
+    def _text_bytes(self, token_id: int) -> bytes:
+        detokenizer = self._detokenizer
+        return detokenizer.token_bytes(token_id) if detokenizer and detokenizer.has_text(token_id) else b""
 
     def _end(self, token_id: int) -> tuple[FinishReason | None, str | int | None]:
         if token_id in self._eos:

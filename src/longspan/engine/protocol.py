@@ -35,7 +35,7 @@ class TokenizerLike(Protocol):
 
     def decode(self, token_ids: Sequence[int], /) -> str: ...
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], /, **kwargs: Any) -> list[int]:
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], /, **kwargs: Any) -> str:
         """Ready for the answer to follow. Raises RequestError if the model's template cannot do it."""
         ...
 
@@ -54,6 +54,11 @@ class EngineClient(Protocol):
     @property
     def max_model_len(self) -> int:
         """Tokens, prompt and output together."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever may change what a seed gives: weights, numbers, kernels, version."""
         ...
 
     @property

@@ -84,6 +84,23 @@ class Tokenizer:
         continue_final_message: bool = False,
         **template_kwargs: Any,
     ) -> list[int]:
+        """The token ids of `render_chat`."""
+        text = self.render_chat(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message, **template_kwargs,
+        )  # fmt: skip
+        return self.encode(text, add_special_tokens=False)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **template_kwargs: Any,
+    ) -> str:
         """The prompt of a conversation, in the model's own format; `template_kwargs` are variables of that
         format, such as enable_thinking. Raises RequestError where it has no place for what was asked."""
         if not self.has_chat_template:
@@ -99,7 +116,7 @@ class Tokenizer:
         from jinja2 import TemplateError
 
         try:
-            text = self._hf.apply_chat_template(
+            text: str = self._hf.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=None if tools is None else [dict(tool) for tool in tools],
                 add_generation_prompt=add_generation_prompt,
@@ -107,11 +124,14 @@ class Tokenizer:
                 tokenize=False,
                 **template_kwargs,
             )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            return text
+        except Exception as error:  # a template is a program, and may fail in any way
+            about_messages = isinstance(error, TemplateError) or not template_kwargs
             raise RequestError(
-                f"the model's chat template refuses these messages: {error}", param="messages"
+                f"the model's chat template refuses these messages: {type(error).__name__}: {str(error)[:200]}",
+                param="messages" if about_messages else "chat_template_kwargs",
+                code="chat_template_failed",
             ) from error
-        return self.encode(text, add_special_tokens=False)
 
 
 def _from_folder(folder: Path) -> Any:

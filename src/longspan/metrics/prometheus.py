@@ -6,7 +6,8 @@ Histograms and token counters are fed by what each request gives back; gauges ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import get_args
+from dataclasses import replace
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,6 +19,8 @@ from longspan.outputs import EngineStats, RequestOutput
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ENGINE = "0"
 LABELS = ("model_name", "engine")
+
+Ending = FinishReason | Literal["error"]
 
 # vLLM's own bounds, so that panels written for them line up.
 TTFT_BUCKETS = (
@@ -36,7 +39,15 @@ LATENCY_BUCKETS = (
 class ServerMetrics:
     """All metrics of one server, in a registry of its own."""
 
-    def __init__(self, *, model_name: str, max_model_len: int, stats: Callable[[], EngineStats]) -> None:
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        max_model_len: int,
+        stats: Callable[[], EngineStats],
+        error: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """error: why the engine is dead, if it is: then nothing runs or waits, whatever the stats say."""
         self.registry = CollectorRegistry()
         labels = self._labels = (model_name, ENGINE)
 
@@ -54,8 +65,8 @@ class ServerMetrics:
             (*LABELS, "finished_reason"),
             registry=self.registry,
         )
-        self.request_success: dict[FinishReason, Counter] = {
-            reason: success.labels(*labels, reason) for reason in get_args(FinishReason)
+        self.request_success: dict[Ending, Counter] = {
+            reason: success.labels(*labels, reason) for reason in (*get_args(FinishReason), "error")
         }
         self.requests_refused = Counter(
             "longspan:requests_refused",
@@ -76,11 +87,11 @@ class ServerMetrics:
         self.request_generation_tokens = histogram(
             "vllm:request_generation_tokens", "Generated tokens a request.", sizes
         )
-        self.registry.register(_EngineCollector(labels, stats))
+        self.registry.register(_EngineCollector(labels, stats, error))
 
-    def request(self) -> RequestMetrics:
-        """One for each request: show it every output, then close it."""
-        return RequestMetrics(self)
+    def arrive(self) -> Arrival:
+        """One for each call of a client that asks for text."""
+        return Arrival(self)
 
     def refuse(self, code: str) -> None:
         """Counts one error that is sent. `code` comes from our own table of errors, never from a client: each is a
@@ -91,8 +102,36 @@ class ServerMetrics:
         return generate_latest(self.registry)
 
 
+class Arrival:
+    """A client's call, from its arrival to its one end: a request for each choice, or a refusal, or a client that left.
+
+    Whoever sends an error counts it by `ServerMetrics.refuse`; here it only means that nothing else is counted.
+    """
+
+    def __init__(self, metrics: ServerMetrics) -> None:
+        self._metrics = metrics
+        self._requests: list[RequestMetrics] = []
+        self._ended = False
+
+    def request(self) -> RequestMetrics:
+        """One for each choice, once all are known to be servable: show it every output."""
+        request = RequestMetrics(self._metrics)
+        self._requests.append(request)
+        return request
+
+    def end(self, reason: Ending | None) -> None:
+        """What has not ended by itself ends for this reason; None: it was refused. Only the first end counts."""
+        if self._ended:
+            return
+        self._ended = True
+        if reason == "abort" and not self._requests:
+            self._metrics.request_success["abort"].inc()
+        for request in self._requests:
+            request.end(reason)
+
+
 class RequestMetrics:
-    """Turns the outputs of one request into observations."""
+    """Turns the outputs of one request into observations, and its end into one count."""
 
     def __init__(self, metrics: ServerMetrics) -> None:
         self._metrics = metrics
@@ -105,7 +144,7 @@ class RequestMetrics:
         if output.token_ids:
             metrics.generation_tokens.inc(len(output.token_ids))
             self._observe_tokens(output)
-        if output.finish_reason is not None:
+        if output.finish_reason is not None and not self._ended:
             self._ended = True
             metrics.request_success[output.finish_reason].inc()
             metrics.request_prompt_tokens.observe(output.num_prompt_tokens)
@@ -113,11 +152,16 @@ class RequestMetrics:
             if times.finished is not None:
                 metrics.e2e.observe(times.finished - times.arrived)
 
-    def close(self) -> None:
-        """A request that started and did not end was aborted: its client has gone."""
-        if self._started and not self._ended:
-            self._ended = True
-            self._metrics.request_success["abort"].inc()
+    def end(self, reason: Ending | None) -> None:
+        """Unless it has ended. One that was refused is not counted; but one that had begun then, with others of its
+        call, was aborted."""
+        if self._ended:
+            return
+        self._ended = True
+        if reason is None and self._started:
+            reason = "abort"
+        if reason is not None:
+            self._metrics.request_success[reason].inc()
 
     def _observe_tokens(self, output: RequestOutput) -> None:
         metrics, times = self._metrics, output.times
@@ -141,19 +185,30 @@ class RequestMetrics:
 class _EngineCollector(Collector):
     """Asks the engine at each scrape, so that no gauge is ever stale."""
 
-    def __init__(self, labels: tuple[str, str], stats: Callable[[], EngineStats]) -> None:
+    def __init__(
+        self, labels: tuple[str, str], stats: Callable[[], EngineStats], error: Callable[[], str | None]
+    ) -> None:
         self._labels = labels
         self._stats = stats
+        self._error = error
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
+        stats, alive = self._stats(), self._error() is None
+        if not alive:
+            idle = (0,) * len(stats.kv_tokens_used_by_instance)
+            stats = replace(
+                stats, num_running=0, num_waiting=0, kv_tokens_used=0, kv_tokens_used_by_instance=idle
+            )
         total = max(1, stats.kv_tokens_total)
         yield self._gauge("num_requests_running", "Requests in a batch.", stats.num_running)
         yield self._gauge("num_requests_waiting", "Requests that wait.", stats.num_waiting)
         yield self._gauge("kv_cache_usage_perc", "KV slots in use; 1 is all.", stats.kv_tokens_used / total)
+        up = GaugeMetricFamily("longspan:engine_up", "1 while the engine lives, 0 once it is dead.", labels=LABELS)
+        up.add_metric(self._labels, float(alive))
+        yield up
         info = {"block_size": "1", "num_gpu_blocks": str(stats.kv_tokens_total)}
         yield self._gauge("cache_config_info", "The KV pool: a block is one token.", 1, info)
         no_lora = {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
@@ -168,11 +223,6 @@ class _EngineCollector(Collector):
         )
         migrations.add_metric(self._labels, stats.num_migrations)
         yield migrations
-        bad_logits = CounterMetricFamily(
-            "longspan:non_finite_logits", "Requests ended since the model's logits were not finite.", labels=LABELS
-        )
-        bad_logits.add_metric(self._labels, stats.num_bad_logits)
-        yield bad_logits
         by_instance = GaugeMetricFamily(
             "longspan:instance_kv_tokens_used", "KV slots in use.", labels=(*LABELS, "instance")
         )

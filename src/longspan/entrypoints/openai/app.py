@@ -24,9 +24,10 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     """Serves `engine`, which whoever started it closes."""
     config = config or ServerConfig()
     metrics = ServerMetrics(
-        model_name=engine.model_name, max_model_len=engine.max_model_len, stats=engine.stats
+        model_name=engine.model_name, max_model_len=engine.max_model_len, stats=engine.stats,
+        error=lambda: engine.error,
     )
-    context = Context(engine, metrics, config, started=int(time.time()))
+    context = Context.of(engine, metrics, config, started=int(time.time()))
     app = FastAPI(
         title="Longspan",
         version=longspan_version(),

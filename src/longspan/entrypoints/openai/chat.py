@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from functools import partial
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -13,19 +12,20 @@ from msgspec import UNSET
 
 from longspan.entrypoints.openai import sse
 from longspan.entrypoints.openai.context import Context
-from longspan.entrypoints.openai.disconnect import unless_disconnected
 from longspan.entrypoints.openai.generation import (
     Job,
+    Names,
     UsageCount,
     check_servable,
     collect,
-    encode,
     make_jobs,
     run,
 )
 from longspan.entrypoints.openai.logprobs import chat_logprobs
-from longspan.entrypoints.openai.protocol import UNSUPPORTED_CHAT, ChatCompletionRequest
+from longspan.entrypoints.openai.openapi import operation
+from longspan.entrypoints.openai.protocol import ChatCompletionRequest
 from longspan.entrypoints.openai.request_id import request_id_of
+from longspan.entrypoints.openai.requests import answer
 from longspan.entrypoints.openai.responses import (
     AnswerMessage,
     ChatAnswer,
@@ -34,44 +34,42 @@ from longspan.entrypoints.openai.responses import (
     ChatChunkChoice,
     Delta,
 )
+from longspan.metrics.prometheus import Arrival
 
 
 def chat_router(context: Context) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/chat/completions")
-    async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
-        work = _answer(context, body, request_id_of(request.scope))
-        return await unless_disconnected(request.receive, work)
+    @router.post("/v1/chat/completions", **operation(context, ChatCompletionRequest, ChatAnswer, ChatChunk))
+    async def create_chat_completion(request: Request) -> Response:
+        async def work(body: ChatCompletionRequest, arrival: Arrival) -> Response:
+            return await _answer(context, body, arrival, request_id_of(request.scope))
+
+        return await answer(context, request, ChatCompletionRequest, work)
 
     return router
 
 
-async def _answer(context: Context, body: ChatCompletionRequest, request_id: str) -> Response:
-    body.check(UNSUPPORTED_CHAT)
+async def _answer(context: Context, body: ChatCompletionRequest, arrival: Arrival, request_id: str) -> Response:
     check_servable(context, body.model)
     params = body.sampling_params(max_tokens=body.token_limit, logprobs=body.num_logprobs)
-    prompt = await _token_ids(context, body)
+    messages, size = [message.for_template() for message in body.messages], body.num_characters
+    prompt = await context.texts.encode_chat(messages, body.chat_template_kwargs or {}, size)
     answer_id = f"chatcmpl-{request_id}"
-    jobs = make_jobs(context, answer_id, [prompt], params, body.choices_per_prompt, "messages")
+    names = Names("messages", body.limit_name)
+    jobs = make_jobs(context, arrival, answer_id, [prompt], params, body.choices_per_prompt, names)
     usage = UsageCount([prompt])
     if body.stream:
-        chunk = ChatChunk(answer_id, int(time.time()), context.engine.model_name, [])
-        events = _stream(context, body, chunk, jobs, usage)
+        chunk = ChatChunk(answer_id, int(time.time()), context.engine.model_name, [], context.engine.fingerprint)
+        events = _stream(context, body, arrival, chunk, jobs, usage)
         return await sse.open_event_stream(context, events)
-    return await _whole(context, body, answer_id, jobs, usage)
-
-
-async def _token_ids(context: Context, body: ChatCompletionRequest) -> Sequence[int]:
-    """The messages in the model's own chat template."""
-    messages = [message.for_template() for message in body.messages]
-    apply = partial(context.engine.tokenizer.apply_chat_template, messages, **body.chat_template_kwargs or {})
-    return await encode(apply, sum(len(message.content) for message in body.messages), "messages")
+    return await _whole(context, body, arrival, answer_id, jobs, usage)
 
 
 async def _whole(
-    context: Context, body: ChatCompletionRequest, answer_id: str, jobs: Sequence[Job], usage: UsageCount
-) -> Response:
+    context: Context, body: ChatCompletionRequest, arrival: Arrival, answer_id: str, jobs: Sequence[Job],
+    usage: UsageCount,
+) -> Response:  # fmt: skip
     created = int(time.time())
     choices = [
         ChatChoice(
@@ -81,15 +79,18 @@ async def _whole(
             logprobs=chat_logprobs(choice.logprobs) if body.logprobs else None,
             stop_reason=choice.stop_reason,
         )
-        for index, choice in enumerate(await collect(context, jobs, usage))
+        for index, choice in enumerate(await collect(context, arrival, jobs, usage))
     ]
-    answer = ChatAnswer(answer_id, created, context.engine.model_name, choices, usage.usage())
-    return Response(msgspec.json.encode(answer), media_type="application/json")
+    whole = ChatAnswer(
+        answer_id, created, context.engine.model_name, choices, usage.usage(), context.engine.fingerprint
+    )
+    return Response(msgspec.json.encode(whole), media_type="application/json")
 
 
 async def _stream(
-    context: Context, body: ChatCompletionRequest, chunk: ChatChunk, jobs: Sequence[Job], usage: UsageCount
-) -> AsyncGenerator[bytes, None]:
+    context: Context, body: ChatCompletionRequest, arrival: Arrival, chunk: ChatChunk, jobs: Sequence[Job],
+    usage: UsageCount,
+) -> AsyncGenerator[bytes, None]:  # fmt: skip
     """For each choice its role, then one chunk for each engine output, the last with its finish reason.
 
     As vLLM does: the role goes out with the first token, not before, so that clients time that one rightly;
@@ -98,7 +99,7 @@ async def _stream(
     options = body.usage_options
     chunk.usage = None if options.include_usage else UNSET
     introduced = [False] * len(jobs)
-    async with aclosing(run(context, jobs)) as outputs:
+    async with aclosing(run(context, arrival, jobs)) as outputs:
         async for job, output in outputs:
             if not introduced[job.index]:
                 introduced[job.index] = True

@@ -5,15 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longspan.engine.protocol import EngineClient
+from longspan.entrypoints.openai.bounds import Bounds
+from longspan.entrypoints.openai.decoding import BodyReader
+from longspan.entrypoints.openai.text_pool import TextPool
+from longspan.entrypoints.openai.texts import Texts
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.metrics.prometheus import ServerMetrics
+
+_WAITING_PROMPTS = 8  # texts of the greatest length may wait, or one body of the greatest size
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One server's engine, metrics and settings. `started` is Unix time, seconds."""
+    """One server's engine, metrics, settings, and what it does with clients' texts. `started` is Unix time, seconds."""
 
     engine: EngineClient
     metrics: ServerMetrics
     config: ServerConfig
     started: int
+    bounds: Bounds
+    pool: TextPool
+    reader: BodyReader
+    texts: Texts
+
+    @classmethod
+    def of(cls, engine: EngineClient, metrics: ServerMetrics, config: ServerConfig, started: int) -> Context:
+        bounds = Bounds.of(engine, config.max_body_bytes)
+        pool = TextPool(max(config.max_body_bytes, _WAITING_PROMPTS * bounds.prompt_chars))
+        texts = Texts(engine.tokenizer, bounds, pool)
+        return cls(engine, metrics, config, started, bounds, pool, BodyReader(bounds), texts)
+
+    def close(self) -> None:
+        """The pool's threads end."""
+        self.pool.close()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from longspan.entrypoints.openai.quoting import quoted
 from longspan.entrypoints.openai.request_id import HEADER as REQUEST_ID_HEADER
 from longspan.entrypoints.openai.request_id import request_id_of
 from longspan.errors import (
@@ -20,16 +20,15 @@ from longspan.errors import (
     EngineDrainingError,
     EngineStalledError,
     LongspanError,
-    ModelOutputError,
     QueueFullError,
     RequestError,
     RequestFailedError,
 )
-from longspan.metrics.prometheus import ServerMetrics
+from longspan.metrics.prometheus import Ending, ServerMetrics
 
 logger = logging.getLogger("longspan.server")
 
-MAX_PROBLEMS_NAMED = 3
+MAX_MESSAGE_CHARS = 2000
 
 
 class ModelNotFoundError(RequestError):
@@ -59,7 +58,7 @@ class ErrorAnswer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def json(self) -> bytes:
-        message = self.message.encode("utf-8", "replace").decode()  # may quote a lone surrogate
+        message = self.message[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode()  # may quote what clients sent
         error = {"message": message, "type": self.type, "param": self.param, "code": self.code}
         return msgspec.json.encode({"error": error})
 
@@ -81,14 +80,12 @@ def answer_to(error: Exception) -> ErrorAnswer:
     message = str(error)
     match error:
         case ModelNotFoundError():
-            return ErrorAnswer(404, message, "invalid_request_error", "model", "model_not_found")
+            return ErrorAnswer(404, message, "invalid_request_error", error.param, "model_not_found")
         case RequestError():
             return ErrorAnswer(400, message, "invalid_request_error", error.param, error.code)
         case QueueFullError():
             retry = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
             return ErrorAnswer(429, message, "rate_limit_error", None, "rate_limit_exceeded", retry)
-        case ModelOutputError():
-            return ErrorAnswer(500, message, "server_error", None, "model_output_error")
         case EngineDrainingError():
             return ErrorAnswer(503, message, "server_error", None, "server_draining")
         case EngineDeadError():
@@ -120,6 +117,17 @@ def refuse(metrics: ServerMetrics, error: Exception | ErrorAnswer) -> ErrorAnswe
     return answer
 
 
+def ending(error: BaseException) -> Ending | None:
+    """How a request counts that ended so; None: it was refused, which counts where the answer is sent."""
+    match error:
+        case GeneratorExit() | asyncio.CancelledError() | ClientDisconnectedError():
+            return "abort"
+        case RequestError() | QueueFullError() | EngineDrainingError() | HTTPException():
+            return None
+        case _:
+            return "error"
+
+
 def install(app: FastAPI, metrics: ServerMetrics) -> None:
     """Make every way out of `app` use the shape, and count."""
 
@@ -128,7 +136,7 @@ def install(app: FastAPI, metrics: ServerMetrics) -> None:
 
     async def routing(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        what = f"{request.method} {request.url.path}"
+        what = f"{quoted(request.method)[1:-1]} {quoted(request.url.path)[1:-1]}"
         answer = answer_to(error)
         if error.status_code == 404:
             answer = ErrorAnswer(404, f"unknown path: {what}", "invalid_request_error", None, "unknown_url")
@@ -138,10 +146,6 @@ def install(app: FastAPI, metrics: ServerMetrics) -> None:
             answer = ErrorAnswer(405, message, "invalid_request_error", None, "method_not_allowed", allowed)
         return refuse(metrics, answer).response()
 
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return refuse(metrics, _validation_answer(request, error.errors())).response()
-
     async def unexpected(request: Request, error: Exception) -> Response:
         # Answered outside our middleware, so the request id is added by hand; uvicorn logs the traceback.
         response = refuse(metrics, error).response()
@@ -150,28 +154,5 @@ def install(app: FastAPI, metrics: ServerMetrics) -> None:
 
     app.add_exception_handler(LongspanError, known)
     app.add_exception_handler(HTTPException, routing)
-    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, unexpected)
 
-
-def _validation_answer(request: Request, problems: Sequence[Mapping[str, Any]]) -> ErrorAnswer:
-    first = problems[0]
-    if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error", first["msg"])
-        message = f"the request body is not valid JSON: {reason} at byte {first['loc'][-1]}"
-        return ErrorAnswer(400, message, "invalid_request_error", None, "invalid_json")
-    if tuple(first["loc"]) == ("body",) and "json" not in request.headers.get("content-type", ""):
-        message = "send the body as JSON, with the header 'Content-Type: application/json'"
-        return ErrorAnswer(400, message, "invalid_request_error", None, "invalid_json")
-    named = [f"{_place(problem['loc'])}: {problem['msg']}" for problem in problems[:MAX_PROBLEMS_NAMED]]
-    if len(problems) > MAX_PROBLEMS_NAMED:
-        named.append(f"and {len(problems) - MAX_PROBLEMS_NAMED} more")
-    return ErrorAnswer(400, "; ".join(named), "invalid_request_error", _place(first["loc"]) or None)
-
-
-def _place(loc: Sequence[str | int]) -> str:
-    """("body", "messages", 0, "content") reads messages[0].content."""
-    place = ""
-    for part in loc[1:] if loc and loc[0] == "body" else loc:
-        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part
-    return place or "body"

@@ -1,27 +1,25 @@
-"""From prompts to the engine's outputs: encode, check, run side by side, count."""
+"""From prompts to the engine's outputs: check, run side by side, count."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from secrets import token_hex
-from typing import TypeVar, cast
+from typing import cast
 
 from longspan.core.events import FinishReason
-from longspan.engine.protocol import EngineClient
+from longspan.engine.protocol import EngineClient, TokenIds
 from longspan.entrypoints.openai.context import Context
-from longspan.entrypoints.openai.errors import ModelNotFoundError
+from longspan.entrypoints.openai.errors import ModelNotFoundError, ending
 from longspan.entrypoints.openai.limits import check_choices
+from longspan.entrypoints.openai.quoting import quoted
 from longspan.entrypoints.openai.responses import Usage
 from longspan.errors import EngineDeadError, EngineDrainingError, RequestError
+from longspan.metrics.prometheus import Arrival, RequestMetrics
 from longspan.outputs import PositionLogprobs, RequestOutput
 from longspan.sampling_params import SamplingParams
-
-T = TypeVar("T")
-
-LONG_TEXT = 8192  # characters; less takes the tokenizer about a millisecond, and is not worth a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +27,10 @@ class Job:
     """One choice: one request to the engine."""
 
     index: int
-    prompt_token_ids: Sequence[int]
+    prompt_token_ids: TokenIds
     params: SamplingParams
     request_id: str
+    metrics: RequestMetrics
 
 
 @dataclass(slots=True)
@@ -58,7 +57,7 @@ class Text:
 class UsageCount:
     """Each prompt counts once, however many choices it has, as for OpenAI."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, prompts: Sequence[TokenIds]) -> None:
         self.prompt_tokens = sum(map(len, prompts))
         self.completion_tokens = 0
 
@@ -73,68 +72,85 @@ def check_servable(context: Context, model: str | None) -> None:
     """Cheap refusals, before anything is encoded. No model means the one that is served."""
     engine = context.engine
     if model is not None and model != engine.model_name:
-        raise ModelNotFoundError(f"the model {model!r} does not exist; this server has {engine.model_name!r}")
+        raise ModelNotFoundError(
+            f"the model {quoted(model)} does not exist; this server has {engine.model_name!r}", param="model"
+        )
     if engine.error is not None:
         raise EngineDeadError(f"the engine is dead: {engine.error}")
     if engine.draining:
         raise EngineDrainingError("the server is shutting down")
 
 
-async def encode(work: Callable[[], T], num_characters: int, param: str) -> T:
-    """What `work` makes of a text. A long one is encoded on a thread, so that streams go on meanwhile."""
-    try:
-        return await asyncio.to_thread(work) if num_characters > LONG_TEXT else work()
-    except UnicodeEncodeError as error:
-        raise RequestError(f"{param} is not valid Unicode: {error.reason}", param=param) from error
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the client calls the fields that decide a request's length."""
+
+    prompt: str
+    max_tokens: str = "max_tokens"
 
 
 def make_jobs(
     context: Context,
+    arrival: Arrival,
     answer_id: str,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[TokenIds],
     params: SamplingParams,
     n: int,
-    param: str,
+    names: Names,
 ) -> list[Job]:
     """`n` choices for each prompt, all checked before the first one runs. Raises RequestError."""
     engine = context.engine
-    check_choices(engine, n * len(prompts), param if n == 1 else "n")
-    jobs: list[Job] = []
+    check_choices(engine, n * len(prompts), names.prompt if n == 1 else "n")
+    resolved = [_validate(engine, prompt, params, names) for prompt in prompts]
     run_id = f"{answer_id}-{token_hex(4)}"  # a client may use its X-Request-Id twice, the engine may not
-    for prompt in prompts:
-        resolved = _validate(engine, prompt, params, param)
+    jobs: list[Job] = []
+    for prompt, settled in zip(prompts, resolved, strict=True):
         for choice in range(n):
             # Choices of one prompt with the same seed would be the same text: each has its own, as in vLLM.
-            seed = None if resolved.seed is None else resolved.seed + choice
+            own = settled if settled.seed is None else replace(settled, seed=settled.seed + choice)
             index = len(jobs)
-            jobs.append(Job(index, prompt, replace(resolved, seed=seed), f"{run_id}-{index}"))
+            jobs.append(Job(index, prompt, own, f"{run_id}-{index}", arrival.request()))
     return jobs
 
 
-def _validate(
-    engine: EngineClient, prompt: Sequence[int], params: SamplingParams, param: str
-) -> SamplingParams:
-    """The engine's check, with the prompt under the name that the client knows it by."""
+def _validate(engine: EngineClient, prompt: TokenIds, params: SamplingParams, names: Names) -> SamplingParams:
+    """The engine's check, in the client's own words."""
     try:
         return engine.validate(prompt, params)
     except RequestError as error:
         if error.param == "prompt":
-            error.param = param
+            error.param = names.prompt
+        elif error.param == "max_tokens" != names.max_tokens:
+            said = str(error).replace("max_tokens", names.max_tokens)
+            raise RequestError(said, param=names.max_tokens, code=error.code) from None
         raise
 
 
-async def collect(context: Context, jobs: Sequence[Job], usage: UsageCount) -> list[Text]:
+async def collect(context: Context, arrival: Arrival, jobs: Sequence[Job], usage: UsageCount) -> list[Text]:
     """The whole texts, in the jobs' order."""
     texts = [Text() for _ in jobs]
-    async with aclosing(run(context, jobs)) as outputs:
+    async with aclosing(run(context, arrival, jobs)) as outputs:
         async for job, output in outputs:
             usage.add(output)
             texts[job.index].add(output)
     return texts
 
 
-async def run(context: Context, jobs: Sequence[Job]) -> AsyncGenerator[tuple[Job, RequestOutput], None]:
+async def run(
+    context: Context, arrival: Arrival, jobs: Sequence[Job]
+) -> AsyncGenerator[tuple[Job, RequestOutput], None]:
     """The outputs of all jobs as they come. An error of one ends all; closing this aborts all."""
+    try:
+        async with aclosing(_outputs(context, jobs)) as outputs:
+            async for output in outputs:
+                yield output
+    except BaseException as error:
+        arrival.end(ending(error))
+        raise
+    arrival.end("error")  # nothing, for all have ended
+
+
+async def _outputs(context: Context, jobs: Sequence[Job]) -> AsyncGenerator[tuple[Job, RequestOutput], None]:
     if len(jobs) == 1:
         async with aclosing(_run_one(context, jobs[0])) as outputs:
             async for output in outputs:
@@ -173,14 +189,13 @@ async def _pump(
 async def _run_one(context: Context, job: Job) -> AsyncGenerator[RequestOutput, None]:
     """One job's outputs, measured. An answer that the server cut short is an error, not a finish reason."""
     engine = context.engine
-    metrics = context.metrics.request()
     # EngineClient promises an iterator that can be closed; typing has only AsyncGenerator for that.
     outputs = cast(
         AsyncGenerator[RequestOutput, None], engine.generate(job.prompt_token_ids, job.params, job.request_id)
     )
     try:
         async for output in outputs:
-            metrics.observe(output)
+            job.metrics.observe(output)
             if output.finish_reason == "abort":
                 break
             yield output
@@ -188,7 +203,6 @@ async def _run_one(context: Context, job: Job) -> AsyncGenerator[RequestOutput, 
                 return
     finally:
         await outputs.aclose()
-        metrics.close()
     if engine.draining:
         raise EngineDrainingError("the server shut down before the answer was complete")
     raise EngineDeadError(f"the answer was cut short: {engine.error or 'the engine aborted the request'}")

@@ -7,13 +7,14 @@ from fastapi import APIRouter, Response
 
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.errors import ModelNotFoundError
+from longspan.entrypoints.openai.quoting import quoted
 from longspan.entrypoints.openai.responses import Model, ModelList
 
 
 def models_router(context: Context) -> APIRouter:
     router = APIRouter()
     engine = context.engine
-    served = Model(engine.model_name, context.started, engine.config.model, engine.max_model_len)
+    served = Model(engine.model_name, context.started, engine.config.model, engine.request_limit)
 
     @router.get("/v1/models")
     async def list_models() -> Response:
@@ -22,7 +23,9 @@ def models_router(context: Context) -> APIRouter:
     @router.get("/v1/models/{model:path}")
     async def retrieve_model(model: str) -> Response:
         if model != served.id:
-            raise ModelNotFoundError(f"the model {model!r} does not exist; this server has {served.id!r}")
+            raise ModelNotFoundError(
+                f"the model {quoted(model)} does not exist; this server has {served.id!r}", param="model"
+            )
         return Response(msgspec.json.encode(served), media_type="application/json")
 
     return router

@@ -33,15 +33,18 @@ class CompletionChoice(Struct):
 
 
 class CompletionAnswer(Struct):
-    """A whole completion, or one chunk of a streamed one: they look alike."""
+    """A whole completion, or one chunk of a streamed one: they look alike.
+
+    system_fingerprint: changes with whatever may change what a seed gives.
+    """
 
     id: str
     created: int
     model: str
     choices: list[CompletionChoice]
+    system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
-    system_fingerprint: None = None
 
 
 class TopLogprob(Struct):
@@ -82,8 +85,8 @@ class ChatAnswer(Struct):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    system_fingerprint: str
     object: Literal["chat.completion"] = "chat.completion"
-    system_fingerprint: None = None
 
 
 class Delta(Struct):
@@ -104,9 +107,9 @@ class ChatChunk(Struct):
     created: int
     model: str
     choices: list[ChatChunkChoice]
+    system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    system_fingerprint: None = None
 
 
 class Model(Struct):

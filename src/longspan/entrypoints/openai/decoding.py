@@ -1,0 +1,469 @@
+"""From a body's bytes to a checked request: everything is measured before it is built.
+
+The body is cut into its fields without building any of them; each field that is known is bounded by its bytes, counted,
+and only then decoded; others are never decoded. What comes out of here can travel on: finite numbers, whole Unicode,
+lists of a bounded length.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, Raw, Struct, UnsetType
+from pydantic import ValidationError
+
+from longspan.entrypoints.openai.bounds import (
+    MAX_DEPTH,
+    MAX_ENVELOPE_BYTES,
+    MAX_NODES,
+    MAX_SCALAR_BYTES,
+    MAX_STOPS_CHARS,
+    Bounds,
+)
+from longspan.entrypoints.openai.json_place import bad_utf8, join, lone_surrogate, place_of, repeated_name
+from longspan.entrypoints.openai.messages import ChatMessage
+from longspan.entrypoints.openai.protocol import INT32_MAX, SamplingFields
+from longspan.entrypoints.openai.quoting import quoted
+from longspan.entrypoints.openai.unsupported import refuse_unsupported
+from longspan.errors import RequestError
+
+T = TypeVar("T")
+R = TypeVar("R", bound=SamplingFields)
+Decode = Callable[[bytes, str], Any]
+
+LARGE_BODY = 32 * 1024
+"""Bytes; a body beyond them is worth a thread."""
+
+MAX_PROBLEMS_NAMED = 3
+_STOPS_BYTES = MAX_STOPS_CHARS * 12
+_TOOLS_BYTES = 2**20
+_LOOKED_THROUGH = 2**20  # bytes; beyond, of a field that is given twice the last counts
+
+
+@dataclass(frozen=True, slots=True)
+class BodyReader:
+    """Turns bodies into requests, within the bounds of one server. Threads may share one."""
+
+    bounds: Bounds
+
+    def read(self, body: bytes | bytearray, content_type: str, kind: type[R]) -> R:
+        """Raises RequestError, which names the field."""
+        fields = self._decoded(_cut(body, content_type, kind), kind)
+        try:
+            return kind.model_validate(fields)
+        except ValidationError as error:
+            raise _request_error(error) from None
+
+    def _decoded(self, given: Mapping[str, Raw], kind: type[SamplingFields]) -> dict[str, Any]:
+        special: dict[str, Decode] = {
+            "messages": self._messages,
+            "prompt": self._prompt,
+            "stop": partial(_bounded, max_bytes=_STOPS_BYTES),
+            "stop_token_ids": partial(_bounded, max_bytes=MAX_ENVELOPE_BYTES),
+            "tools": partial(_bounded, max_bytes=_TOOLS_BYTES),
+            "tool_choice": partial(_bounded, max_bytes=MAX_ENVELOPE_BYTES),
+            "chat_template_kwargs": partial(_bounded, max_bytes=MAX_ENVELOPE_BYTES),
+        }
+        fields = {}
+        for name, cut in given.items():
+            raw = bytes(cut)
+            if name in kind.unsupported:
+                refuse_unsupported(name, raw, kind.unsupported[name])
+            else:
+                fields[name] = special.get(name, _scalar)(raw, name)
+        return fields
+
+    # -- prompts
+
+    def _prompt(self, raw: bytes, place: str) -> list[str] | list[np.ndarray]:
+        """A text, some texts, token ids, or some lists of token ids; always a list of prompts afterwards."""
+        first = raw[:1]
+        inner = raw[1:].lstrip()[:1] if first == b"[" else b""
+        if first == b'"':
+            return [self._text(raw, place)]
+        if inner == b'"':
+            self._check_count(_at_least_strings, raw, place)
+            texts: list[str] = _typed(raw, list[str], place, _NO_PROMPT)
+            for number, text in enumerate(texts):
+                self._check_chars(len(text), f"{place}[{number}]")
+            return texts
+        if inner == b"[":
+            self._check_count(_at_least_lists, raw, place)
+            lists = _typed(raw, list[Raw], place, _NO_PROMPT)
+            return [self._token_ids(bytes(ids), f"{place}[{number}]") for number, ids in enumerate(lists)]
+        if inner and inner in b"-0123456789":
+            return [self._token_ids(raw, place)]
+        raise _no_prompt(place)
+
+    def _token_ids(self, raw: bytes, place: str) -> np.ndarray:
+        """int32; the engine knows which ids the model has."""
+        count = raw.count(b",") + 1
+        if count > self.bounds.prompt_tokens:
+            raise too_long(place, f"{count} tokens", self.bounds)
+        ids = token_array(_typed(raw, list[int], place, _NO_PROMPT), place)
+        if len(ids) == 0:
+            raise RequestError(f"{place} is empty; give it at least one token", param=place, code="empty_array")
+        if ids.min() < 0 or ids.max() > INT32_MAX:
+            raise _no_token_id(place)
+        return ids.astype(np.int32)
+
+    def _check_count(self, at_least: Callable[[bytes, int], bool], raw: bytes, place: str) -> None:
+        if at_least(raw, self.bounds.choices + 1):
+            raise RequestError(
+                f"{place} has more than {self.bounds.choices} prompts, which is as many as can wait here; send several "
+                "requests",
+                param=place, code="array_above_max_length",
+            )  # fmt: skip
+
+    # -- texts
+
+    def _text(self, raw: bytes, place: str) -> str:
+        # No character takes more than 4 bytes, but those of escapes, each of which begins with a backslash.
+        if (len(raw) - 2 - 6 * raw.count(b"\\")) / 4 > self.bounds.prompt_chars:
+            raise too_long(place, f"{len(raw)} bytes", self.bounds)
+        text: str = _typed(raw, str, place)
+        self._check_chars(len(text), place)
+        return text
+
+    def _check_chars(self, chars: int, place: str) -> None:
+        if chars > self.bounds.prompt_chars:
+            raise too_long(place, f"{chars} characters", self.bounds)
+
+    # -- messages
+
+    def _messages(self, raw: bytes, place: str) -> object:
+        if not raw.startswith(b"["):
+            return _scalar(raw[:MAX_SCALAR_BYTES] if raw.startswith(b'"') else b"{}", place)  # of the wrong type
+        with _counting(self.bounds.prompt_tokens, _too_many_messages(self.bounds)):
+            cut = _typed(raw, list[_Message], place)
+        chars, nodes, messages = 0, 0, []
+        for number, message in enumerate(cut):
+            fields: dict[str, Any] = {}
+            where = f"{place}[{number}]"
+            for name in message.__struct_fields__:
+                value: Raw | UnsetType = getattr(message, name)
+                if value is UNSET:
+                    continue
+                content = bytes(value)
+                if name in ChatMessage.unsupported:
+                    refuse_unsupported(f"{where}.{name}", content, ChatMessage.unsupported[name])
+                elif name in ("content", "refusal"):
+                    text = fields[name] = self._content(content, f"{where}.{name}")
+                    chars += len(text) if isinstance(text, str) else 0
+                elif name == "tool_calls":
+                    nodes += _num_nodes(content)
+                    if nodes > MAX_NODES:
+                        raise _too_large(f"{where}.{name}", "the tool calls of all messages hold more than can be read")
+                    chars += len(content) // 12
+                    fields[name] = _typed(content, list[_ToolCall] | None, f"{where}.{name}")
+                else:
+                    fields[name] = _scalar(content, f"{where}.{name}")
+            if chars > self.bounds.prompt_chars:
+                raise too_long(place, f"more than {chars} characters", self.bounds)
+            messages.append(_validated(fields, where))
+        return messages
+
+    def _content(self, raw: bytes, place: str) -> object:
+        """Content parts become one text, joined by newlines as in vLLM; parts other than text are refused."""
+        if raw.startswith(b'"'):
+            return self._text(raw, place)
+        if not raw.startswith(b"["):
+            return _scalar(raw, place) if len(raw) < MAX_SCALAR_BYTES else {}
+        with _counting(self.bounds.prompt_tokens, _too_many_messages(self.bounds)):
+            parts = _typed(raw, list[_Part], place)
+        texts, chars = [], 0
+        for number, part in enumerate(parts):
+            kind = None if part.type is UNSET else _scalar(bytes(part.type), f"{place}[{number}].type")
+            if kind != "text":
+                raise RequestError(
+                    f"{place}: part {number} is of type {quoted(kind)}, but only parts of type 'text' are supported",
+                    param=place, code="unsupported_value",
+                )  # fmt: skip
+            if part.text is UNSET or not bytes(part.text).startswith(b'"'):
+                raise RequestError(f"{place}: part {number} has no text", param=place, code="invalid_type")
+            texts.append(self._text(bytes(part.text), place))
+            chars += len(texts[-1])
+            self._check_chars(chars, place)
+        return "\n".join(texts)
+
+
+def too_long(place: str, size: str, bounds: Bounds) -> RequestError:
+    """What is said of a text that cannot fit, whatever its tokens: as OpenAI does, of the whole prompt or messages."""
+    what = "the prompt has" if place == "prompt" else "the messages have" if place == "messages" else f"{place} has"
+    chars = "" if size.endswith("tokens") else f", which is {bounds.prompt_chars} characters at most"
+    return RequestError(
+        f"{what} {size}, but a request has at most {bounds.request_tokens} tokens here{chars}, "
+        "one of them at least for the output; shorten it",
+        param=place.partition("[")[0], code="context_length_exceeded",
+    )  # fmt: skip
+
+
+def token_array(ids: Sequence[int], place: str) -> np.ndarray:
+    """In pieces, so that other threads get their turn between them."""
+    try:
+        pieces = [np.array(ids[start : start + 65536], dtype=np.int64) for start in range(0, len(ids), 65536)]
+    except OverflowError:
+        raise _no_token_id(place) from None
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+
+
+def _no_token_id(place: str) -> RequestError:
+    return RequestError(f"{place} holds a number that is no token id", param=place, code="invalid_value")
+
+
+# -- the body as a whole
+
+
+def _cut(body: bytes | bytearray, content_type: str, kind: type[SamplingFields]) -> dict[str, Raw]:
+    """The JSON of each known field that is given."""
+    if not _is_json(content_type):
+        raise _invalid("send the body as JSON, with the header 'Content-Type: application/json'")
+    if not body:
+        raise _invalid("the request has no body; send a JSON object")
+    if body.startswith(b"\xef\xbb\xbf"):
+        raise _invalid("the request body begins with a byte order mark; send UTF-8 without it")
+    if (bad := bad_utf8(body)) is not None:
+        raise _broken_text(body, bad, "bytes that are not UTF-8")
+    try:
+        given = msgspec.json.decode(body, type=_body_type(kind))
+    except msgspec.ValidationError as error:
+        raise _invalid(f"the request body is no JSON object: {error}") from None
+    except msgspec.DecodeError as error:
+        if (lone := lone_surrogate(body)) is not None:
+            raise _broken_text(body, lone, "half of a surrogate pair") from None
+        raise _invalid(f"the request body is not valid JSON: {_lower(str(error))}") from None
+    except RecursionError:
+        raise _invalid("the request body is nested too deeply") from None
+    fields = {name: raw for name in given.__struct_fields__ if (raw := getattr(given, name)) is not UNSET}
+    for name in fields if len(body) <= _LOOKED_THROUGH else ():
+        if body.count(b'"%s"' % name.encode()) > 1 and repeated_name(body, name):
+            raise RequestError(f"{name} is given twice", param=name, code="duplicate_field")
+    return fields
+
+
+@cache
+def _body_type(kind: type[SamplingFields]) -> type[Struct]:
+    """The known names, so that nothing is built of any other."""
+    names = dict.fromkeys((*kind.model_fields, *kind.unsupported))
+    return msgspec.defstruct("Body", [(name, Raw | UnsetType, UNSET) for name in names])
+
+
+def _is_json(content_type: str) -> bool:
+    media = content_type.partition(";")[0].strip().lower()
+    return media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
+
+
+def _invalid(message: str) -> RequestError:
+    return RequestError(message, code="invalid_json")
+
+
+def _broken_text(body: bytes | bytearray, position: int, what: str) -> RequestError:
+    place = place_of(body, position)
+    where = f"{quoted_place(place)} holds" if place else "the request body holds"
+    return RequestError(
+        f"{where} {what}, at byte {position}; a text must be valid Unicode",
+        param=quoted_place(place), code="invalid_unicode",
+    )  # fmt: skip
+
+
+def quoted_place(place: str | None) -> str | None:
+    """Names come from clients."""
+    return place if place is None or len(place) <= 200 else place[:200] + "…"
+
+
+def _request_error(error: ValidationError) -> RequestError:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    named = [f"{join(problem['loc']) or 'body'}: {problem['msg']}" for problem in problems[:MAX_PROBLEMS_NAMED]]
+    if len(problems) > MAX_PROBLEMS_NAMED:
+        named.append(f"and {len(problems) - MAX_PROBLEMS_NAMED} more")
+    first = problems[0]
+    return RequestError("; ".join(named), param=join(first["loc"]) or None, code=_code(first["type"]))
+
+
+def _code(problem: str) -> str:
+    """OpenAI's code for a problem of pydantic's."""
+    if problem == "missing":
+        return "missing_required_parameter"
+    if problem.endswith(("_type", "_parsing")) or problem in ("int_from_float", "model_attributes_type"):
+        return "invalid_type"
+    return _CODES.get(problem, "invalid_value")
+
+
+_CODES = {
+    "too_long": "array_above_max_length",
+    "too_short": "empty_array",
+    "string_too_long": "string_above_max_length",
+    "string_too_short": "empty_string",
+    "literal_error": "unsupported_value",
+}
+
+
+# -- values
+
+
+def _scalar(raw: bytes, place: str) -> Any:
+    return _bounded(raw, place, max_bytes=MAX_SCALAR_BYTES)
+
+
+def _bounded(raw: bytes, place: str, *, max_bytes: int) -> Any:
+    """Any JSON within `max_bytes`, not too many values in it, and none nested too deeply."""
+    if len(raw) > max_bytes:
+        raise _too_large(place, f"it has {len(raw)} bytes, but at most {max_bytes} are read")
+    if _num_nodes(raw) > MAX_NODES:
+        raise _too_large(place, f"it holds more than {MAX_NODES} values")
+    value = _typed(raw, Any, place)
+    if _deeper_than(value, MAX_DEPTH):
+        raise _too_large(place, f"it is nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def _typed(raw: bytes, kind: Any, place: str, otherwise: str | None = None) -> Any:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        what, _, inner = str(error).partition(" - at `$")
+        where = place + inner.rstrip("`").replace("[...]", "")
+        if what == "Number out of range":
+            raise RequestError(f"{where}: the number is not finite", param=where, code="invalid_value") from None
+        raise RequestError(f"{where}: {otherwise or what}", param=where, code="invalid_type") from None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise RequestError(f"{place}: {_lower(str(error))[:200]}", param=place, code="invalid_value") from None
+    except RecursionError:
+        raise _too_large(place, "it is nested too deeply") from None
+
+
+def _validated(fields: dict[str, Any], place: str) -> ChatMessage:
+    try:
+        message = ChatMessage.model_validate(fields)
+        message.check(place)
+        return message
+    except ValidationError as error:
+        found = _request_error(error)
+        where = f"{place}.{found.param}" if found.param else place
+        said = str(found).replace(f"{found.param}: ", f"{where}: ", 1)
+        raise RequestError(said, param=where, code=found.code) from None
+
+
+def _too_large(place: str, why: str) -> RequestError:
+    return RequestError(f"{place} is too large: {why}", param=place, code="value_too_large")
+
+
+def _num_nodes(raw: bytes) -> int:
+    """At least as many as there are values in it."""
+    return raw.count(b",") + raw.count(b"[") + raw.count(b"{") + 1
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    layer = [value]
+    for _ in range(levels + 1):
+        layer = [
+            inner
+            for outer in layer
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not layer:
+            return False
+    return True
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+# -- counting without building: a text that has N members and a comma behind each of them has more than N
+
+
+@cache
+def _repeated(member: bytes, times: int) -> re.Pattern[bytes]:
+    return re.compile(rb"\[(?:\s*+" + member + rb"\s*+,){%d}+" % times, re.DOTALL)
+
+
+def _at_least_strings(raw: bytes, count: int) -> bool:
+    return _repeated(rb'"(?:[^"\\]++|\\.)*+"', count - 1).match(raw) is not None
+
+
+def _at_least_lists(raw: bytes, count: int) -> bool:
+    return _repeated(rb"\[[^\]]*+\]", count - 1).match(raw) is not None
+
+
+class _Count(threading.local):
+    left = 0
+    too_many: RequestError | None = None
+
+    def one(self) -> None:
+        self.left -= 1
+        if self.left < 0 and self.too_many is not None:
+            raise self.too_many
+
+
+_count = _Count()
+
+
+class _counting:
+    """While it is entered, structs that count themselves are refused beyond `limit`."""
+
+    def __init__(self, limit: int, too_many: RequestError) -> None:
+        self.limit = limit
+        self.too_many = too_many
+
+    def __enter__(self) -> None:
+        _count.left, _count.too_many = self.limit, self.too_many
+
+    def __exit__(self, *_: object) -> None:
+        _count.too_many = None
+
+
+class _Message(Struct, gc=False):
+    role: Raw | UnsetType = UNSET
+    content: Raw | UnsetType = UNSET
+    name: Raw | UnsetType = UNSET
+    tool_calls: Raw | UnsetType = UNSET
+    tool_call_id: Raw | UnsetType = UNSET
+    refusal: Raw | UnsetType = UNSET
+    audio: Raw | UnsetType = UNSET
+    function_call: Raw | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        _count.one()
+
+
+class _Part(Struct, gc=False):
+    type: Raw | UnsetType = UNSET
+    text: Raw | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        _count.one()
+
+
+class _CalledFunction(Struct, gc=False):
+    name: str
+    arguments: str
+
+
+class _ToolCall(Struct, gc=False):
+    function: _CalledFunction
+    id: str | None = None
+    type: str = "function"
+
+
+def _too_many_messages(bounds: Bounds) -> RequestError:
+    return RequestError(
+        f"messages has more than {bounds.prompt_tokens} messages or parts, but a request has at most "
+        f"{bounds.request_tokens} tokens here, one of them at least for the output; leave some out",
+        param="messages", code="context_length_exceeded",
+    )  # fmt: skip
+
+
+_NO_PROMPT = "must be a text, texts, token ids, or lists of token ids; and not empty"
+
+
+def _no_prompt(place: str) -> RequestError:
+    return RequestError(f"{place}: {_NO_PROMPT}", param=place, code="invalid_type")

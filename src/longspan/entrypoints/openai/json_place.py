@@ -1,0 +1,112 @@
+"""Where in a JSON document a byte lies, for errors: `messages[3].content`."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+
+_PIECE = 2**20
+_LONGEST_ESCAPE = 12
+_MAX_TOKENS = 100_000  # of a document beyond, the place is not looked for
+_TOKEN = re.compile(
+    rb'"(?P<string>(?:[^"\\]++|\\.)*+)(?P<end>"?)|(?P<open>[\[{])|(?P<close>[\]}])|[^"\[\]{}]++', re.DOTALL
+)
+_VALID_SURROGATES = re.compile(
+    rb"(?:[^\\]++|\\(?:[^u]|u(?![dD][89a-fA-F])|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]))*+", re.DOTALL
+)
+
+
+def lone_surrogate(document: bytes | bytearray) -> int | None:
+    """The byte at which half of an escaped surrogate pair begins, if one stands alone."""
+    end = 0
+    for limit in range(_PIECE, len(document) + _PIECE, _PIECE):  # in pieces, so that other threads get their turn
+        match = _VALID_SURROGATES.match(document, end, limit)
+        end = match.end() if match else end
+        if end < min(limit, len(document)) - _LONGEST_ESCAPE:
+            break
+    return end if document[end : end + 2] == b"\\u" else None
+
+
+def bad_utf8(document: bytes | bytearray) -> int | None:
+    """The first byte that is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(document), _PIECE):
+        kept = len(decoder.getstate()[0])
+        try:
+            decoder.decode(document[start : start + _PIECE], final=start + _PIECE >= len(document))
+        except UnicodeDecodeError as error:
+            return start - kept + error.start
+    return None
+
+
+def place_of(document: bytes | bytearray, position: int) -> str | None:
+    """The field around the byte at `position`, or None: it is in a name, or in no field, or hard to find."""
+    path: list[str | int] = []  # of each open container, the name or index of the member that is being read
+    name: str | None = None
+    for number, token in enumerate(_TOKEN.finditer(document)):
+        if number > _MAX_TOKENS:
+            return None
+        if token["string"] is not None:
+            is_name = bool(path) and path[-1] == ""
+            if token.start() <= position < token.end() or not token["end"]:
+                return None if is_name else _read(path)
+            if is_name:
+                name = _unquoted(token["string"])
+                path[-1] = name
+        elif token["open"] is not None:
+            path.append("" if token["open"] == b"{" else 0)
+        elif token["close"] is not None:
+            if path:
+                path.pop()
+        else:
+            commas = token[0].count(b",")
+            if token.start() <= position < token.end():
+                commas = document.count(b",", token.start(), position)
+                if path and isinstance(path[-1], int):
+                    path[-1] += commas
+                return _read(path)
+            if commas and path:
+                last = path[-1]
+                path[-1] = last + commas if isinstance(last, int) else ""
+    return None
+
+
+def _unquoted(string: bytes) -> str:
+    try:
+        name = json.loads(b'"' + string + b'"')
+    except ValueError:
+        return "?"
+    return str(name) or "?"
+
+
+def _read(path: list[str | int]) -> str | None:
+    return join(path) or None
+
+
+def join(path: list[str | int] | tuple[str | int, ...]) -> str:
+    """("messages", 0, "content") reads messages[0].content."""
+    place = ""
+    for part in path:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part
+    return place
+
+
+def repeated_name(document: bytes | bytearray, name: str) -> bool:
+    """Whether an object has two members of this name. Very many members are not looked through."""
+    depth, seen = 0, 0
+    expects_name = True
+    for number, token in enumerate(_TOKEN.finditer(document)):
+        if number > _MAX_TOKENS:
+            return False
+        if token["string"] is not None:
+            if depth == 1 and expects_name:
+                seen += _unquoted(token["string"]) == name
+                expects_name = False
+        elif token["open"] is not None:
+            depth += 1
+        elif token["close"] is not None:
+            depth -= 1
+        elif depth == 1 and b"," in token[0]:
+            expects_name = True
+    return seen > 1
