@@ -1,5 +1,6 @@
-"""`python -m longspan`."""
+"""`python -m longspan` is the command `longspan`."""
 
 from longspan.entrypoints.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

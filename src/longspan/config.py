@@ -5,7 +5,6 @@ Measured facts (cost models, machine profiles) live elsewhere.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,6 +18,10 @@ ExecutorName = Literal["multiproc", "inproc"]
 TransportName = Literal["auto", "shared_memory", "gloo", "nccl"]
 
 DEFAULT_MODEL = "smollm2-135m"
+MOST_DEVICES = 4096
+_MOST = 2**31 - 1  # of anything that is counted: it travels as an int32 somewhere
+_MOST_SECONDS = 1e9
+_MOST_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +73,10 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         for name in ("num_instances", "pp", "kv_tokens", "max_waiting", "max_batch_tokens", "max_batch_requests",
                      "min_tokens_per_instance", "max_requests_per_master", "chunk_size"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("decode_headroom", self.decode_headroom, 0)
+            _check_count(name, getattr(self, name))
+        _check_count("decode_headroom", self.decode_headroom, low=0)
         if self.kvp_tokens_per_shard is not None:
-            _at_least("kvp_tokens_per_shard", self.kvp_tokens_per_shard, 1)
+            _check_count("kvp_tokens_per_shard", self.kvp_tokens_per_shard)
         check_service_defaults(self.ttft_slo_factor, self.ttft_slo_floor_s, self.tpot_slo_s)
         if not 0.0 < self.max_fixed_share < 1.0:
             raise ConfigError(f"max_fixed_share is {self.max_fixed_share}, but must lie between 0 and 1")
@@ -136,18 +139,26 @@ class EngineConfig:
     stall_after_s: float = 60.0
 
     def __post_init__(self) -> None:
-        _at_least("instances", self.instances, 1)
-        _at_least("tp", self.tp, 1)
-        _at_least("pp", self.pp, 1)
+        if not self.model.strip():
+            raise ConfigError("model is empty; `longspan models` lists names, and a folder or .gguf file will do")
+        if self.served_model_name is not None:
+            _check_name("served_model_name", self.served_model_name)
+        for name in ("instances", "tp", "pp", "max_waiting", "max_batch_tokens", "max_requests_per_master",
+                     "chunk_size"):
+            _check_count(name, getattr(self, name))
+        if self.world_size > MOST_DEVICES:
+            raise ConfigError(
+                f"instances {self.instances}, pp {self.pp} and tp {self.tp} make {self.world_size} devices, but there "
+                f"may be at most {MOST_DEVICES}"
+            )
         if self.pp_layers is not None and (len(self.pp_layers) != self.pp or min(self.pp_layers) < 1):
             raise ConfigError(
                 f"pp_layers is {self.pp_layers}, but must name at least 1 layer for each of {self.pp} stages"
             )
-        _at_least("chunk_size", self.chunk_size, 1)
         check_service_defaults(self.ttft_slo_factor, self.ttft_slo_floor_s, self.tpot_slo_s)
         for name in ("max_model_len", "kv_tokens", "threads_per_device", "kvp_tokens_per_shard"):
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
+                _check_count(name, getattr(self, name))
         for name, value, allowed in (("dtype", self.dtype, DType), ("device", self.device, Device),
                                      ("quantization", self.quantization, Quantization),
                                      ("executor", self.executor, ExecutorName),
@@ -155,8 +166,7 @@ class EngineConfig:
             if value not in get_args(allowed):
                 raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(get_args(allowed))}")
         for name in ("worker_timeout_s", "stall_after_s"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but must be a number of seconds above 0")
+            check_seconds(name, getattr(self, name))
 
     @property
     def world_size(self) -> int:
@@ -166,13 +176,27 @@ class EngineConfig:
 
 def check_service_defaults(ttft_slo_factor: float, ttft_slo_floor_s: float, tpot_slo_s: float) -> None:
     """Raises ConfigError."""
-    if not 1.0 <= ttft_slo_factor < math.inf:
+    if not 1.0 <= ttft_slo_factor <= _MOST_SECONDS:
         raise ConfigError(f"ttft_slo_factor is {ttft_slo_factor}, but no prompt takes less than 1 times its time alone")
-    for name, seconds in (("ttft_slo_floor_s", ttft_slo_floor_s), ("tpot_slo_s", tpot_slo_s)):
-        if not 0.0 < seconds < math.inf:
-            raise ConfigError(f"{name} is {seconds}, but must be a number of seconds above 0")
+    check_seconds("ttft_slo_floor_s", ttft_slo_floor_s)
+    check_seconds("tpot_slo_s", tpot_slo_s)
 
 
-def _at_least(name: str, value: int, low: int) -> None:
+def check_seconds(name: str, seconds: float) -> None:
+    """Raises ConfigError unless a clock can count so many, and at least some."""
+    if not 0.0 < seconds <= _MOST_SECONDS:
+        raise ConfigError(f"{name} is {seconds}, but must be a number of seconds above 0, at most {_MOST_SECONDS:g}")
+
+
+def _check_count(name: str, value: int, low: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} is {value!r}, but must be a whole number")
     if value < low:
         raise ConfigError(f"{name} is {value}, but must be at least {low}")
+    if value > _MOST:
+        raise ConfigError(f"{name} is {value}, but must be at most {_MOST}")
+
+
+def _check_name(name: str, text: str) -> None:
+    if not text.strip() or not text.isprintable() or len(text) > _MOST_CHARS:
+        raise ConfigError(f"{name} is {text!r}, but must be 1 to {_MOST_CHARS} characters that can be printed")

@@ -40,6 +40,10 @@ class EngineDeadError(LongspanError):
     """A worker died or hangs: running requests failed, and new ones are refused (HTTP 503)."""
 
 
+class ModelOutputError(LongspanError):
+    """The model gave nothing that a token could be chosen from: its logits are not finite (HTTP 500)."""
+
+
 class EngineDrainingError(LongspanError):
     """The server is shutting down: running requests finish, new ones are refused (HTTP 503)."""
 

@@ -89,7 +89,7 @@ class EngineStats:
     """A snapshot for gauges.
 
     num_batches, model_seconds: batches done since the start, and the time that their slowest instances spent inside
-    the model.
+    the model. num_bad_logits: requests that ended since the model's logits were not finite.
     """
 
     num_running: int
@@ -102,3 +102,4 @@ class EngineStats:
     num_batches: int = 0
     model_seconds: float = 0.0
     num_migrations: int = 0
+    num_bad_logits: int = 0

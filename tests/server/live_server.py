@@ -7,11 +7,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import uvicorn
+import uvloop
 
 from longspan.entrypoints.bind import bind
+from longspan.entrypoints.http_protocol import ConnectionLimits
+from longspan.entrypoints.http_server import HTTPServer
 from longspan.entrypoints.openai.app import create_app
-from longspan.entrypoints.serve import HTTPServer
 from longspan.entrypoints.server_config import ServerConfig
 from tests.server.fake_engine import FakeEngine
 
@@ -24,17 +25,21 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(engine: FakeEngine | None = None, **settings: object) -> Iterator[LiveServer]:
+def live_server(
+    engine: FakeEngine | None = None, *, limits: ConnectionLimits | None = None, **settings: object
+) -> Iterator[LiveServer]:
     engine = engine or FakeEngine()
     config = ServerConfig(port=0, **settings)  # type: ignore[arg-type]
     started = threading.Event()
     sock = bind(config.host, config.port)
     app = create_app(engine, config)
-    server = HTTPServer(
-        uvicorn.Config(app, ws="none", lifespan="off", log_config=None),
-        on_started=started.set,
-    )
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])), daemon=True)
+    server = HTTPServer(app, started.set, limits)
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(server.serve(sockets=[sock]))
+
+    thread = threading.Thread(target=run, daemon=True)
     port = sock.getsockname()[1]
     thread.start()
     assert started.wait(30)

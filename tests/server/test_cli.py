@@ -100,7 +100,7 @@ def test_another_file(started: Started, monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[serve]\ninstnaces = 2", "unknown setting instnaces; these are known: chunk-size, device, "),
+        ("[serve]\ninstnaces = 2", "unknown setting instnaces; these are known: "),
         ("[serve]\nconfig = 'x'", "unknown setting config"),
         ("[server]\nport = 2", "unknown server; everything goes into the table [serve]"),
         ("port = 2", "unknown port"),

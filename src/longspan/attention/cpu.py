@@ -92,13 +92,11 @@ class _Bucket:
     def __init__(self, segments: Sequence[PagedSegment]) -> None:
         self.rows = torch.tensor([s.start for s in segments])
         lengths_B = torch.tensor([len(s.slots) for s in segments])
-        self.keys = _Keys(
-            segments[0].slots
-            if len(segments) == 1
-            else torch.nn.utils.rnn.pad_sequence([s.slots for s in segments], batch_first=True).flatten()
-        )
         self.longest = int(lengths_B.max())
         positions_S = torch.arange(self.longest)
+        # Padded with a slot of one's own: a weight of 0 does not help against NaN in another request's.
+        slots = [s.slots[positions_S.clamp(max=len(s.slots) - 1)] for s in segments]
+        self.keys = _Keys(segments[0].slots if len(segments) == 1 else torch.cat(slots))
         padding_BS = positions_S >= lengths_B[:, None]
         self.padding_B1S = padding_BS[:, None, :] if bool(padding_BS.any()) else None
 

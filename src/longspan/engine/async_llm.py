@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +23,11 @@ from longspan.engine.detokenizer import Detokenizer, OutputProcessor
 from longspan.engine.engine_core import EngineCore
 from longspan.engine.episodes import estimate_cost_model
 from longspan.engine.fingerprint import fingerprint
+from longspan.engine.preflight import check_model, check_settings
 from longspan.engine.protocol import TokenIds
 from longspan.engine.request import EngineRequest
 from longspan.engine.tokenizer import Tokenizer
 from longspan.errors import (
-    ConfigError,
     EngineDeadError,
     EngineDrainingError,
     LongspanError,
@@ -38,6 +38,7 @@ from longspan.metrics.event_log import EventLogWriter
 from longspan.models.catalog import resolve_model
 from longspan.models.config import load_model_config
 from longspan.outputs import EngineStats, RequestOutput, RequestTimes
+from longspan.phases import OnPhase, Phase, ignore
 from longspan.sampling_params import SamplingParams
 from longspan.sib import Deployment, read_sib
 from longspan.worker.messages import Reply, WorkerSpec
@@ -75,17 +76,25 @@ class AsyncLLM:
         self._watching: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, config: EngineConfig, policy: Policy | None = None) -> AsyncLLM:
-        """Load the model on all instances. `policy`: one of your own, instead of the named one.
+    async def start(
+        cls, config: EngineConfig, policy: Policy | None = None, on_phase: OnPhase = ignore
+    ) -> AsyncLLM:
+        """Load the model on all instances.
 
-        Raises ConfigError, ModelError, EngineDeadError.
+        policy: one of your own, instead of the named one. on_phase: hears how far the start is.
+
+        Raises ConfigError, ModelError, EngineDeadError; what can be known beforehand is refused before anything is
+        fetched or loaded.
         """
+        begun = time.monotonic()
         policy = policy if policy is not None else create_policy(config.policy)
+        check_settings(config, policy)
         sib = read_sib(config.sib) if config.sib is not None else None
-        model = await asyncio.to_thread(resolve_model, config.model)
+        model = await asyncio.to_thread(resolve_model, config.model, on_phase)
+        on_phase(Phase(f"reading the configuration of {model.name}"))
         model_config = load_model_config(model.path)
-        max_model_len = _max_model_len(config, model_config.max_model_len)
-        _check_stages(config, model_config.num_layers)
+        check_model(config, policy, model, model_config)
+        max_model_len = config.max_model_len or model_config.max_model_len
         specs = [
             WorkerSpec(
                 model_path=str(model.path), instance=instance, stage=stage, tp_rank=tp_rank,
@@ -126,12 +135,13 @@ class AsyncLLM:
         try:
             tokenizer_loading = asyncio.to_thread(Tokenizer.load, model)
             device, tokenizer = await asyncio.gather(
-                asyncio.to_thread(executor.start, on_reply, on_failure), tokenizer_loading
+                asyncio.to_thread(executor.start, on_reply, on_failure, on_phase), tokenizer_loading
             )
             deployment = describe_deployment(config, model.name, model_config, device)
             if sib is not None and config.sib is not None:
                 sib.require(deployment, config.sib)
             kv_tokens = _kv_tokens(config, max_model_len, device)
+            on_phase(Phase(f"allocating KV for {kv_tokens} tokens on each instance"))
             await asyncio.to_thread(executor.allocate_kv, kv_tokens)
             scheduler_config = SchedulerConfig(
                 num_instances=config.instances,
@@ -151,6 +161,7 @@ class AsyncLLM:
             served = config.served_model_name or model.name
             cost_model = sib.cost_model if sib is not None else None
             if cost_model is None and policy.needs_cost_model:
+                on_phase(Phase("measuring the machine's speed"))
                 prober = EpisodePolicy()
                 probe = assemble(scheduler_config, prober, None)
                 cost_model = await estimate_cost_model(probe, prober, deployment.model_shape)
@@ -160,7 +171,7 @@ class AsyncLLM:
                 )  # fmt: skip
             engine = assemble(scheduler_config, policy, cost_model, config.event_log)
         except BaseException:
-            await asyncio.to_thread(executor.close)
+            await _to_its_end(executor.close)
             raise
         engine.fingerprint = await asyncio.to_thread(fingerprint, model.path, deployment)
         engine._watching = loop.create_task(engine._watch())
@@ -169,6 +180,12 @@ class AsyncLLM:
             model.name, config.instances, "+".join(map(str, device.pp_layers)), config.tp, device.device, device.dtype,
             kv_tokens, max_model_len,
         )  # fmt: skip
+        if engine.request_limit < max_model_len:
+            logger.warning(
+                "a request may have up to %d tokens, prompt and output together, though the context is %d: that is %s; "
+                "more --kv-tokens take longer ones", engine.request_limit, max_model_len, engine._room().rstrip(","),
+            )  # fmt: skip
+        on_phase(Phase(f"ready in {time.monotonic() - begun:.1f} s", is_last=True))
         return engine
 
     # -- requests -------------------------------------------------------------------------------------------------
@@ -339,26 +356,24 @@ class AsyncLLM:
             self._watching.cancel()
         self.core.on_dead = lambda: None
         self.core.fail("the engine was closed")
-        await asyncio.to_thread(self.executor.close)
+        await _to_its_end(self.executor.close)
         if self.core.event_log is not None:
             self.core.event_log.close()
 
 
-def _max_model_len(config: EngineConfig, model_limit: int) -> int:
-    if config.max_model_len is None:
-        return model_limit
-    if config.max_model_len > model_limit:
-        raise ConfigError(
-            f"max_model_len is {config.max_model_len}, but the model was made for {model_limit} tokens"
-        )
-    return config.max_model_len
-
-
-def _check_stages(config: EngineConfig, num_layers: int) -> None:
-    if config.pp > num_layers:
-        raise ConfigError(f"pp is {config.pp}, but the model has only {num_layers} layers")
-    if config.pp_layers is not None and sum(config.pp_layers) != num_layers:
-        raise ConfigError(f"pp_layers adds up to {sum(config.pp_layers)}, but the model has {num_layers} layers")
+async def _to_its_end(work: Callable[[], None]) -> None:
+    """Done in a thread, however often the caller is cancelled meanwhile: workers that were not ended would keep the
+    process for ever."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 def _kv_tokens(config: EngineConfig, max_model_len: int, device: DeviceInfo) -> int:

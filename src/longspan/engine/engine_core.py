@@ -32,7 +32,14 @@ from longspan.core.scheduler import Scheduler
 from longspan.engine.detokenizer import Detokenizer
 from longspan.engine.request import EngineRequest
 from longspan.engine.watchdog import Watchdog
-from longspan.errors import EngineDeadError, LongspanError, QueueFullError, RequestError, RequestFailedError
+from longspan.errors import (
+    EngineDeadError,
+    LongspanError,
+    ModelOutputError,
+    QueueFullError,
+    RequestError,
+    RequestFailedError,
+)
 from longspan.executor.base import Executor
 from longspan.metrics.event_log import EventLogWriter
 from longspan.outputs import EngineStats, PositionLogprobs, RequestOutput, TokenLogprob
@@ -66,6 +73,7 @@ class _RunningBatch:
     missing: set[int]
     in_first_stage: set[int]
     tokens: dict[str, SampledToken] = field(default_factory=dict)
+    not_finite: set[str] = field(default_factory=set)
     model_s: float = 0.0
 
 
@@ -103,6 +111,7 @@ class EngineCore:
         self.error: str | None = None
         self.num_batches = 0
         self.model_seconds = 0.0
+        self.num_bad_logits = 0
         self._resting_since: float | None = None  # requests are alive, and nothing runs
 
     # -- requests -------------------------------------------------------------------------------------------------
@@ -165,6 +174,7 @@ class EngineCore:
             kv_tokens_used_by_instance=scheduler.kv_tokens_used,
             num_batches=self.num_batches,
             model_seconds=self.model_seconds,
+            num_bad_logits=self.num_bad_logits,
         )
 
     # -- the executor's news --------------------------------------------------------------------------------------
@@ -236,6 +246,7 @@ class EngineCore:
         running = self.running[done.batch_id]
         running.missing.discard(done.instance)
         running.tokens.update(done.tokens)
+        running.not_finite.update(done.not_finite)
         running.model_s = max(running.model_s, done.model_s)
         if running.missing:
             return
@@ -255,6 +266,10 @@ class EngineCore:
             request = self.requests.get(segment.request_id)
             if request is None:  # aborted, or ended with the batch before
                 outputs.append(TokenOutput(segment.request_id))
+                continue
+            if segment.request_id in running.not_finite:
+                outputs.append(TokenOutput(segment.request_id, "abort"))
+                news.append((request, self._without_token(request, now)))
                 continue
             token = running.tokens[segment.request_id]
             try:
@@ -287,6 +302,19 @@ class EngineCore:
             finish_reason=delta.finish_reason,
             stop_reason=delta.stop_reason,
         )
+
+    def _without_token(self, request: EngineRequest, now: float) -> ModelOutputError:
+        """End a request whose logits are not finite."""
+        request.times.finished = now
+        del self.requests[request.request_id]
+        self.num_bad_logits += 1
+        message = (
+            f"the model's logits for token {len(request.output_token_ids) + 1} of the answer are not finite, so none "
+            "can be chosen; other prompts are served as before (if it happens often, the weights are damaged, or need "
+            "--dtype float32)"
+        )
+        logger.warning("request %s: %s", request.request_id, message)
+        return ModelOutputError(message)
 
     def _logprobs(self, token_id: int, sampled: SampledLogprobs, text_offset: int) -> tuple[PositionLogprobs, ...]:
         raw = self.detokenizer.token_bytes

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import fields
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,8 +18,10 @@ from rich.progress import Progress
 from longspan.config import DEFAULT_MODEL, EngineConfig
 from longspan.core.policies.base import Policy
 from longspan.engine.async_llm import AsyncLLM
+from longspan.engine.phase_display import shown_phases
 from longspan.errors import ConfigError
 from longspan.outputs import Completion, EngineStats, PositionLogprobs
+from longspan.phases import OnPhase
 from longspan.sampling_params import SamplingParams
 
 T = TypeVar("T")
@@ -28,25 +31,31 @@ Prompt = str | Sequence[int]
 class LLM:
     """A model on elastic instances, in this program. Also a context manager; `close` ends the workers.
 
-    settings: the fields of `EngineConfig`. policy: a name, or a policy of your own.
+    settings: the fields of `EngineConfig`. policy: a name, or a policy of your own. on_phase: hears how far the start
+    is; without one, a terminal shows it.
 
     Example:
         llm = LLM("smollm2-135m", instances=2)
         print(llm.generate(["The capital of France is"], SamplingParams(max_tokens=8))[0].text)
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, *, policy: str | Policy | None = None, **settings: Any) -> None:
+    def __init__(
+        self, model: str = DEFAULT_MODEL, *, policy: str | Policy | None = None, on_phase: OnPhase | None = None,
+        **settings: Any,
+    ) -> None:  # fmt: skip
         known = {f.name for f in fields(EngineConfig)}
         if unknown := sorted(set(settings) - known):
             raise ConfigError(f"unknown settings {', '.join(unknown)}; there are {', '.join(sorted(known))}")
         if isinstance(policy, str):
             settings["policy"], policy = policy, None
+        config = EngineConfig(model=model, **settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
         self._ids = 0
         try:
-            self.engine = self._call(AsyncLLM.start(EngineConfig(model=model, **settings), policy))
+            with nullcontext(on_phase) if on_phase else shown_phases(say=None) as told:
+                self.engine = self._call(AsyncLLM.start(config, policy, told))
         except BaseException:
             self._stop_loop()
             raise

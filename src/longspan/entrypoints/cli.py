@@ -93,6 +93,10 @@ def serve(
         server.max_body_mb: Largest request body, MiB; more gets status 413.
         server.body_budget_mb: All bodies being received or decoded, MiB; more gets status 503. By default four times
             the largest.
+        server.max_header_kb: Largest request line and headers, KiB; more gets status 431.
+        server.header_timeout_s: How long the headers of a request may take to come; then status 408.
+        server.body_timeout_s: How long a body may make no progress; then status 408.
+        server.max_connections: Connections at once; a new one takes the place of the longest idle, or gets status 503.
         server.drain_timeout_s: How long running requests may go on after SIGTERM or Ctrl-C.
         server.keep_alive_s: A silent stream gets a comment this often, so that proxies keep it; 0 is never.
         server.dead_linger_s: How long a server whose engine has died answers 503 before it exits with status 1.

@@ -20,7 +20,10 @@ from rich.table import Table
 from longspan.config import EngineConfig
 from longspan.core.batch_shape import BatchShape
 from longspan.core.cost_model import Chunk
+from longspan.engine.phase_display import shown_phases
 from longspan.errors import ConfigError
+from longspan.files import check_writable
+from longspan.phases import OnPhase
 from longspan.profiler.check import Check, check_predictions
 from longspan.profiler.measure import Measured, Report
 from longspan.profiler.profile import check, profile
@@ -43,16 +46,17 @@ class Output:
             from longspan.profiler.plot import require_matplotlib
 
             require_matplotlib()  # before minutes of measuring, not after
+            check_writable(self.plot)
 
 
 def write_profile(settings: dict[str, Any], out: Path, budget: str, output: Output) -> int:
     """Measure, fit, and write the file. settings: fields of `EngineConfig`."""
     seconds = parse_seconds(budget)
     _warn_if_busy()
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"{out} cannot be written: there is no folder {out.parent}")
-    with _progress(seconds) as report:
-        sib = asyncio.run(profile(EngineConfig(**settings), seconds, report))
+    check_writable(out)
+    config = EngineConfig(**settings)
+    with _progress(seconds) as (report, on_phase):
+        sib = asyncio.run(profile(config, seconds, report, on_phase))
     write_sib(sib, out)
     fitted = check_predictions(sib.cost_model, sib.measurements)
     if output.json:
@@ -74,8 +78,8 @@ def check_profile(settings: dict[str, Any], path: Path, budget: str, output: Out
     sib = read_sib(path)
     config = EngineConfig(**{**_settings_of(sib.deployment), **settings})
     _warn_if_busy()
-    with _progress(seconds) as report:
-        result = asyncio.run(check(config, sib, path, seconds, report))
+    with _progress(seconds) as (report, on_phase):
+        result = asyncio.run(check(config, sib, path, seconds, report, on_phase))
     if output.json:
         _print_json({"file": str(path), **_as_json(sib, result)})
     else:
@@ -111,10 +115,17 @@ def _warn_if_busy() -> None:
 
 
 @contextmanager
-def _progress(budget_s: float) -> Iterator[Report]:
-    """A bar on a terminal; elsewhere a line for each group. Both on standard error: standard output is the result's."""
+def _progress(budget_s: float) -> Iterator[tuple[Report, OnPhase]]:
+    """A bar on a terminal; elsewhere a line for each phase of the engine's start and each group of measurements.
+
+    Both on standard error: standard output is the result's.
+    """
     if not sys.stderr.isatty():
-        yield lambda measured: print(f"{measured.seconds:6.1f} s  {measured.text}", file=sys.stderr, flush=True)
+        with shown_phases() as on_phase:
+            yield (
+                lambda measured: print(f"{measured.seconds:6.1f} s  {measured.text}", file=sys.stderr, flush=True),
+                on_phase,
+            )
         return
     columns = (BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -123,7 +134,7 @@ def _progress(budget_s: float) -> Iterator[Report]:
         def show(measured: Measured) -> None:
             bar.update(task, completed=min(measured.seconds, budget_s), description=measured.text)
 
-        yield show
+        yield show, lambda phase: bar.update(task, description=phase.text)
 
 
 def _print_coefficients(sib: ScalingInformationBase) -> None:

@@ -13,15 +13,16 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 import uvicorn
 import uvloop
 
 from longspan.config import EngineConfig
+from longspan.engine.phase_display import shown_phases
 from longspan.engine.protocol import EngineClient
 from longspan.entrypoints.bind import bind, bind_error
+from longspan.entrypoints.http_server import HTTPServer
 from longspan.entrypoints.openai.app import create_app
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.errors import LongspanError
@@ -33,8 +34,6 @@ Announce = Callable[[EngineClient, str], None]
 
 ENGINE_DIED = 1
 STOPPED_BY_SIGNAL = 128
-SLOW_READERS_S = 5  # how long finished answers may take to reach their clients
-IDLE_CONNECTION_S = 30
 
 
 def serve(
@@ -118,19 +117,7 @@ class Service:
         url = f"http://{_client_host(self.config.host)}:{self.sock.getsockname()[1]}"
         announce = self.announce
         self.server = HTTPServer(
-            uvicorn.Config(
-                create_app(engine, self.config),
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                log_level="debug" if self.config.log_level == "debug" else "warning",
-                server_header=False,
-                timeout_keep_alive=IDLE_CONNECTION_S,
-                timeout_graceful_shutdown=SLOW_READERS_S,
-            ),
-            on_started=lambda: announce(engine, url) if announce else None,
+            create_app(engine, self.config), on_started=lambda: announce(engine, url) if announce else None
         )
         try:
             await self.server.serve(sockets=[self.sock])
@@ -161,26 +148,11 @@ class Service:
             server.should_exit = True
 
 
-class HTTPServer(uvicorn.Server):
-    """Leaves signals to `Service`; uvicorn would raise SIGTERM again after a clean stop, like a crash."""
-
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self.on_started = on_started
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.on_started()
-
-
 async def _start_engine(config: EngineConfig) -> EngineClient:
     from longspan.engine.async_llm import AsyncLLM
 
-    return await AsyncLLM.start(config)
+    with shown_phases(logger.info) as on_phase:
+        return await AsyncLLM.start(config, on_phase=on_phase)
 
 
 def _client_host(host: str) -> str:

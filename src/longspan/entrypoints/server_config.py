@@ -18,6 +18,11 @@ class ServerConfig:
     max_body_mb: largest request body, in MiB; longer ones get status 413.
     body_budget_mb: all request bodies that are being received or decoded, together, in MiB; by default four times the
         largest. What would exceed it gets status 503 before it is read.
+    max_header_kb: request line and headers of a request, in KiB; longer ones get status 431.
+    header_timeout_s: how long a connection may take until the headers of a request are complete; then status 408.
+    body_timeout_s: how long a request's body may make no progress; then status 408.
+    max_connections: how many at once. The longest idle makes room for a new one; if none is idle, the new one gets
+        status 503.
     drain_timeout_s: how long running requests may go on after SIGTERM or SIGINT.
     keep_alive_s: a stream that is silent for so long (a long prefill, a pause) gets an SSE comment, so that
         proxies keep it open; 0 sends none.
@@ -28,6 +33,10 @@ class ServerConfig:
     port: int = 8000
     max_body_mb: float = 64.0
     body_budget_mb: float | None = None
+    max_header_kb: int = 64
+    header_timeout_s: float = 30.0
+    body_timeout_s: float = 30.0
+    max_connections: int = 2048
     drain_timeout_s: float = 60.0
     keep_alive_s: float = 15.0
     dead_linger_s: float = 5.0
@@ -47,6 +56,13 @@ class ServerConfig:
                             ("dead_linger_s", self.dead_linger_s)):
             if not 0 <= value < float("inf"):
                 raise ConfigError(f"{name} is {value}, but must be at least 0")
+        for name, value in (("header_timeout_s", self.header_timeout_s), ("body_timeout_s", self.body_timeout_s)):
+            if not 0 < value < float("inf"):
+                raise ConfigError(f"{name} is {value}, but must be above 0")
+        if not 1 <= self.max_header_kb <= 1024:
+            raise ConfigError(f"max_header_kb is {self.max_header_kb}, but must lie in [1, 1024]")
+        if self.max_connections < 1:
+            raise ConfigError(f"max_connections is {self.max_connections}, but must be at least 1")
         if self.log_level not in get_args(LogLevel):
             allowed = ", ".join(get_args(LogLevel))
             raise ConfigError(f"log_level is {self.log_level!r}, but must be one of {allowed}")

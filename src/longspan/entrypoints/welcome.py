@@ -24,7 +24,7 @@ def print_welcome(engine: EngineClient, url: str) -> None:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": _QUESTION}], "temperature": 0})
     console.print(
         f"[bold green]Longspan[/] serves [bold]{model}[/] at [bold]{url}/v1[/]: "
-        f"{config.instances} instances, context up to {engine.max_model_len} tokens, "
+        f"{_plural(config.instances, 'instance')}, requests of up to {engine.request_limit} tokens, "
         f"{engine.total_kv_tokens} KV tokens in all.\n"
     )
     for title, text in (
@@ -38,9 +38,16 @@ def print_welcome(engine: EngineClient, url: str) -> None:
     console.print("[dim]Ctrl-C finishes the running requests and stops; twice stops at once.[/]")
 
 
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _command() -> str:
     """How this shell would call us: by name if that is on its path."""
-    return "longspan" if shutil.which("longspan") else os.path.relpath(sys.argv[0])
+    if shutil.which("longspan"):
+        return "longspan"
+    called = os.path.relpath(sys.argv[0])
+    return f"{os.path.relpath(sys.executable)} -m longspan" if called.endswith(".py") else called
 
 
 def _python(url: str, model: str) -> str:

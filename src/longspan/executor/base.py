@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from longspan.phases import OnPhase, ignore
 from longspan.worker.messages import Command, Ready, Reply, WorkerSpec
 
 
@@ -38,7 +39,9 @@ class Executor(Protocol):
     carries nothing any more.
     """
 
-    def start(self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None]) -> DeviceInfo:
+    def start(
+        self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None], on_phase: OnPhase = ignore
+    ) -> DeviceInfo:
         """Start all workers and load the model. Raises ModelError or EngineDeadError."""
         ...
 

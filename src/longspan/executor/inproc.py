@@ -10,9 +10,12 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
-from longspan.errors import EngineDeadError
+from longspan.errors import EngineDeadError, LongspanError
 from longspan.executor.base import DeviceInfo
+from longspan.executor.workers_loading import WorkersLoading
+from longspan.phases import OnPhase, ignore
 from longspan.worker.messages import (
     AllocateKV,
     Command,
@@ -39,20 +42,24 @@ class InprocExecutor:
         self.threads: list[threading.Thread] = []
         self.failed = threading.Event()
 
-    def start(self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None]) -> DeviceInfo:
+    def start(
+        self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None], on_phase: OnPhase = ignore
+    ) -> DeviceInfo:
         # torch comes with the workers, not with the executor.
         from longspan.distributed.local import LocalTensorParallel, LocalTransport, LocalWorld
         from longspan.worker.stages import measured_stages
         from longspan.worker.worker import Worker, failure_message
 
         self.on_reply, self.on_failure = on_reply, on_failure
+        loading = WorkersLoading(self.per_instance, on_phase)
         if self.specs[0].pp > 1 and self.specs[0].pp_layers is None:
             layers = measured_stages(self.specs[0]).pp_layers
             self.specs = [replace(spec, pp_layers=layers) for spec in self.specs]
         self.world = LocalWorld(len(self.specs), self.specs[0].tp)
         shared: list[Worker] = []  # the first instance's workers, whose weights all others use
         for spec in self.specs[: self.per_instance]:
-            shared.append(Worker(spec, LocalTransport(self.world, spec.rank)))
+            take = partial(loading.take, spec.rank)
+            shared.append(Worker(spec, LocalTransport(self.world, spec.rank), on_loading=take))
 
         def serve(spec: WorkerSpec) -> None:
             try:
@@ -106,7 +113,7 @@ class InprocExecutor:
     def _fail(self, message: str, error: BaseException) -> None:
         if not self.failed.is_set():  # the others only fail because this one did
             self.failed.set()
-            logger.error("%s", message, exc_info=error)
+            logger.error("%s", message, exc_info=None if isinstance(error, LongspanError) else error)
             self.world.give_up()
             self.startup.put(message)
             self.on_failure(message)

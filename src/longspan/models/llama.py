@@ -96,8 +96,11 @@ class LlamaModel:
         device: torch.device,
         weight_format: WeightFormat = "none",
         stage: PipelineStage | None = None,
+        on_part: Callable[[int, int], None] = lambda done, total: None,
     ) -> LlamaModel:
         """Reads this rank's share of the weights, and no more. stage: None is the whole model.
+
+        on_part: hears (parts read, parts in all), from 0 on: the layers, and what is around them as one.
 
         Embeddings are looked up in a plain table, whatever the weight format: few of its rows are read in a step.
         """
@@ -105,6 +108,8 @@ class LlamaModel:
         stage = stage or PipelineStage(range(config.num_layers))
         hidden, vocab, tied = config.hidden_size, width(shard.vocab), config.tie_word_embeddings
         embedding_VD, head = None, None
+        parts = 1 + len(stage.layers)
+        on_part(0, parts)
         if stage.is_last or (stage.is_first and tied):
             name = "model.embed_tokens.weight" if tied else "lm_head.weight"
             weight = read.matrix(MatrixPart(name, vocab, hidden, rows=shard.vocab))
@@ -112,7 +117,11 @@ class LlamaModel:
             embedding_VD = read.plain(weight) if stage.is_first else None
         if stage.is_first and not tied:
             embedding_VD = read("model.embed_tokens.weight", vocab, hidden, rows=shard.vocab)
-        layers = [_load_layer(config, read, shard, f"model.layers.{i}") for i in stage.layers]
+        layers = []
+        for done, layer in enumerate(stage.layers, start=1):
+            on_part(done, parts)
+            layers.append(_load_layer(config, read, shard, f"model.layers.{layer}"))
+        on_part(parts, parts)
         return cls(config, shard, embedding_VD, layers, head)
 
     @torch.inference_mode()

@@ -32,8 +32,7 @@ def built_library(isa: Isa, source: Path = SOURCES / "library.cpp", extra_flags:
 
     Of several processes one compiles.
     """
-    flags = (*_LIBRARY, *isa.flags, f"-DLONGSPAN_ISA={isa.number}", *extra_flags)
-    library = cache_dir() / "native" / f"{isa.label}-{_key(source, flags)}.so"
+    flags, library = _flags(isa, extra_flags), _library(isa, source, extra_flags)
     if library.is_file():
         return library
     from filelock import FileLock
@@ -49,6 +48,20 @@ def built_library(isa: Isa, source: Path = SOURCES / "library.cpp", extra_flags:
     except OSError as error:
         raise BuildError(f"{library.parent} cannot be written ({error}); LONGSPAN_CACHE names another") from error
     return library
+
+
+def is_built(isa: Isa) -> bool:
+    """Whether the kernels are in the cache. Raises BuildError: they cannot be had here."""
+    return _library(isa, SOURCES / "library.cpp", ()).is_file()
+
+
+def _flags(isa: Isa, extra_flags: tuple[str, ...]) -> tuple[str, ...]:
+    return (*_LIBRARY, *isa.flags, f"-DLONGSPAN_ISA={isa.number}", *extra_flags)
+
+
+def _library(isa: Isa, source: Path, extra_flags: tuple[str, ...]) -> Path:
+    """Where it is, or will be."""
+    return cache_dir() / "native" / f"{isa.label}-{_key(source, _flags(isa, extra_flags))}.so"
 
 
 def compile_source(source: Path, to: Path, flags: tuple[str, ...]) -> None:

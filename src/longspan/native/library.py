@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from longspan.native.build import BuildError, built_library
+from longspan.native.build import BuildError, built_library, is_built
 from longspan.native.isa import Isa, wanted_isas
 
 logger = logging.getLogger(__name__)
@@ -149,6 +149,14 @@ def best_library() -> Library | None:
             reason = str(error)
     logger.info("the CPU kernels are not used: %s. torch's own attention serves instead", reason)
     return None
+
+
+def must_be_built() -> bool:
+    """Whether `best_library` is going to compile, which takes some seconds."""
+    try:
+        return any(not is_built(isa) for isa in list(wanted_isas())[:1])
+    except BuildError:
+        return False
 
 
 def openmp_parallel() -> int | None:

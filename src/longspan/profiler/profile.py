@@ -14,6 +14,7 @@ from longspan.core.cost_model import FittedCostModel
 from longspan.core.policies.episode import EpisodePolicy
 from longspan.engine.async_llm import AsyncLLM
 from longspan.errors import ConfigError
+from longspan.phases import OnPhase, ignore
 from longspan.profiler.check import Check, check_predictions
 from longspan.profiler.fit import fit_cost_model
 from longspan.profiler.grid import check_groups, fit_groups
@@ -25,13 +26,17 @@ _ALONE = 0.8
 """Of the budget, for one group at a time; the rest is for two at once."""
 
 
-async def profile(config: EngineConfig, budget_s: float, report: Report) -> ScalingInformationBase:
+async def profile(
+    config: EngineConfig, budget_s: float, report: Report, on_phase: OnPhase = ignore
+) -> ScalingInformationBase:
     """Measure a deployment and fit a cost model to it. budget_s: of everything, from now on.
+
+    on_phase: hears how far the engine's start is.
 
     Raises ConfigError, ModelError, EngineDeadError.
     """
     begun = time.monotonic()
-    async with _engine(config) as (engine, policy):
+    async with _engine(config, on_phase) as (engine, policy):
         groups = fit_groups(engine.core.scheduler.config, engine.max_model_len)
 
         def fit(measurements: Measurements) -> FittedCostModel | None:
@@ -55,11 +60,12 @@ async def profile(config: EngineConfig, budget_s: float, report: Report) -> Scal
 
 
 async def check(
-    config: EngineConfig, sib: ScalingInformationBase, path: Path, budget_s: float, report: Report
-) -> Check:
+    config: EngineConfig, sib: ScalingInformationBase, path: Path, budget_s: float, report: Report,
+    on_phase: OnPhase = ignore,
+) -> Check:  # fmt: skip
     """Measure what the fit has not seen, beside what it predicts. Raises as `profile`; `sib` must fit `config`."""
     begun = time.monotonic()
-    async with _engine(config) as (engine, policy):
+    async with _engine(config, on_phase) as (engine, policy):
         sib.require(engine.deployment, path)
         groups = check_groups(engine.core.scheduler.config, engine.max_model_len)
         measurer = Measurer(engine, policy, lambda _: sib.cost_model, begun, budget_s, report)
@@ -68,9 +74,9 @@ async def check(
 
 
 @asynccontextmanager
-async def _engine(config: EngineConfig) -> AsyncIterator[tuple[AsyncLLM, EpisodePolicy]]:
+async def _engine(config: EngineConfig, on_phase: OnPhase) -> AsyncIterator[tuple[AsyncLLM, EpisodePolicy]]:
     policy = EpisodePolicy()
-    engine = await AsyncLLM.start(replace(config, sib=None, event_log=None), policy)
+    engine = await AsyncLLM.start(replace(config, sib=None, event_log=None), policy, on_phase)
     try:
         yield engine, policy
     finally:

@@ -6,6 +6,7 @@ Commands of one worker are carried out first in, first out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -103,6 +104,14 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
 Command = AllocateKV | Run | Migrate | Free | Stop
 
 
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """How far the worker is with a step of its start. done, total: parts of its share; 0 of 0 is unknown."""
+
+    step: Literal["kernels", "weights"]
+    done: int = 0
+    total: int = 0
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """The model is loaded. kv_tokens_fit: how many tokens of KV the device's free memory would take.
 
@@ -128,6 +137,7 @@ class BatchDone(msgspec.Struct, frozen=True, tag=True):
     """This instance's part of a batch is done.
 
     tokens: what was sampled here, by request. model_s: seconds inside the model; total_s: in the worker.
+    not_finite: requests that got no token here, since their logits are not finite.
     """
 
     batch_id: int
@@ -135,6 +145,7 @@ class BatchDone(msgspec.Struct, frozen=True, tag=True):
     tokens: dict[str, SampledToken]
     model_s: float
     total_s: float
+    not_finite: tuple[str, ...] = ()
 
 
 class FirstStageDone(msgspec.Struct, frozen=True, tag=True):
@@ -163,7 +174,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Reply = Ready | KVAllocated | FirstStageDone | BatchDone | MigrationDone | Beat | Failed
+Reply = Loading | Ready | KVAllocated | FirstStageDone | BatchDone | MigrationDone | Beat | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _commands = msgspec.msgpack.Decoder(Command)

@@ -95,9 +95,11 @@ class ModelRunner:
         x_TD = self._enter(layout, command.token_ids)
         model_begin = time.perf_counter()
         x_TD = self.model.run_layers(x_TD, positions_T, attention, self.tp)
-        tokens = self._leave(layout, x_TD)
+        sampled = self._leave(layout, x_TD)
         end = time.perf_counter()
-        return BatchDone(batch.batch_id, self.instance, tokens, end - model_begin, end - begin)
+        tokens = {request_id: token for request_id, token in sampled.items() if token is not None}
+        without = tuple(request_id for request_id, token in sampled.items() if token is None)
+        return BatchDone(batch.batch_id, self.instance, tokens, end - model_begin, end - begin, without)
 
     def _enter(self, layout: BatchLayout, token_ids: dict[str, bytes]) -> torch.Tensor:
         """The residual stream [T, D], fp32, as it comes into this stage."""
@@ -110,8 +112,8 @@ class ModelRunner:
             self.transport.exchange([], [(x_TD, self.previous)]).wait()
         return x_TD
 
-    def _leave(self, layout: BatchLayout, x_TD: torch.Tensor) -> dict[str, SampledToken]:
-        """Tokens, from the last stage; the others hand on."""
+    def _leave(self, layout: BatchLayout, x_TD: torch.Tensor) -> dict[str, SampledToken | None]:
+        """Tokens by request, from the last stage; the others hand on."""
         if self.next is not None:
             if len(x_TD):
                 self.transport.exchange([(x_TD, self.next)], []).wait()
@@ -150,12 +152,14 @@ class ModelRunner:
                 parts.append(np.array([self.last_token[segment.request_id]], dtype=np.int32))
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
 
-    def _sample(self, logits_EV: torch.Tensor, request_ids: list[str]) -> dict[str, SampledToken]:
+    def _sample(self, logits_EV: torch.Tensor, request_ids: list[str]) -> dict[str, SampledToken | None]:
         if not request_ids:
             return {}
         states = [self.sampling[request_id] for request_id in request_ids]
         sampled = self.sampler.sample(logits_EV, states)
         for request_id, state, token in zip(request_ids, states, sampled, strict=True):
-            state.append(token.token_id)
-            self.last_token[request_id] = token.token_id
+            # Where there is none the engine ends the request, but the next batch may have it already.
+            token_id = token.token_id if token is not None else 0
+            state.append(token_id)
+            self.last_token[request_id] = token_id
         return dict(zip(request_ids, sampled, strict=True))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from longspan.errors import LongspanError
 from longspan.worker.messages import Beat, Command, Failed, Reply, Stop, WorkerSpec, decode_command, encode
 from longspan.worker.pinning import pin
 
@@ -36,7 +37,7 @@ def main(spec: WorkerSpec, pipe: Connection, folder: str) -> None:
     try:
         transport, tp = _join(spec, folder)
         spec = agree_on_stages(spec, transport)
-        worker = Worker(spec, transport, tp)
+        worker = Worker(spec, transport, tp, on_loading=line.send)
         line.start_beating(worker.progress.value)
         line.send(worker.ready())
         while not isinstance(command := line.commands.get(), Stop):
@@ -44,7 +45,8 @@ def main(spec: WorkerSpec, pipe: Connection, folder: str) -> None:
             if reply is not None:
                 line.send(reply)
     except BaseException as error:
-        logger.exception("%s failed", spec.name)
+        if not isinstance(error, LongspanError):  # what a user can mend is told in a line, by the engine
+            logger.exception("%s failed", spec.name)
         line.send(Failed(failure_message(spec, error)))
         os._exit(1)  # peers may wait for us inside gloo or NCCL: no orderly end is left
     os._exit(0)  # likewise: the process group's threads would keep the process for a while

@@ -35,13 +35,15 @@ class Sampler:
     """Chooses the next token of each row."""
 
     @torch.inference_mode()
-    def sample(self, logits_EV: Tensor, states: Sequence[SamplingState]) -> list[SampledToken]:
+    def sample(self, logits_EV: Tensor, states: Sequence[SamplingState]) -> list[SampledToken | None]:
         """Sample one token for each row; changes neither the logits (fp32) nor the states.
 
-        The same states and logits give the same tokens, whatever the other rows are.
+        None where a row has no finite greatest logit (one is NaN or infinite, or all are minus infinity): no token
+        follows from it. The same states and logits give the same tokens, whatever the other rows are.
         """
         if all(s.params.greedy and s.params.logprobs is None and not s.token_counts for s in states):
-            return [SampledToken(token) for token in logits_EV.argmax(-1).tolist()]
+            largest_E, tokens_E = logits_EV.max(-1)  # faster than argmax, and likewise the first of equals
+            return _unless_infinite(largest_E, [SampledToken(token) for token in tokens_E.tolist()])
         num_rows, vocab = logits_EV.shape
         block = max(1, _CPU_BLOCK // vocab) if logits_EV.device.type == "cpu" else num_rows
         return [
@@ -51,10 +53,17 @@ class Sampler:
         ]
 
 
-def _sample_block(logits_EV: Tensor, states: Sequence[SamplingState]) -> list[SampledToken]:
-    tokens_E = _choose(_penalize(logits_EV, states), states)
+def _sample_block(logits_EV: Tensor, states: Sequence[SamplingState]) -> list[SampledToken | None]:
+    largest_E, tokens_E = _choose(_penalize(logits_EV, states), states)
     logprobs = _logprobs(logits_EV, tokens_E, states)
-    return [SampledToken(token, logprobs.get(row)) for row, token in enumerate(tokens_E.tolist())]
+    tokens = [SampledToken(token, logprobs.get(row)) for row, token in enumerate(tokens_E.tolist())]
+    return _unless_infinite(largest_E, tokens)
+
+
+def _unless_infinite(largest_E: Tensor, tokens: list[SampledToken]) -> list[SampledToken | None]:
+    """NaN among a row's logits is the greatest of them."""
+    finite = largest_E.isfinite().tolist()
+    return [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
 
 
 def _penalize(logits_EV: Tensor, states: Sequence[SamplingState]) -> Tensor:
@@ -79,20 +88,23 @@ def _penalize(logits_EV: Tensor, states: Sequence[SamplingState]) -> Tensor:
     return logits_EV.index_put((rows_N, tokens_N), logits_N)
 
 
-def _choose(logits_EV: Tensor, states: Sequence[SamplingState]) -> Tensor:
+def _choose(logits_EV: Tensor, states: Sequence[SamplingState]) -> tuple[Tensor, Tensor]:
+    """The greatest logit of each row, and its token."""
     random_rows = [row for row, state in enumerate(states) if not state.params.greedy]
-    if not random_rows:
-        return logits_EV.argmax(-1)  # the first of equals
     if len(random_rows) == len(states):
-        return _draw(logits_EV, states)
-    tokens_E = logits_EV.argmax(-1)
-    tokens_E[random_rows] = _draw(logits_EV[random_rows], [states[row] for row in random_rows])
-    return tokens_E
+        largest_E = logits_EV.amax(-1)
+        return largest_E, _draw(logits_EV, largest_E, states)
+    largest_E, tokens_E = logits_EV.max(-1)
+    if random_rows:
+        of_rows = [states[row] for row in random_rows]
+        tokens_E[random_rows] = _draw(logits_EV[random_rows], largest_E[random_rows], of_rows)
+    return largest_E, tokens_E
 
 
-def _draw(logits_EV: Tensor, states: Sequence[SamplingState]) -> Tensor:
+def _draw(logits_EV: Tensor, largest_E: Tensor, states: Sequence[SamplingState]) -> Tensor:
     """The token in whose share of the total weight the row's random number falls."""
-    cumulated_EV = weights(logits_EV, [state.params for state in states]).cumsum(-1, dtype=torch.int64)
+    weight_EV = weights(logits_EV, largest_E, [state.params for state in states])
+    cumulated_EV = weight_EV.cumsum(-1, dtype=torch.int64)
     uniform = [state.uniform() for state in states]
     uniform_E = torch.tensor(uniform, dtype=torch.float64, device=logits_EV.device)
     total_E = cumulated_EV[:, -1]
@@ -101,12 +113,15 @@ def _draw(logits_EV: Tensor, states: Sequence[SamplingState]) -> Tensor:
     return tokens_E1[:, 0].clamp(max=cumulated_EV.shape[1] - 1)  # in range even if logits were NaN
 
 
-def weights(logits_EV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Whole numbers (as fp32) in proportion to the probabilities that temperature and filters leave."""
+def weights(logits_EV: Tensor, largest_E: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Whole numbers (as fp32) in proportion to the probabilities that temperature and filters leave.
+
+    largest_E: the greatest logit of each row.
+    """
     numbers = [[p.temperature for p in params], [p.min_p for p in params], [p.top_p for p in params]]
     by_row_3E = torch.tensor(numbers, dtype=torch.float64, device=logits_EV.device)
     temperature_E, min_p_E, top_p_E = by_row_3E
-    weight_EV = logits_EV - logits_EV.amax(-1, keepdim=True)
+    weight_EV = logits_EV - largest_E[:, None]
     weight_EV.div_(temperature_E.clamp(min=_MIN_TEMPERATURE).float()[:, None])
     weight_EV.exp_().mul_(_MAX_WEIGHT).trunc_()
     if any(p.min_p > 0 for p in params):

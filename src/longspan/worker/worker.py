@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from longspan.models.config import ModelConfig, load_model_config
 from longspan.models.registry import model_class
 from longspan.models.sharding import TensorParallelShard
 from longspan.models.weights import open_weights
+from longspan.native.library import must_be_built
 from longspan.worker.device import (
     keep_freed_memory,
     kernels_name,
@@ -33,6 +35,7 @@ from longspan.worker.messages import (
     FirstStageDone,
     Free,
     KVAllocated,
+    Loading,
     Migrate,
     MigrationDone,
     Ready,
@@ -66,6 +69,7 @@ class Worker:
 
     model: a share that another thread of this process has loaded already, to use together with it.
     only_layers: to load no more than these.
+    on_loading: hears how far the loading is.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Worker:
         tp: TensorParallelGroup | None = None,
         model: Model | None = None,
         only_layers: range | None = None,
+        on_loading: Callable[[Loading], None] = lambda loading: None,
     ) -> None:
         torch.set_num_threads(threads_of(spec, len(os.sched_getaffinity(0))))
         keep_freed_memory()
@@ -83,6 +88,8 @@ class Worker:
         self.tp = tp or SingleDevice()
         self.progress = Progress()
         self.device = resolve_device(spec.device, spec.rank)
+        if self.device.type == "cpu" and must_be_built():
+            on_loading(Loading("kernels"))
         self.dtype = resolve_dtype(spec.dtype, self.device)
         is_gguf = Path(spec.model_path).is_file()
         self.weight_format = resolve_quantization(spec.quantization, self.device, self.dtype, is_gguf=is_gguf)
@@ -90,13 +97,16 @@ class Worker:
         self.shard = TensorParallelShard.of(self.config, spec.tp_rank, spec.tp)
         layers = (self.config.num_layers,) if spec.pp_layers is None else spec.pp_layers
         self.stage = PipelineStage(only_layers) if only_layers else PipelineStage.of(spec.stage, layers)
-        self.model: Model = model or self._load_model()
+        self.model: Model = model or self._load_model(on_loading)
         self.runner: ModelRunner | None = None
 
-    def _load_model(self) -> Model:
+    def _load_model(self, on_loading: Callable[[Loading], None]) -> Model:
         source = open_weights(self.spec.model_path, self.config)
         family = model_class(self.config.architecture)
-        return family.load(self.config, source, self.shard, self.dtype, self.device, self.weight_format, self.stage)
+        return family.load(
+            self.config, source, self.shard, self.dtype, self.device, self.weight_format, self.stage,
+            lambda done, total: on_loading(Loading("weights", done, total)),
+        )  # fmt: skip
 
     def ready(self) -> Ready:
         """What the worker found out about its device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
@@ -38,6 +39,8 @@ POLICIES: dict[str, str] = {
 
 def create_policy(name: str) -> Policy:
     if name not in POLICIES:
-        raise ConfigError(f"there is no policy {name!r}; there are: {', '.join(sorted(POLICIES))}")
+        near = get_close_matches(name, POLICIES, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"there is no policy {name!r}; {meant}there are: {', '.join(sorted(POLICIES))}")
     module, _, class_name = POLICIES[name].partition(":")
     return cast("Policy", getattr(import_module(module), class_name)())

@@ -13,6 +13,7 @@ from typing import Any
 
 from longspan import LLM, SamplingParams
 from longspan.config import EngineConfig
+from longspan.engine.phase_display import shown_phases
 from longspan.entrypoints.bench.options import LengthOptions, check_writable
 from longspan.entrypoints.bench.requests import fitted, make_lengths
 from longspan.entrypoints.bench.tables import console, distribution_table, origin
@@ -111,7 +112,8 @@ def throughput(engine: EngineConfig, lengths: LengthOptions, *, num_prompts: int
 
 def _start(engine: EngineConfig) -> LLM:
     settings = asdict(engine)
-    return LLM(settings.pop("model"), **settings)
+    with shown_phases() as on_phase:
+        return LLM(settings.pop("model"), on_phase=on_phase, **settings)
 
 
 def _measure_iteration(llm: LLM, lengths: Sequence[TraceRequest], seed: int) -> Iteration:

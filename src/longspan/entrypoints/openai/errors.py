@@ -20,6 +20,7 @@ from longspan.errors import (
     EngineDrainingError,
     EngineStalledError,
     LongspanError,
+    ModelOutputError,
     QueueFullError,
     RequestError,
     RequestFailedError,
@@ -86,6 +87,8 @@ def answer_to(error: Exception) -> ErrorAnswer:
         case QueueFullError():
             retry = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
             return ErrorAnswer(429, message, "rate_limit_error", None, "rate_limit_exceeded", retry)
+        case ModelOutputError():
+            return ErrorAnswer(500, message, "server_error", None, "model_output_error")
         case EngineDrainingError():
             return ErrorAnswer(503, message, "server_error", None, "server_draining")
         case EngineDeadError():

@@ -22,9 +22,7 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(HEADER.encode(), b"")
-        request_id = given if _ACCEPTABLE.fullmatch(given) else uuid4().hex.encode()
-        scope[_KEY] = request_id.decode()
+        request_id = assign_request_id(scope).encode()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -32,6 +30,14 @@ class RequestIdMiddleware:
             await send(message)
 
         await self.app(scope, receive, send_with_id)
+
+
+def assign_request_id(scope: Scope) -> str:
+    """The id that the client gave to this request, or a new one; from now on also what `request_id_of` returns."""
+    if _KEY not in scope:
+        given = dict(scope["headers"]).get(HEADER.encode(), b"")
+        scope[_KEY] = given.decode() if _ACCEPTABLE.fullmatch(given) else uuid4().hex
+    return request_id_of(scope)
 
 
 def request_id_of(scope: Scope) -> str:

@@ -1,0 +1,59 @@
+"""Paths that users name, looked at before the work whose result they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from longspan.errors import ConfigError
+
+
+def check_writable(path: Path | str) -> None:
+    """Raises ConfigError: a file cannot be written there. What the file holds stays as it is."""
+    path = Path(path)
+    try:
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise ConfigError(f"{path} cannot be written: there is no folder {folder}")
+        if path.is_dir():
+            raise ConfigError(f"{path} cannot be written: it is a folder")
+        if path.is_file() or not path.exists():  # a pipe or a terminal is not to be opened twice
+            _try(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{str(path)!r} cannot be written: {_reason(error)}") from error
+
+
+def check_folder_writable(path: Path | str) -> None:
+    """Raises ConfigError: there is no such folder, and none can be made, or no file can be written in it.
+
+    A folder that is missing is made.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _try(path / ".longspan")
+    except FileExistsError as error:
+        raise ConfigError(f"{path} is a file, but must be a folder") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{str(path)!r} cannot be written: {_reason(error)}") from error
+
+
+def check_readable(path: Path | str) -> None:
+    """Raises ConfigError: there is no such file, or it cannot be read."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{path} cannot be read: it is a folder")
+        path.open("rb").close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{str(path)!r} cannot be read: {_reason(error)}") from error
+
+
+def _try(path: Path) -> None:
+    is_new = not path.exists()
+    path.open("ab").close()
+    if is_new:
+        path.unlink()
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
