@@ -19,7 +19,7 @@ def check_writable(path: Path | str) -> None:
         if path.is_file() or not path.exists():  # a pipe or a terminal is not to be opened twice
             _try(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{str(path)!r} cannot be written: {_reason(error)}") from error
+        raise ConfigError(f"{_shown(path)} cannot be written: {_reason(error)}") from error
 
 
 def check_folder_writable(path: Path | str) -> None:
@@ -34,7 +34,7 @@ def check_folder_writable(path: Path | str) -> None:
     except FileExistsError as error:
         raise ConfigError(f"{path} is a file, but must be a folder") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{str(path)!r} cannot be written: {_reason(error)}") from error
+        raise ConfigError(f"{_shown(path)} cannot be written: {_reason(error)}") from error
 
 
 def check_readable(path: Path | str) -> None:
@@ -45,7 +45,7 @@ def check_readable(path: Path | str) -> None:
             raise ConfigError(f"{path} cannot be read: it is a folder")
         path.open("rb").close()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{str(path)!r} cannot be read: {_reason(error)}") from error
+        raise ConfigError(f"{_shown(path)} cannot be read: {_reason(error)}") from error
 
 
 def _try(path: Path) -> None:
@@ -57,3 +57,8 @@ def _try(path: Path) -> None:
 
 def _reason(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _shown(path: Path) -> str:
+    """Its name, on one line."""
+    return str(path) if str(path).isprintable() else repr(str(path))

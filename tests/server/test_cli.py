@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from longspan import __version__
 from longspan.config import EngineConfig
 from longspan.entrypoints import cli, serve
+from longspan.entrypoints.bench import serve as bench_serve
+from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions
 from longspan.entrypoints.server_config import ServerConfig
+from longspan.entrypoints.toml_config import TABLES
 from longspan.errors import LongspanError
 
 Started = list[tuple[EngineConfig, ServerConfig]]
@@ -101,12 +105,19 @@ def test_another_file(started: Started, monkeypatch: pytest.MonkeyPatch, tmp_pat
     ("text", "says"),
     [
         ("[serve]\ninstnaces = 2", "unknown setting instnaces; these are known: "),
+        ("[serve]\nno_lookahead = true", "unknown setting no_lookahead"),
+        ("[serve.policy]\nmargin = 2", "policy"),
         ("[serve]\nconfig = 'x'", "unknown setting config"),
-        ("[server]\nport = 2", "unknown server; everything goes into the table [serve]"),
+        ("[server]\nport = 2", "unknown server; each command's settings go into its table: [serve], "),
+        ("[bench]\nrate = 2", "unknown bench.rate"),
+        ("serve = 2", "unknown serve"),
         ("port = 2", "unknown port"),
-        ("[serve]\nport = [2]", "port must be one value"),
+        ("[serve]\nport = [2]", "port"),
+        ("[serve]\nkv_tokens = nan", "kv_tokens"),
+        ("[serve]\npp = 2\npp_layers = [1, 'x']", "pp_layers"),
+        ("x = " + "[" * 5000, "not valid TOML"),
         ("[serve]\nport = 'x'", "port"),
-        ("[serve\n", "not valid TOML"),
+        ("[serve\n", "not valid TOML: Expected ']'"),
     ],
 )
 def test_a_bad_file(
@@ -131,6 +142,8 @@ def test_a_bad_file(
         ("serve --prot 80", "--port"),
         ("serve one two", "two"),
         ("serve --config nowhere.toml", "nowhere.toml cannot be read"),
+        ("serve --config .", "it is a folder"),
+        ("bench serve --config nowhere.toml", "nowhere.toml cannot be read"),
         ("sreve", "serve"),
         ("replay", "file"),
         ("replay --frob x", "--frob"),
@@ -143,6 +156,42 @@ def test_bad_input_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert says.lower() in error.lower() and error.startswith("longspan: ") and error.count("\n") == 1
     assert not started
+
+
+def test_lists_come_from_every_source(
+    started: Started, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "longspan.toml").write_text("[serve]\npp = 2\npp_layers = [1, 2]\n")
+    assert cli.run(["serve"]) == 0
+    monkeypatch.setenv("LONGSPAN_SERVE_PP_LAYERS", "3 4")
+    assert cli.run(["serve"]) == 0
+    assert cli.run(["serve", "--pp-layers", "5", "--pp-layers", "6"]) == 0
+    assert [engine.pp_layers for engine, _ in started] == [(1, 2), (3, 4), (5, 6)]
+
+
+def test_every_command_with_settings_has_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for table in TABLES:
+        (tmp_path / "longspan.toml").write_text(f"[{table}]\nnonsense = 1\n")
+        assert cli.run(table.split(".")) == 2
+    commands = [name for name in cli.app if not name.startswith("-")]
+    assert {table.partition(".")[0] for table in TABLES} == {*commands} - {"models", "replay", "explain", "version"}
+
+
+def test_tables_of_other_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One file for all commands: each reads its own table, lists included."""
+    taken: list[tuple[LengthOptions, ArrivalOptions]] = []
+
+    def record(lengths: LengthOptions, arrivals: ArrivalOptions, options: object) -> int:
+        taken.append((lengths, arrivals))
+        return 0
+
+    monkeypatch.setattr(bench_serve, "serve", record)
+    text = "[serve]\nport = 1\n[bench.serve]\ntrace = ['a.csv', 'b.csv']\nrate = 3\n[bench.latency]\ninput_len = 9\n"
+    (tmp_path / "all.toml").write_text(text)
+    assert cli.run(["bench", "serve", "--config", str(tmp_path / "all.toml"), "--seed", "4"]) == 0
+    ((lengths, arrivals),) = taken
+    assert (lengths.trace, lengths.seed, arrivals.rate) == ((Path("a.csv"), Path("b.csv")), 4, 3.0)
 
 
 def test_a_bad_environment(
@@ -179,9 +228,10 @@ def test_help_explains_every_option_and_loads_no_model_code() -> None:
     assert "LONGSPAN_SERVE_KV_TOKENS" in shown.stdout and "longspan.toml" in shown.stdout
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["version"]) == 0
-    assert capsys.readouterr().out.strip()[0].isdigit()
+@pytest.mark.parametrize("asked", ["version", "--version", "-V"])
+def test_version(capsys: pytest.CaptureFixture[str], asked: str) -> None:
+    assert cli.run([asked]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
 
 
 def test_replay(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import io
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from longspan.entrypoints import cli, terminal_chat
 from longspan.errors import EngineDeadError
 from tests.server.live_server import LiveServer
+from tests.server.raw_server import Asked, raw_server, response
 
 
 def pipe(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -46,7 +47,9 @@ def test_no_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert cli.run(["chat", "--url", f"http://127.0.0.1:{port}"]) == 1
     error = capsys.readouterr().err
     assert "no server answers at" in error and "longspan serve" in error and error.count("\n") == 1
-    assert cli.run(["chat", "--url", "nonsense"]) == 1
+    assert cli.run(["chat", "--url", "nonsense"]) == 2
+    assert cli.run(["chat", "--url", "http://[::1"]) == 2
+    assert cli.run(["chat", "--url", "http://127.0.0.1:99999999"]) == 2
 
 
 def test_a_refused_message_does_not_end_the_chat(
@@ -104,3 +107,79 @@ def test_ctrl_c_stops_the_answer_only(
     assert cli.run(["chat", "--url", server.url]) == 0
     assert "He [stopped]" in capsys.readouterr().out
     assert prompts(server)[1] == "<user>one<assistant>He<user>two"
+
+
+MODELS = response(b'{"data": [{"id": "m"}]}')
+ROLE = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": null}}]}\n\n'
+HELLO = b'data: {"choices": [{"index": 0, "delta": {"content": "Hello"}, "finish_reason": null}]}\n\n'
+STOP = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+USAGE = b'data: {"choices": [], "usage": {"completion_tokens": 1}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown", "error"),
+    [
+        (response(ROLE + HELLO + STOP + USAGE + DONE), "Hello\n", None),
+        (response(b": ping\r\n\r\n" + HELLO.replace(b"data: ", b"data:") + STOP), "Hello\n", None),  # no [DONE]
+        (response(HELLO), "Hello", "ended the answer in the middle"),
+        (response(HELLO + b'data: {"error": {"message": "worker 1 is gone"}}\n\n'), "Hello", "worker 1 is gone"),
+        (response(HELLO + b'data: {"error": "busy"}\n\n'), "Hello", "busy"),
+        (response(b"data: [1, 2]\n\n"), "", "no piece of a chat: [1, 2]"),
+        (response(b"data: " + b"[" * 100_000 + b"\n\n"), "", "no piece of a chat"),
+        (response(b"<html>no</html>", "502 Bad Gateway", "text/html"), "", "status 502"),
+        (response(b'{"error": {"message": "no key"}}', "401 Unauthorized"), "", "no key (give a key with --api-key"),
+        (response(b"", "200 OK", "text/event-stream", "content-length: 100"), "", "the connection to"),
+        (b"SSH-2.0-OpenSSH\r\n", "", "the connection to"),
+        (b"", "", "the connection to"),
+    ],
+)  # fmt: skip
+def test_what_other_servers_and_broken_ones_send(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: bytes, shown: str, error: str | None
+) -> None:
+    def say(asked: Asked) -> Sequence[bytes]:
+        return [MODELS] if asked.line.startswith("GET") else [answer]
+
+    pipe(monkeypatch, "one\n")
+    with raw_server(say) as server:
+        assert cli.run(["chat", "--url", server.url]) == (0 if error is None else 1)
+    out, errors = capsys.readouterr()
+    assert out == shown
+    assert error is None or (error in errors and errors.startswith("longspan: ") and errors.count("\n") == 1)
+
+
+def test_a_key_by_option_and_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def keys(*options: str) -> set[str | None]:
+        pipe(monkeypatch, "one\n")
+        with raw_server(lambda asked: [MODELS] if asked.line.startswith("GET") else [response(STOP)]) as server:
+            assert cli.run(["chat", "--url", server.url, *options]) == 0
+        return {asked.headers.get("authorization") for asked in server.asked}
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert keys() == {None}
+    monkeypatch.setenv("OPENAI_API_KEY", "third")
+    assert keys() == {"Bearer third"}
+    monkeypatch.setenv("LONGSPAN_CHAT_API_KEY", "second")
+    assert keys() == {"Bearer second"}
+    assert keys("--api-key", "first") == {"Bearer first"}
+    capsys.readouterr()
+    for odd in ("", "a b", "sécret", "a\r\nhost: x"):
+        assert cli.run(["chat", "--url", "http://127.0.0.1:1", "--api-key", odd]) == 2
+        error = capsys.readouterr().err
+        assert "api_key" in error and (not odd or odd not in error)
+
+
+def test_bytes_that_are_no_text(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal or pipe may send any; what cannot be read becomes U+FFFD, and the chat goes on."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9 \xff\n\xc3\xa9\n   \n\n"), "utf-8"))
+    assert cli.run(["chat", "--url", server.url, "--system", "\udce9"]) == 0
+    first, second = prompts(server)
+    assert first == "<system>\ufffd<user>caf\ufffd \ufffd" and second.endswith("<user>é")
+
+
+@pytest.mark.parametrize("temperature", ["nan", "-1", "inf"])
+def test_a_temperature_is_checked_first(capsys: pytest.CaptureFixture[str], temperature: str) -> None:
+    assert cli.run(["chat", "--url", "http://127.0.0.1:1", "--temperature", temperature]) == 2
+    assert "temperature is" in capsys.readouterr().err

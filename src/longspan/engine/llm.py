@@ -158,9 +158,18 @@ class LLM:
         return future.result()
 
     def _stop_loop(self) -> None:
+        """What still runs there is cancelled and ends first: a start that was interrupted ends its workers."""
+        self._call(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,23 +13,26 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
+from longspan import __version__
 from longspan.config import Device, DType, EngineConfig, ExecutorName, Quantization, TransportName
 from longspan.entrypoints.bench.commands import bench
 from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions
 from longspan.entrypoints.plan.options import PlanOptions
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.entrypoints.simulate.options import SimulateOptions
-from longspan.entrypoints.toml_config import read_toml_config
+from longspan.entrypoints.toml_config import ConfigFile, read_toml_config
 from longspan.errors import ConfigError, LongspanError
 
 FAILED = 1
 BAD_USAGE = 2
 INTERRUPTED = 130
+CLOSED_PIPE = 141
 
 app = App(
     name="longspan",
     help="Serve long-context language models with elastic sequence parallelism.",
-    version_flags=(),
+    version=__version__,
+    version_flags=("--version", "-V"),
     config=(Env("LONGSPAN_", show=False), read_toml_config),
 )
 
@@ -43,7 +48,7 @@ def serve(
     *,
     engine: Annotated[EngineConfig, Flat] = EngineConfig(),  # noqa: B008  (frozen)
     server: Annotated[ServerConfig, Flat] = ServerConfig(),  # noqa: B008
-    config: Path | None = None,
+    config: ConfigFile = None,
 ) -> int:
     """Serve a model over an OpenAI-compatible HTTP API.
 
@@ -101,7 +106,6 @@ def serve(
         server.keep_alive_s: A silent stream gets a comment this often, so that proxies keep it; 0 is never.
         server.dead_linger_s: How long a server whose engine has died answers 503 before it exits with status 1.
         server.log_level: What to log, to standard error.
-        config: TOML file with settings; by default longspan.toml in this folder, if there is one.
     """
     from longspan.entrypoints.serve import serve
     from longspan.entrypoints.welcome import print_welcome
@@ -118,6 +122,8 @@ def chat(
     model: str | None = None,
     system: str | None = None,
     temperature: float = 0.7,
+    api_key: str | None = None,
+    config: ConfigFile = None,
 ) -> int:
     """Talk to a running server. From a pipe, each line is one message.
 
@@ -126,10 +132,11 @@ def chat(
         model: Which of its models; by default the first.
         system: A system message.
         temperature: 0 always takes the likeliest token; higher is more varied.
+        api_key: Sent as a bearer token; better given as LONGSPAN_CHAT_API_KEY or OPENAI_API_KEY.
     """
     from longspan.entrypoints.terminal_chat import chat
 
-    return chat(url, model, system, temperature)
+    return chat(url, model, system, temperature, api_key)
 
 
 @app.command
@@ -162,6 +169,7 @@ def profile(
     threads_per_device: int | None = None,
     max_model_len: int | None = None,
     kv_tokens: int | None = None,
+    config: ConfigFile = None,
 ) -> int:
     """Measure this machine with a model, so that policies can predict how long their plans would take.
 
@@ -197,6 +205,7 @@ def simulate(
     simulated: Annotated[SimulateOptions, Flat] = SimulateOptions(),  # noqa: B008  (frozen)
     lengths: Annotated[LengthOptions, Flat] = LengthOptions(),  # noqa: B008
     arrivals: Annotated[ArrivalOptions, Flat] = ArrivalOptions(),  # noqa: B008
+    config: ConfigFile = None,
 ) -> int:
     """Run the real scheduler on hardware that is not there: a virtual clock, and a model of how long things take.
 
@@ -247,6 +256,7 @@ def plan(
     planned: Annotated[PlanOptions, Flat] = PlanOptions(),  # noqa: B008  (frozen)
     lengths: Annotated[LengthOptions, Flat] = LengthOptions(),  # noqa: B008
     arrivals: Annotated[ArrivalOptions, Flat] = ArrivalOptions(),  # noqa: B008
+    config: ConfigFile = None,
 ) -> int:
     """Find what bears most, or what is enough, by simulating policies and ways to cut up devices into instances.
 
@@ -306,20 +316,27 @@ def explain(file: Path, request: str, /) -> int:
 @app.command
 def version() -> int:
     """Print the version."""
-    from longspan.entrypoints.openai.health import longspan_version
-
-    print(longspan_version())
+    print(__version__)
     return 0
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The exit code: 0; 1 if it failed; 2 for a bad option or setting. Errors get one line, no traceback."""
+    """The exit code: 0; 1 if it failed; 2 for a bad option or setting. Errors get one line, no traceback.
+
+    BrokenPipeError, of a reader that has seen enough, is the caller's.
+    """
     try:
         code: object = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, ConfigError) as error:
         return _fail(error, BAD_USAGE)
     except LongspanError as error:
         return _fail(error, FAILED)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a folder that went away: the system's word is all that there is to say
+        return _fail(error, FAILED)
+    except MemoryError:
+        return _fail(LongspanError("there is not enough memory for this"), FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
     return code if isinstance(code, int) else 0
@@ -331,7 +348,21 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    """The process's whole life: what is printed is flushed, and a reader that closes its pipe ends it quietly."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an odd file name, or a terminal without UTF-8, is no error
+    try:
+        code = run(sys.argv[1:])
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        code = CLOSED_PIPE
+        # What is left in the buffer would raise again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:  # standard output is on a full disk
+        code = _fail(error, FAILED)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
-from longspan.errors import LongspanError
+from longspan.entrypoints.bearer import authorization
+from longspan.errors import ConfigError, LongspanError
 
 CONNECT_TIMEOUT_S = 5.0  # answers may take as long as they need: a long prompt is prefilled first
 HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer"
+SHOWN_CHARS = 300  # of what a server says that is no OpenAI-compatible one
 
 
 class ChatError(LongspanError):
@@ -23,12 +27,27 @@ class ChatError(LongspanError):
 class Conversation:
     """Messages so far, with the server that answers them."""
 
-    def __init__(self, url: str, model: str | None, system: str | None, temperature: float) -> None:
+    def __init__(
+        self, url: str, model: str | None, system: str | None, temperature: float, api_key: str | None = None
+    ) -> None:
+        """Raises ConfigError, ChatError."""
         self.url = url.rstrip("/").removesuffix("/v1")
-        local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
-        timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)
-        self.client = httpx2.Client(timeout=timeout, trust_env=not local)  # no proxy leads to this machine
-        self.system = system
+        try:
+            parts = urlsplit(self.url)
+            _ = parts.port  # refuses what is none
+        except ValueError as error:
+            raise ConfigError(f"url is {url!r}: {error}") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"url is {url!r}, but must be like http://127.0.0.1:8000")
+        local = parts.hostname in ("127.0.0.1", "localhost", "::1")
+        authorized = authorization(api_key)
+        self.client = httpx2.Client(
+            timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            trust_env=not local,  # no proxy leads to this machine
+            headers={} if authorized is None else {"authorization": authorized},
+            follow_redirects=True,
+        )
+        self.system = None if system is None else as_text(system)
         self.temperature = temperature
         self.model = model or self._served_model()
         self.reset()
@@ -38,7 +57,7 @@ class Conversation:
 
     def answer(self, text: str) -> Generator[str, None, None]:
         """The pieces of the answer. It is remembered as far as it came, also when the reader stops early."""
-        self.messages.append({"role": "user", "content": text})
+        self.messages.append({"role": "user", "content": as_text(text)})
         pieces: list[str] = []
         try:
             for piece in self._stream():
@@ -51,33 +70,34 @@ class Conversation:
                 self.messages.pop()
 
     def _stream(self) -> Iterator[str]:
+        """Raises ChatError: the server refuses, goes away, or says what no such server says."""
         body = {
             "model": self.model, "messages": self.messages, "temperature": self.temperature, "stream": True
         }
-        try:
-            with self.client.stream("POST", f"{self.url}/v1/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise ChatError(_error_message(response))
-                for line in response.iter_lines():
-                    data = line.removeprefix("data: ")
-                    if data == line or data == "[DONE]":
-                        continue
-                    chunk = json.loads(data)
-                    if "error" in chunk:
-                        raise ChatError(chunk["error"]["message"])
-                    for choice in chunk["choices"]:
-                        yield choice["delta"].get("content") or ""
-        except httpx2.TransportError as error:
-            raise ChatError(f"the connection to {self.url} broke: {error}") from error
+        with (
+            self._failures_told(),
+            self.client.stream("POST", f"{self.url}/v1/chat/completions", json=body) as response,
+        ):
+            if response.status_code != 200:
+                response.read()
+                raise ChatError(_error_message(response))
+            ended = False
+            for line in response.iter_lines():
+                if not line.startswith("data:"):
+                    continue
+                data = line.removeprefix("data:").strip()
+                if data == "[DONE]":
+                    return
+                piece, finished = _piece(data)
+                ended |= finished
+                if piece:
+                    yield piece
+            if not ended:
+                raise ChatError("the server ended the answer in the middle")
 
     def _served_model(self) -> str:
-        try:
+        with self._failures_told():
             response = self.client.get(f"{self.url}/v1/models")
-        except (httpx2.TransportError, httpx2.InvalidURL) as error:
-            raise ChatError(
-                f"no server answers at {self.url} ({error}); start one with: longspan serve"
-            ) from error
         if response.status_code != 200:
             raise ChatError(_error_message(response))
         try:
@@ -85,11 +105,31 @@ class Conversation:
         except (ValueError, LookupError, TypeError) as error:
             raise ChatError(f"what answers at {self.url} is not an OpenAI-compatible server") from error
 
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL) as error:
+            raise ChatError(f"no server answers at {self.url} ({error}); start one with: longspan serve") from error
+        except httpx2.HTTPError as error:
+            raise ChatError(f"the connection to {self.url} broke: {error or type(error).__name__}") from error
 
-def chat(url: str, model: str | None, system: str | None, temperature: float) -> int:
+
+def as_text(text: str) -> str:
+    """As a terminal gives it: bytes that are no UTF-8 come as surrogates, which no JSON can carry."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def chat(url: str, model: str | None, system: str | None, temperature: float, api_key: str | None = None) -> int:
     """Until /exit or the end of the input; the exit code: 1 if an answer failed."""
-    conversation = Conversation(url, model, system, temperature)
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError(f"temperature is {temperature}, but must be at least 0")
+    conversation = Conversation(url, model, system, temperature, api_key)
+    if sys.stdin is None:
+        raise ConfigError("there is nothing to read messages from: standard input is closed")
     interactive = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     if interactive:
         with suppress(ImportError):
             import readline  # noqa: F401  (line editing and history for input())
@@ -143,8 +183,31 @@ def _print_answer(conversation: Conversation, text: str, interactive: bool) -> b
     return True
 
 
+def _piece(data: str) -> tuple[str, bool]:
+    """(text, whether a reason of the end came with it) of one chunk. Raises ChatError."""
+    try:
+        chunk: Any = json.loads(data)
+        if chunk.get("error") is not None:
+            raise ChatError(_message_of(chunk) or data[:SHOWN_CHARS])
+        choices = chunk.get("choices") or []
+        text = "".join((choice.get("delta") or {}).get("content") or "" for choice in choices)
+        return text, any(choice.get("finish_reason") is not None for choice in choices)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ChatError(f"the server sent what is no piece of a chat: {data[:SHOWN_CHARS]}") from error
+
+
 def _error_message(response: httpx2.Response) -> str:
     try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        return f"the server answered with status {response.status_code}"
+        found = _message_of(response.json())
+    except (ValueError, RecursionError):
+        found = None
+    if response.status_code in (401, 403) and found:
+        return f"{found} (give a key with --api-key, LONGSPAN_CHAT_API_KEY or OPENAI_API_KEY)"
+    return found or f"the server answered with status {response.status_code}"
+
+
+def _message_of(content: Any) -> str | None:
+    error = content.get("error") if isinstance(content, dict) else None
+    if isinstance(error, dict):
+        return str(error.get("message") or error)
+    return str(error) if error else None

@@ -1,57 +1,79 @@
-"""Settings of `longspan serve` from a TOML file: its [serve] table has the options' names."""
+"""Settings from a TOML file: a table for each command, [serve] or [bench.serve], with the names of its options."""
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cyclopts import App, ArgumentCollection
-from cyclopts.config import Dict
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
+from cyclopts.config import Toml
 
 from longspan.errors import ConfigError
+from longspan.files import check_readable
 
 DEFAULT_FILE = Path("longspan.toml")
-TABLE = "serve"
 OPTION = "--config"
+TABLES = ("serve", "chat", "profile", "simulate", "plan", "bench.serve", "bench.latency", "bench.throughput")
+
+ConfigFile = Annotated[
+    Path | None,
+    Parameter(
+        name=OPTION,
+        help="TOML file with settings, in a table named as the command; by default longspan.toml in this folder, if "
+        "there is one.",
+    ),
+]
+"""The option of every command that has a table."""
 
 
 def read_toml_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """A cyclopts config source: fills in what neither command line nor environment gave."""
-    if commands != (TABLE,):
+    table = ".".join(commands)
+    if table not in TABLES:
         return
     given = [token.value for argument in arguments if argument.name == OPTION for token in argument.tokens]
-    path = Path(given[0]) if given else DEFAULT_FILE
-    if not given and not path.is_file():
+    path = Path(given[-1]) if given else DEFAULT_FILE
+    if not given and not path.exists():
         return
+    check_readable(path)
+    reader = Toml(path, source=str(path))
+    try:
+        document = reader.config
+    except CycloptsError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error.__cause__ or error}") from error
+    _check_tables(path, document)
+    _check_keys(path, _table(document, commands), arguments)
+    reader(app, commands, arguments)
+
+
+def _check_tables(path: Path, document: dict[str, Any], above: str = "") -> None:
+    """Every table is a command's, also those of other commands than the one that runs."""
+    for name, value in document.items():
+        full = above + name
+        if full in TABLES and isinstance(value, dict):
+            continue
+        if isinstance(value, dict) and any(table.startswith(f"{full}.") for table in TABLES):
+            _check_tables(path, value, f"{full}.")
+            continue
+        known = ", ".join(f"[{table}]" for table in TABLES)
+        raise ConfigError(f"{path}: unknown {full}; each command's settings go into its table: {known}")
+
+
+def _check_keys(path: Path, settings: dict[str, Any], arguments: ArgumentCollection) -> None:
+    """Names are those of options, with - or _; negations (no-lookahead) are not, for false says the same."""
     known = {
         argument.name.removeprefix("--")
         for argument in arguments
         if argument.name.startswith("--") and argument.name != OPTION
     }
-    settings = {key.replace("_", "-"): value for key, value in _table(path).items()}
-    unknown = sorted(settings.keys() - known)
+    unknown = sorted(key for key in settings if key.replace("_", "-") not in known)
     if unknown:
         raise ConfigError(
             f"{path}: unknown setting {', '.join(unknown)}; these are known: {', '.join(sorted(known))}"
         )
-    for key, value in settings.items():
-        if isinstance(value, dict | list):
-            raise ConfigError(f"{path}: {key} must be one value")
-    Dict({TABLE: settings}, source=str(path))(app, commands, arguments)
 
 
-def _table(path: Path) -> dict[str, Any]:
-    try:
-        document = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    unknown = sorted(document.keys() - {TABLE})
-    if unknown or not isinstance(document.get(TABLE, {}), dict):
-        raise ConfigError(
-            f"{path}: unknown {', '.join(unknown) or TABLE}; everything goes into the table [{TABLE}]"
-        )
-    table: dict[str, Any] = document.get(TABLE, {})
-    return table
+def _table(document: dict[str, Any], commands: tuple[str, ...]) -> dict[str, Any]:
+    for name in commands:
+        document = document.get(name, {})
+    return document

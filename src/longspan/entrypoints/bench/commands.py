@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from longspan.config import EngineConfig
 from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions, ServeOptions
+from longspan.entrypoints.toml_config import ConfigFile
 
 bench = App(name="bench", help="Measure a server, or the engine without one.")
 
@@ -23,6 +24,7 @@ def serve(
     server: Annotated[ServeOptions, Flat] = ServeOptions(),  # noqa: B008  (frozen)
     lengths: Annotated[LengthOptions, Flat] = LengthOptions(),  # noqa: B008
     arrivals: Annotated[ArrivalOptions, Flat] = ArrivalOptions(),  # noqa: B008
+    config: ConfigFile = None,
 ) -> int:
     """Send a workload to any OpenAI-compatible server, each request on its schedule however slow the server is.
 
@@ -31,7 +33,7 @@ def serve(
     Args:
         server.url: Where the server is.
         server.model: Which of its models; by default the first.
-        server.api_key: Sent as a bearer token; better given as LONGSPAN_BENCH_SERVE_API_KEY.
+        server.api_key: Sent as a bearer token; better given as LONGSPAN_BENCH_SERVE_API_KEY or OPENAI_API_KEY.
         server.max_concurrency: Requests at the server at once, others wait in the client; 0 sets no limit.
         server.token_ids: Prompts are random token ids in this range.
         server.prompt_text_file: Prompts are passages of this text instead; lengths then hold on average.
@@ -73,6 +75,7 @@ def latency(
     batch_size: int = 1,
     iterations: int = 5,
     json: Path | None = None,
+    config: ConfigFile = None,
 ) -> int:
     """How long one batch takes, without a server: to the first token, a decode step, all.
 
@@ -101,6 +104,7 @@ def throughput(
     lengths: Annotated[LengthOptions, Flat] = LengthOptions(),  # noqa: B008
     num_prompts: int = 32,
     json: Path | None = None,
+    config: ConfigFile = None,
 ) -> int:
     """How fast many requests are through that all come at once, without a server.
 

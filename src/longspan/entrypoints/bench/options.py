@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from longspan import files
 from longspan.errors import ConfigError
 
 Workload = Literal["poisson", "gamma", "interval", "mixed", "medha_mix", "loongserve_zipf"]
@@ -108,5 +109,5 @@ def parse_slo(text: str | None) -> dict[str, float]:
 def check_writable(*paths: Path | None) -> None:
     """Before anything is measured, so that no result is lost at the end."""
     for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
+        if path is not None:
+            files.check_writable(path)

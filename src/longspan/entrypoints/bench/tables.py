@@ -7,12 +7,12 @@ import platform
 import sys
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from longspan import __version__
 from longspan.metrics.request_metrics import Distribution
 
 PIPE_WIDTH = 200  # nothing is cut where a program reads it
@@ -38,6 +38,6 @@ def origin() -> dict[str, Any]:
     """When, with what, and where a result was measured."""
     return {
         "date": time.strftime("%Y-%m-%d %H:%M:%S%z"),
-        "versions": {"longspan": version("longspan"), "python": platform.python_version()},
+        "versions": {"longspan": __version__, "python": platform.python_version()},
         "machine": {"os": platform.platform(terse=True), "cores": os.cpu_count()},
     }

@@ -6,13 +6,14 @@ import time
 
 from fastapi import FastAPI
 
+from longspan import __version__
 from longspan.engine.protocol import EngineClient
 from longspan.entrypoints.openai import errors
 from longspan.entrypoints.openai.body import Bodies
 from longspan.entrypoints.openai.chat import chat_router
 from longspan.entrypoints.openai.completions import completions_router
 from longspan.entrypoints.openai.context import Context
-from longspan.entrypoints.openai.health import health_router, longspan_version
+from longspan.entrypoints.openai.health import health_router
 from longspan.entrypoints.openai.limits import BodyLimitMiddleware
 from longspan.entrypoints.openai.models import models_router
 from longspan.entrypoints.openai.request_id import RequestIdMiddleware
@@ -30,7 +31,7 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     context = Context.of(engine, metrics, config, started=int(time.time()))
     app = FastAPI(
         title="Longspan",
-        version=longspan_version(),
+        version=__version__,
         docs_url=None,  # the pages load scripts from elsewhere; /openapi.json stays
         redoc_url=None,
         redirect_slashes=False,

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 from fastapi import APIRouter, Response
 
+from longspan import __version__
 from longspan.entrypoints.openai.context import Context
 from longspan.errors import EngineDeadError, EngineDrainingError, EngineStalledError
 from longspan.metrics.prometheus import CONTENT_TYPE
-
-
-def longspan_version() -> str:
-    try:
-        return version("longspan")
-    except PackageNotFoundError:  # run from a source folder that was never installed
-        return "0+unknown"
 
 
 def health_router(context: Context) -> APIRouter:
@@ -46,7 +38,7 @@ def health_router(context: Context) -> APIRouter:
 
     @router.get("/version")
     async def show_version() -> dict[str, str]:
-        return {"version": longspan_version()}
+        return {"version": __version__}
 
     @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics")

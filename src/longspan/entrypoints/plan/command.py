@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 
 import msgspec
 from rich.table import Table
 
+from longspan import __version__
 from longspan.core.policies import create_policy
 from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions
 from longspan.entrypoints.bench.requests import make_requests
@@ -65,7 +67,7 @@ def plan(lengths: LengthOptions, arrivals: ArrivalOptions, options: PlanOptions)
         settings |= msgspec.to_builtins(options, enc_hook=str)
         settings.pop("json")
         settings.pop("jobs")  # neither of them changes an answer
-        content = {"longspan": version("longspan"), "settings": settings, "answers": [asdict(a) for a in best_first]}
+        content = {"longspan": __version__, "settings": settings, "answers": [asdict(a) for a in best_first]}
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
     return 0 if best_first[0].devices and best_first[0].rate else FAILED
 
@@ -100,8 +102,9 @@ def _solve_all(
     """On all cores. Answers come in the order of their tasks, however long each takes."""
     answers: dict[tuple[str, Split], Answer] = {}
     jobs = min(len(tasks), options.jobs or len(os.sched_getaffinity(0)))
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(_solve, *task, splits, requests, options): task for task in tasks}
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool, _ended_if_interrupted():
+        with _interrupts_later():
+            running = {pool.submit(_solve, *task, splits, requests, options): task for task in tasks}
         for number, future in enumerate(as_completed(running), start=1):
             answers[running[future]] = answer = future.result()
             print(
@@ -110,6 +113,27 @@ def _solve_all(
                 file=sys.stderr, flush=True,
             )  # fmt: skip
     return [answers[task] for task in tasks]
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Processes started meanwhile are not reached by Ctrl-C, which is this one's to handle."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _ended_if_interrupted() -> Iterator[None]:
+    """The pool would wait for what runs: minutes, that nobody needs any more."""
+    try:
+        yield
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
 
 
 def _solve(

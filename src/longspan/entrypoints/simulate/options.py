@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longspan.entrypoints.bench.options import check_writable, parse_slo
+from longspan.files import check_folder_writable
 from longspan.simulator.limits import OutputLimit
 
 
@@ -45,4 +46,6 @@ class SimulateOptions:
 
     def __post_init__(self) -> None:
         parse_slo(self.slo)
-        check_writable(self.json, self.event_log, self.plot)
+        check_writable(self.json, self.event_log)
+        if self.plot is not None:
+            check_folder_writable(self.plot)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from longspan import __version__
 from longspan.config import SchedulerConfig
 from longspan.core.cost_model import FittedCostModel
 from longspan.entrypoints.bench.json_file import rounded, write_with_requests
@@ -97,7 +97,7 @@ class SimulationReport:
     def write_json(self, path: Path) -> None:
         """With a row for each request."""
         head = {
-            "simulation": {"longspan": version("longspan"), **self.settings},
+            "simulation": {"longspan": __version__, **self.settings},
             "fleet": {
                 "machine": asdict(self.fleet.machine),
                 "model": asdict(self.fleet.model),
