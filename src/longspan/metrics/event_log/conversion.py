@@ -1,0 +1,108 @@
+"""Headers and records of older versions, as those of this one. Whatever an old log says otherwise passes through here.
+
+Version 1 had an object for each line, with everything in full:
+
+    {"version": 1, "config": {...}, "cost_model": {...}}
+    {"now": 3.25, "event": {"type": "RequestArrived", ...}, "actions": [{"type": "RunBatch", ...}, ...],
+     "why": [{"step": "batch", ...}, ...]}
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Protocol
+
+import msgspec
+
+from longspan.config import SchedulerConfig
+from longspan.core.actions import Action
+from longspan.core.decision import Decision
+from longspan.core.events import Event, RequestArrived
+from longspan.metrics.event_log.decoder import Content, RecordDecoder
+from longspan.metrics.event_log.history import FORMAT_VERSION
+
+RENAMED_OPTIONS: dict[str, str] = {}
+"""Of `SchedulerConfig`: what an option was called -> what it is called."""
+
+
+class Header(msgspec.Struct, frozen=True):
+    """Of one piece. config: as the log has it, checked by `read_config`.
+
+    policy: the name of the one that decided; own_policy: its class, if it is not known by that name.
+    requests, running: see `RecordDecoder`.
+    """
+
+    config: dict[str, Any]
+    policy: str
+    version: int
+    run: str = ""
+    piece: int = 1
+    own_policy: str | None = None
+    cost_model: dict[str, Any] | None = None
+    requests: tuple[Any, ...] = ()
+    running: tuple[Any, ...] = ()
+
+
+class Decoder(Protocol):
+    requests: list[tuple[float, RequestArrived]]
+    running: list[Action]
+
+    def decode(self, text: bytes) -> Content: ...
+
+
+def read_header(text: bytes) -> Header:
+    """Raises ValueError (of which msgspec's errors are some)."""
+    content = msgspec.json.decode(text, type=dict[str, Any])
+    version = content.get("version")
+    if version == 1:
+        config = content.get("config")
+        if not isinstance(config, dict):
+            raise ValueError(f"the header's config is {config!r}, but must be an object")
+        content["policy"] = config.get("policy", SchedulerConfig().policy)
+    elif version != FORMAT_VERSION:
+        raise ValueError(f"version {version!r}, but this reads 1 to {FORMAT_VERSION}")
+    return msgspec.convert(content, Header)
+
+
+def read_config(options: dict[str, Any]) -> tuple[SchedulerConfig, list[str]]:
+    """And what there is to say about options that are called otherwise now, or unknown.
+
+    Raises ConfigError, ValueError: one is out of range, or of another type.
+    """
+    known = {field.name for field in fields(SchedulerConfig)}
+    given: dict[str, Any] = {}
+    notes: list[str] = []
+    for name, value in options.items():
+        present = name if name in known else RENAMED_OPTIONS.get(name)
+        if present is None:
+            notes.append(f"its option {name} = {value!r} is unknown to this version of Longspan, and left out")
+            continue
+        if present != name:
+            notes.append(f"its option {name} is called {present} now")
+        given[present] = value
+    return msgspec.convert(given, SchedulerConfig), notes
+
+
+def make_decoder(header: Header) -> Decoder:
+    """Raises ValueError: the header is nonsense."""
+    return Version1Decoder() if header.version == 1 else RecordDecoder(header.requests, header.running)
+
+
+class _Line(msgspec.Struct):
+    now: float
+    event: Event
+    actions: tuple[Action, ...]
+    why: tuple[Decision, ...] = ()
+
+
+class Version1Decoder:
+    """Each line stands for itself."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[float, RequestArrived]] = []
+        self.running: list[Action] = []
+        self._decoder = msgspec.json.Decoder(_Line)
+
+    def decode(self, text: bytes) -> Content:
+        line = self._decoder.decode(text)
+        return line.now, line.event, line.actions, line.why

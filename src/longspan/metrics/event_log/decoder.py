@@ -1,0 +1,264 @@
+"""The inverse of `encoder`: lines of a piece, in order, back to what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeVar, cast, get_args
+
+import msgspec
+
+from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
+from longspan.core.decision import Decision
+from longspan.core.events import (
+    BatchCompleted,
+    Event,
+    FinishReason,
+    FirstStageFree,
+    KVMigrated,
+    RequestAborted,
+    RequestArrived,
+    TokenOutput,
+)
+from longspan.metrics.event_log.history import Clock, History, continued
+from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
+
+FreeReason = Literal["finished", "aborted", "preempted"]
+RefuseReason = Literal["too_long", "queue_full"]
+Content = tuple[float, Event, tuple[Action, ...], tuple[Decision, ...]]
+
+T = TypeVar("T")
+
+
+class RecordDecoder:
+    """Decodes the records of one piece, in order.
+
+    requests, running: what the header gave: requests that had arrived before, with the times, and work in flight.
+    """
+
+    def __init__(self, requests: Iterable[Any] = (), running: Iterable[Any] = ()) -> None:
+        """Raises ValueError: a header of nonsense."""
+        self._history: History[RunBatch] = History()
+        self._clock = Clock()
+        self.requests: list[tuple[float, RequestArrived]] = []
+        for code in requests:
+            now, *rest = _list(code)
+            self.requests.append((_number(now), self._arrived(rest)))
+        self.running: list[Action] = [self._action(code) for code in running]
+
+    def decode(self, text: bytes) -> Content:
+        """Raises ValueError (of which msgspec's errors are some): it is no record, or does not follow those before."""
+        line = _list(msgspec.json.decode(text))
+        if len(line) < 2:
+            raise ValueError("a record has a time and an event")
+        code, event_code, *rest = line
+        if type(code) is not int and type(code) is not float:
+            raise ValueError(f"its time is {code!r}")
+        now = self._clock.decode(code)
+        self._history.group = None
+        event = self._event(event_code)
+        why: tuple[Decision, ...] = ()
+        told = rest.pop() if rest and isinstance(rest[-1], dict) else None
+        actions = tuple([self._action(code) for code in rest])
+        if told is not None:
+            why = tuple([self._decision(code) for code in _list(told.get("why"))])
+        return now, event, actions, why
+
+    # events
+
+    def _event(self, code: Any) -> Event:
+        if type(code) is int:
+            return self._completed(code, ())
+        kind, *rest = _list(code)
+        match kind, rest:
+            case int(), _:
+                return self._completed(_int(kind), rest)
+            case "done", [batch_id, *outputs]:
+                batch = self._history.batches.pop(_int(batch_id), None)
+                self._history.group = None if batch is None else batch.group
+                return BatchCompleted(batch_id, tuple([self._output(output) for output in outputs]))
+            case "arrive", _:
+                return self._arrived(rest)
+            case "abort", [request]:
+                return RequestAborted(self._last_word(request))
+            case "left", [batch_id]:
+                return FirstStageFree(_int(batch_id))
+            case "moved", [migration_id]:
+                return KVMigrated(_int(migration_id))
+        raise ValueError(f"{kind!r} is no event, or not one with {len(rest)} values")
+
+    def _arrived(self, code: Sequence[Any]) -> RequestArrived:
+        if not 3 <= len(code) <= 4:
+            raise ValueError("an arrival has an id, its prompt's tokens, and its max_tokens")
+        service = DEFAULT_SERVICE if len(code) == 3 else msgspec.convert(code[3], ServiceLevel)
+        return RequestArrived(self._name(code[0]), _int(code[1]), _int(code[2]), service)
+
+    def _completed(self, batch_id: int, ends: Sequence[Any]) -> BatchCompleted:
+        batch = self._history.batches.pop(batch_id, None)
+        if batch is None:
+            raise ValueError(f"batch {batch_id} does not run")
+        self._history.group = batch.group
+        outputs = [TokenOutput(segment.request_id) for segment in batch.segments if segment.emits]
+        for place, reason in zip(ends[::2], ends[1::2], strict=True):
+            if not 0 <= _int(place) < len(outputs):
+                raise ValueError(f"batch {batch_id} has no output {place}")
+            outputs[place] = TokenOutput(outputs[place].request_id, _one_of(reason, FinishReason))
+        return BatchCompleted(batch_id, tuple(outputs))
+
+    def _output(self, code: Any) -> TokenOutput:
+        match code:
+            case [request]:
+                return TokenOutput(self._known(request))
+            case [request, reason]:
+                return TokenOutput(self._known(request), _one_of(reason, FinishReason))
+        raise ValueError(f"{code!r} is no output")
+
+    # actions
+
+    def _action(self, code: Any) -> Action:
+        if type(code) is int:
+            return self._again(code)
+        match _list(code):
+            case ["run", batch_id, group, *parts]:
+                return self._batch(_int(batch_id), _ints(group), parts)
+            case ["move", migration_id, request, source, target, *ranges]:
+                pairs = tuple([_pair(each) for each in ranges])
+                return MigrateKV(_int(migration_id), self._name(request), _int(source), _int(target), pairs)
+            case ["free", request, instances, reason]:
+                known = self._known(request) if reason == "preempted" else self._last_word(request)
+                return FreeKV(known, _ints(instances), _one_of(reason, FreeReason))
+            case ["refuse", request, message, reason] if isinstance(message, str):
+                return RefuseRequest(self._last_word(request), message, _one_of(reason, RefuseReason))
+        raise ValueError(f"{code!r} is no action")
+
+    def _again(self, batch_id: int) -> RunBatch:
+        group = self._history.group
+        base = None if group is None else self._history.latest.get(group)
+        if base is None:
+            raise ValueError(f"batch {batch_id} continues none")
+        batch = RunBatch(batch_id, base.group, tuple([continued(old, 1, True) for old in base.segments]))
+        self._history.issue(batch.batch_id, batch.group, batch)
+        return batch
+
+    def _batch(self, batch_id: int, group: tuple[int, ...], parts: Sequence[Any]) -> RunBatch:
+        latest = self._history.latest.get(group)
+        base: Sequence[Segment] = () if latest is None else latest.segments
+        place = 0
+        segments: list[Segment] = []
+        for part in parts:
+            if type(part) is int:
+                count, further = part, None
+            elif isinstance(part, list) and 1 <= len(part) <= 2:
+                count, further = 1, part
+            else:
+                segments.append(self._segment(_list(part)))
+                continue
+            following = place + abs(count)
+            if following > len(base):
+                raise ValueError(f"batch {batch_id} continues more than the {len(base)} segments of the one before")
+            if further is not None:
+                emits = len(further) < 2 or _bool(further[1])
+                segments.append(continued(base[place], _int(further[0]), emits))
+            elif count > 0:
+                segments += [continued(old, 1, True) for old in base[place:following]]
+            place = following
+        batch = RunBatch(batch_id, group, tuple(segments))
+        self._history.issue(batch.batch_id, batch.group, batch)
+        return batch
+
+    def _segment(self, code: Sequence[Any]) -> Segment:
+        if not 4 <= len(code) <= 7:
+            raise ValueError(f"{code!r} is no segment")
+        request_id, start, length = self._name(code[0]), _int(code[1]), _int(code[2])
+        compute = _ints(code[3])
+        store = _store(code[4] if len(code) > 4 else None, start, length, compute)
+        flat = _ints(code[5]) if len(code) > 5 else ()
+        context = tuple(zip(flat[::2], flat[1::2], strict=True))
+        return Segment(request_id, start, length, compute, store, context, len(code) < 7 or _bool(code[6]))
+
+    # why
+
+    def _decision(self, code: Any) -> Decision:
+        if not isinstance(code, list) or not 2 <= len(code) <= 4 or not isinstance(code[0], str):
+            raise ValueError(f"{code!r} is no decision")
+        names = tuple([self._known(name) for name in _list(code[1])])
+        predicted = code[3] if len(code) > 3 else {}
+        if not isinstance(predicted, dict):
+            raise ValueError(f"{predicted!r} are no predictions")
+        values = {name: float(value) for name, value in predicted.items()}
+        return Decision(code[0], names, _ints(code[2]) if len(code) > 2 else (), values)
+
+    # requests
+
+    def _name(self, code: Any) -> str:
+        if isinstance(code, str) and code not in self._history.numbers:
+            self._history.introduce(code)
+            return code
+        return self._known(code)
+
+    def _known(self, code: Any) -> str:
+        if isinstance(code, str):
+            return code
+        name = self._history.names.get(_int(code))
+        if name is None:
+            raise ValueError(f"no request has the number {code} here")
+        return name
+
+    def _last_word(self, code: Any) -> str:
+        request_id = self._known(code)
+        self._history.forget(request_id)
+        return request_id
+
+
+def _store(code: Any, start: int, length: int, compute: tuple[int, ...]) -> tuple[KVRange, ...]:
+    if code is None:
+        if len(compute) != 1:
+            raise ValueError("it does not say who keeps the KV")
+        return (KVRange(compute[0], start, start + length),)
+    parts = _list(code)
+    if parts and isinstance(parts[0], list):
+        return tuple([KVRange(*_ints(part)) for part in parts])
+    flat, position = _ints(parts), start
+    store: list[KVRange] = []
+    for instance, tokens in zip(flat[::2], flat[1::2], strict=True):
+        store.append(KVRange(instance, position, position + tokens))
+        position += tokens
+    return tuple(store)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{value!r} is no array")
+    return cast("list[Any]", value)
+
+
+def _int(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no whole number")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) is not int and type(value) is not float:
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
+def _bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _ints(value: Any) -> tuple[int, ...]:
+    return tuple([_int(number) for number in _list(value)])
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    start, end = _ints(value)
+    return start, end
+
+
+def _one_of(value: Any, allowed: Any) -> Any:
+    if value not in get_args(allowed):
+        raise ValueError(f"{value!r} is none of {', '.join(get_args(allowed))}")
+    return value

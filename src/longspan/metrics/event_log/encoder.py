@@ -1,0 +1,286 @@
+"""What happened, as one line of JSON: what the lines before it tell already is left out (docs/event_log.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+import msgspec
+
+from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
+from longspan.core.decision import Decision
+from longspan.core.events import (
+    BatchCompleted,
+    Event,
+    FirstStageFree,
+    KVMigrated,
+    RequestAborted,
+    RequestArrived,
+    TokenOutput,
+)
+from longspan.metrics.event_log.history import Clock, History, continued
+from longspan.service_level import DEFAULT_SERVICE
+
+
+class _Issued:
+    """A batch, and what makes it cheap to see that its outputs, or the next batch, are nothing new.
+
+    outputs: what it has when no request ends with it. is_simple: see `_is_simple`, of all segments.
+    """
+
+    __slots__ = ("batch", "is_simple", "outputs")
+
+    def __init__(self, batch: RunBatch) -> None:
+        self.batch = batch
+        self.outputs: tuple[TokenOutput, ...] | None = None
+        self.is_simple = False
+
+    def plain_outputs(self) -> tuple[TokenOutput, ...]:
+        if self.outputs is None:
+            self.outputs = tuple([TokenOutput(segment.request_id) for segment in self.batch.segments if segment.emits])
+        return self.outputs
+
+
+class RecordEncoder:
+    """Encodes the records of one piece, in order; `next_piece` is what the piece behind it needs to know of them."""
+
+    def __init__(self) -> None:
+        self._history: History[_Issued] = History()
+        self._clock = Clock()
+        self._json = msgspec.json.Encoder()
+        self._arrived: dict[str, tuple[float, RequestArrived]] = {}
+        self._migrations: dict[int, MigrateKV] = {}
+
+    def encode(self, now: float, event: Event, actions: Sequence[Action], why: Sequence[Decision] = ()) -> bytes:
+        """The line, with its end. Raises whatever msgspec raises, for values that JSON cannot carry."""
+        if type(event) is BatchCompleted:
+            line = [self._clock.encode(now), self._completed(event)]
+        else:
+            self._history.group = None
+            line = [self._clock.encode(now), self._event(now, event)]
+        for action in actions:
+            line.append(self._batch(action) if type(action) is RunBatch else self._action(action))
+        if why:
+            line.append({"why": [self._decision(decision) for decision in why]})
+        return self._json.encode(line) + b"\n"
+
+    def next_piece(self) -> tuple[RecordEncoder, dict[str, Any]]:
+        """An encoder for it, and what its header says of the requests that are alive and the work that runs."""
+        following = RecordEncoder()
+        requests = [[now, *following._arrive(now, event)] for now, event in self._arrived.values()]
+        running = [following._batch(issued.batch) for issued in self._history.batches.values()]
+        running += [following._action(migration) for migration in self._migrations.values()]
+        header = {"requests": requests, "running": running}
+        return following, {name: value for name, value in header.items() if value}
+
+    # events
+
+    def _event(self, now: float, event: Event) -> Any:
+        match event:
+            case RequestArrived():
+                return ["arrive", *self._arrive(now, event)]
+            case RequestAborted(request_id):
+                return ["abort", self._last_word(request_id)]
+            case FirstStageFree(batch_id):
+                return ["left", batch_id]
+            case KVMigrated(migration_id):
+                self._migrations.pop(migration_id, None)
+                return ["moved", migration_id]
+        raise TypeError(f"{event!r} is no event")
+
+    def _arrive(self, now: float, event: RequestArrived) -> list[Any]:
+        code = [self._name(event.request_id), event.num_prompt_tokens, event.max_tokens]
+        self._arrived[event.request_id] = now, event
+        return code if event.service == DEFAULT_SERVICE else [*code, event.service]
+
+    def _completed(self, event: BatchCompleted) -> Any:
+        batch_id, outputs, history = event.batch_id, event.outputs, self._history
+        issued = history.batches.pop(batch_id, None)
+        if issued is None:
+            history.group = None
+            return self._completed_in_full(event)
+        history.group = issued.batch.group
+        plain = issued.plain_outputs()
+        if outputs == plain:
+            return batch_id
+        if [output.request_id for output in outputs] != [output.request_id for output in plain]:
+            return self._completed_in_full(event)
+        code: list[Any] = [batch_id]
+        for place, output in enumerate(outputs):
+            if output.finish_reason is not None:
+                code += place, output.finish_reason
+        return code
+
+    def _completed_in_full(self, event: BatchCompleted) -> list[Any]:
+        outputs = [
+            [self._known(output.request_id), *([] if output.finish_reason is None else [output.finish_reason])]
+            for output in event.outputs
+        ]
+        return ["done", event.batch_id, *outputs]
+
+    # actions
+
+    def _action(self, action: Action) -> list[Any]:
+        match action:
+            case MigrateKV(migration_id, request_id, source, target, ranges):
+                self._migrations[migration_id] = action
+                return ["move", migration_id, self._name(request_id), source, target, *ranges]
+            case FreeKV(request_id, instances, "preempted"):
+                return ["free", self._known(request_id), instances, "preempted"]
+            case FreeKV(request_id, instances, reason):
+                return ["free", self._last_word(request_id), instances, reason]
+            case RefuseRequest(request_id, message, reason):
+                return ["refuse", self._last_word(request_id), message, reason]
+        raise TypeError(f"{action!r} is no action")
+
+    def _batch(self, batch: RunBatch) -> Any:
+        """A number alone: the group of the batch that ended goes on, one token further."""
+        history, group, issued = self._history, batch.group, _Issued(batch)
+        base = history.latest.get(group)
+        history.issue(batch.batch_id, group, issued)
+        if base is None:
+            issued.is_simple = all(map(_is_simple, batch.segments))
+            return ["run", batch.batch_id, group, *map(self._segment, batch.segments)]
+        if base.is_simple and _is_same_again(batch.segments, base.batch.segments):
+            issued.is_simple, issued.outputs = True, base.plain_outputs()
+            parts: list[Any] = [len(batch.segments)]
+        else:
+            parts = self._parts(issued, base)
+        if group == history.group and parts == [len(base.batch.segments)]:
+            return batch.batch_id
+        return ["run", batch.batch_id, group, *parts]
+
+    def _parts(self, issued: _Issued, base: _Issued) -> list[Any]:
+        """Numbers: so many of the base's segments go on, or if it is below 0, are left out. Lists: one segment."""
+        before = base.batch.segments
+        goes_on = _goes_on_simply if base.is_simple else _goes_on
+        parts: list[Any] = []
+        places: dict[str, int] | None = None
+        is_simple = base.is_simple
+        place = count = 0
+        for segment in issued.batch.segments:
+            if place < len(before) and before[place].request_id == segment.request_id:
+                found = place
+            else:
+                if places is None:
+                    places = {old.request_id: number for number, old in enumerate(before)}
+                found = places.get(segment.request_id, -1)
+            if found >= place and goes_on(segment, before[found]):
+                if found == place and segment.length == 1 and segment.emits:
+                    place += 1
+                    count += 1
+                    continue
+                parts += [count] * (count > 0) + [place - found] * (found > place)
+                place, count = found + 1, 0
+                if segment.length == 1 and segment.emits:
+                    count = 1
+                else:
+                    parts.append([segment.length] if segment.emits else [segment.length, False])
+            else:
+                parts += [count] * (count > 0)
+                count = 0
+                parts.append(self._segment(segment))
+                is_simple = is_simple and _is_simple(segment)
+        issued.is_simple = is_simple
+        return [*parts, count] if count else parts
+
+    def _segment(self, segment: Segment) -> list[Any]:
+        """In full, without what follows from the rest: that the one that computes keeps all, no context, a token."""
+        store = _store(segment)
+        code = [self._name(segment.request_id), segment.start, segment.length, segment.compute]
+        if not segment.emits:
+            return [*code, store, _flat(segment.context), False]
+        if segment.context:
+            return [*code, store, _flat(segment.context)]
+        return code if store is None else [*code, store]
+
+    # why
+
+    def _decision(self, decision: Decision) -> list[Any]:
+        predicted = {name: float(value) for name, value in decision.predicted.items()}
+        values = {name: value if isfinite(value) else str(value) for name, value in predicted.items()}
+        code = [decision.step, [self._known(name) for name in decision.request_ids], decision.instances, values]
+        while len(code) > 2 and not code[-1]:
+            code.pop()
+        return code
+
+    # requests
+
+    def _name(self, request_id: str) -> int | str:
+        """Its number; in full at first, which gives it one."""
+        number = self._history.numbers.get(request_id)
+        if number is None:
+            self._history.introduce(request_id)
+            return request_id
+        return number
+
+    def _known(self, request_id: str) -> int | str:
+        """Its number; in full if it has none."""
+        return self._history.numbers.get(request_id, request_id)
+
+    def _last_word(self, request_id: str) -> int | str:
+        """As `_known`, and it is forgotten."""
+        known = self._known(request_id)
+        self._history.forget(request_id)
+        self._arrived.pop(request_id, None)
+        return known
+
+
+def _is_simple(segment: Segment) -> bool:
+    """Whether one instance computes and keeps it, and holds all before it."""
+    start, compute = segment.start, segment.compute
+    if len(compute) != 1 or segment.store != (KVRange(compute[0], start, start + segment.length),):
+        return False
+    return segment.context == (((compute[0], start),) if start else ())
+
+
+def _is_same_again(segments: Sequence[Segment], before: Sequence[Segment]) -> bool:
+    """Whether these are simple segments one token behind those before, which are simple. (The loop that costs.)"""
+    if len(segments) != len(before):
+        return False
+    try:
+        for new, old in zip(segments, before, strict=True):
+            start = new.start
+            (kept,), ((instance, tokens),) = new.store, new.context
+            if (
+                start != old.start + old.length or new.request_id != old.request_id or new.compute != old.compute
+                or new.length != 1 or not new.emits or tokens != start or kept.start != start
+                or kept.end != start + 1 or kept.instance != instance or (instance,) != new.compute
+            ):  # fmt: skip
+                return False
+    except ValueError:  # several instances keep or hold it
+        return False
+    return True
+
+
+def _goes_on_simply(new: Segment, old: Segment) -> bool:
+    """`_goes_on`, of a simple one."""
+    if new.start != old.start + old.length or new.request_id != old.request_id or new.compute != old.compute:
+        return False
+    return new.start > 0 and _is_simple(new)
+
+
+def _goes_on(new: Segment, old: Segment) -> bool:
+    """Whether `new` is what `continued` makes of `old`."""
+    if new.request_id != old.request_id or len(old.compute) != 1:
+        return False
+    return new == continued(old, new.length, new.emits)
+
+
+def _store(segment: Segment) -> list[int] | list[tuple[int, int, int]] | None:
+    """None: all of it at the one that computes. Else instance, tokens, instance, tokens ... in order, or ranges."""
+    if len(segment.compute) == 1 and segment.store == (KVRange(segment.compute[0], segment.start, segment.end),):
+        return None
+    position = segment.start
+    flat: list[int] = []
+    for kept in segment.store:
+        if kept.start != position:
+            return [(kept.instance, kept.start, kept.end) for kept in segment.store]
+        flat += kept.instance, kept.end - kept.start
+        position = kept.end
+    return flat
+
+
+def _flat(pairs: Sequence[tuple[int, int]]) -> list[int]:
+    return [number for pair in pairs for number in pair]

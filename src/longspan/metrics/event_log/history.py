@@ -1,0 +1,100 @@
+"""What both ends of a log know from the lines so far, so that a line need not say it again.
+
+The encoder and the decoder each have one, and tell it the same things in the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from longspan.core.actions import KVRange, Segment
+
+FORMAT_VERSION = 2
+
+T = TypeVar("T")
+
+_MOST_GROUPS = 1024
+_MOST_SECONDS = 1e9  # beyond, nanoseconds are not worth a try
+
+
+class History(Generic[T]):
+    """One piece's past. T: what is kept of a batch.
+
+    numbers: short names of requests, by id; they count from 0, in the order in which lines first name them.
+    batches: those that run, by number, in the order in which they were issued.
+    latest: the newest batch of each group; what the group's next one is told by.
+    group: of the batch whose end is the present line's event.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+        self.names: dict[int, str] = {}
+        self.batches: dict[int, T] = {}
+        self.latest: dict[tuple[int, ...], T] = {}
+        self.group: tuple[int, ...] | None = None
+        self._next_number = 0
+
+    def introduce(self, request_id: str) -> None:
+        """A line has named a request in full; from now on it has a number."""
+        self.numbers[request_id] = self._next_number
+        self.names[self._next_number] = request_id
+        self._next_number += 1
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended: if it is ever named again, then in full."""
+        number = self.numbers.pop(request_id, None)
+        if number is not None:
+            del self.names[number]
+
+    def issue(self, batch_id: int, group: tuple[int, ...], batch: T) -> None:
+        self.batches[batch_id] = batch
+        if len(self.latest) >= _MOST_GROUPS and group not in self.latest:
+            self.latest.clear()
+        self.latest[group] = batch
+
+
+class Clock:
+    """Times as whole nanoseconds since the line before, where that gives back the very same float; else as they are."""
+
+    def __init__(self) -> None:
+        self._ns: int | None = None
+
+    def encode(self, now: float) -> int | float:
+        """An int is nanoseconds since the time before; a float is seconds."""
+        before, ns = self._ns, _nanoseconds(now)
+        self._ns = ns
+        return float(now) if before is None or ns is None else ns - before
+
+    def decode(self, code: int | float) -> float:
+        """Raises ValueError: nanoseconds since a time that is none of whole nanoseconds."""
+        if isinstance(code, float):
+            self._ns = _nanoseconds(code)
+            return code
+        if self._ns is None:
+            raise ValueError(f"its time, {code}, counts from a line that has no time in nanoseconds")
+        self._ns += code
+        return self._ns / 1e9
+
+
+def _nanoseconds(now: float) -> int | None:
+    if not 0.0 < now < _MOST_SECONDS:
+        return None
+    ns = int(now * 1e9 + 0.5)
+    return ns if ns / 1e9 == now else None
+
+
+def continued(old: Segment, length: int, emits: bool) -> Segment:
+    """The next `length` tokens of the same request, computed and kept by the instance that computed `old` alone."""
+    if len(old.compute) != 1:
+        raise ValueError(f"{len(old.compute)} instances computed what it continues")
+    start, master = old.start + old.length, old.compute[0]
+    store = (KVRange(master, start, start + length),)
+    return Segment(old.request_id, start, length, old.compute, store, context_behind(old), emits)
+
+
+def context_behind(old: Segment) -> tuple[tuple[int, int], ...]:
+    """Where the KV is once `old` has run."""
+    held = dict(old.context)
+    for kept in old.store:
+        held[kept.instance] = held.get(kept.instance, 0) + kept.end - kept.start
+    return tuple(held.items())
