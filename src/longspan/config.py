@@ -22,6 +22,7 @@ MOST_DEVICES = 4096
 _MOST = 2**31 - 1  # of anything that is counted: it travels as an int32 somewhere
 _MOST_SECONDS = 1e9
 _MOST_CHARS = 256
+_MIN_EVENT_LOG_BYTES = 65536  # a file's header alone has thousands, where many requests are alive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,9 @@ class EngineConfig:
     kv_tokens: KV slots of each instance, tokens; None is what fits (on a CPU: enough for the longest context).
     threads_per_device: CPU threads of each device process; None shares the cores evenly.
     transport: how worker processes exchange; auto is NCCL between GPUs, shared memory on one machine's CPUs.
+    event_log: a new file for every event and decision (docs/event_log.md); None writes none.
+    event_log_max_bytes: a file that has so many is left for a new one; None: one file.
+    event_log_keep: so many of a run's files stay, the newest; None: all.
     sib: a file of `longspan profile`: what policies predict times with. None: an estimate, for those that need one.
     worker_timeout_s: a worker that gives no sign of life, or makes no progress, for so long is given up.
     stall_after_s: a batch may take so much longer than what is expected of its size; then /health says that it stalls.
@@ -134,6 +138,8 @@ class EngineConfig:
     chunk_size: int = 512
     kvp_tokens_per_shard: int | None = None
     event_log: Path | None = None
+    event_log_max_bytes: int | None = None
+    event_log_keep: int | None = None
     sib: Path | None = None
     worker_timeout_s: float = 15.0
     stall_after_s: float = 60.0
@@ -156,9 +162,11 @@ class EngineConfig:
                 f"pp_layers is {self.pp_layers}, but must name at least 1 layer for each of {self.pp} stages"
             )
         check_service_defaults(self.ttft_slo_factor, self.ttft_slo_floor_s, self.tpot_slo_s)
-        for name in ("max_model_len", "kv_tokens", "threads_per_device", "kvp_tokens_per_shard"):
+        for name in ("max_model_len", "kv_tokens", "threads_per_device", "kvp_tokens_per_shard", "event_log_keep"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
+        if self.event_log_max_bytes is not None:
+            _check_count("event_log_max_bytes", self.event_log_max_bytes, _MIN_EVENT_LOG_BYTES)
         for name, value, allowed in (("dtype", self.dtype, DType), ("device", self.device, Device),
                                      ("quantization", self.quantization, Quantization),
                                      ("executor", self.executor, ExecutorName),

@@ -89,7 +89,8 @@ class EngineStats:
     """A snapshot for gauges.
 
     num_batches, model_seconds: batches done since the start, and the time that their slowest instances spent inside
-    the model. num_bad_logits: requests that ended since the model's logits were not finite.
+    the model. num_bad_logits: requests that ended since the model's logits were not finite. event_log_errors: 1 once
+    the event log could not be written, and is off.
     """
 
     num_running: int
@@ -103,3 +104,4 @@ class EngineStats:
     model_seconds: float = 0.0
     num_migrations: int = 0
     num_bad_logits: int = 0
+    event_log_errors: int = 0

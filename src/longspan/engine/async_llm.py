@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -120,9 +119,8 @@ class AsyncLLM:
 
         def assemble(
             scheduler_config: SchedulerConfig, policy: Policy, cost_model: FittedCostModel | None,
-            event_log: Path | None = None,
+            log: EventLogWriter | None = None,
         ) -> AsyncLLM:  # fmt: skip
-            log = EventLogWriter(event_log, scheduler_config, cost_model) if event_log else None
             scheduler = Scheduler(scheduler_config, policy, cost_model)
             core = EngineCore(
                 scheduler, executor, Detokenizer(tokenizer.backend), time.monotonic, log, cost_model,
@@ -169,7 +167,14 @@ class AsyncLLM:
                     "the policy %s predicts times: they are estimated from a few batches; "
                     "`longspan profile` measures them, for --sib", policy.name,
                 )  # fmt: skip
-            engine = assemble(scheduler_config, policy, cost_model, config.event_log)
+            log = None
+            if config.event_log is not None:
+                log = EventLogWriter(
+                    config.event_log, scheduler_config, cost_model, policy=policy,
+                    max_bytes=config.event_log_max_bytes, keep=config.event_log_keep,
+                )  # fmt: skip
+                logger.info("the event log is %s", log.path)
+            engine = assemble(scheduler_config, policy, cost_model, log)
         except BaseException:
             await _to_its_end(executor.close)
             raise
@@ -358,7 +363,7 @@ class AsyncLLM:
         self.core.fail("the engine was closed")
         await _to_its_end(self.executor.close)
         if self.core.event_log is not None:
-            self.core.event_log.close()
+            await asyncio.to_thread(self.core.event_log.close)
 
 
 async def _to_its_end(work: Callable[[], None]) -> None:

@@ -175,6 +175,7 @@ class EngineCore:
             num_batches=self.num_batches,
             model_seconds=self.model_seconds,
             num_bad_logits=self.num_bad_logits,
+            event_log_errors=0 if self.event_log is None else self.event_log.errors,
         )
 
     # -- the executor's news --------------------------------------------------------------------------------------

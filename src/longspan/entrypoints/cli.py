@@ -89,7 +89,10 @@ def serve(
         engine.chunk_size: Tokens in a batch of the policy sarathi; of one prompt in a batch of splitfuse.
         engine.kvp_tokens_per_shard: A request's KV goes on at another instance after so many tokens, in policies that
             chunk prompts; by default as many as let it decode in time.
-        engine.event_log: Write every decision to this file; `longspan replay` checks it.
+        engine.event_log: Write every decision to this file, or where it exists to a new one beside it; `longspan
+            replay` checks it, `longspan explain` tells of its requests. Compressed if it ends in .gz.
+        engine.event_log_max_bytes: Go on in a new file (FILE.2, FILE.3 ...) once one has so many bytes.
+        engine.event_log_keep: How many of a run's files to keep, the newest; all by default.
         engine.sib: What `longspan profile` measured here, for policies that predict times.
         engine.worker_timeout_s: A worker without a sign of life for so long is given up.
         engine.stall_after_s: /health turns 503 when a batch takes so much longer than what is expected of its size.
@@ -241,7 +244,8 @@ def simulate(
             what the prompt takes alone, though no less than ttft_slo_floor_s, and a TPOT of tpot_slo_s.
         simulated.long_threshold: Prompts of so many tokens are long; latencies are given by class.
         simulated.json: Write all results, and every request, to this file.
-        simulated.event_log: Write every decision to this file; `longspan replay` checks it.
+        simulated.event_log: Write every decision to this file, or where it exists to a new one beside it; `longspan
+            replay` checks it.
         simulated.plot: Draw latencies, groups and KV over time into this folder.
         lengths.trace: As for `longspan bench serve`, like all that follow.
     """

@@ -228,6 +228,11 @@ class _EngineCollector(Collector):
         )
         bad_logits.add_metric(self._labels, stats.num_bad_logits)
         yield bad_logits
+        log_errors = CounterMetricFamily(
+            "longspan:event_log_errors", "Errors that ended the event log.", labels=LABELS
+        )
+        log_errors.add_metric(self._labels, stats.event_log_errors)
+        yield log_errors
         by_instance = GaugeMetricFamily(
             "longspan:instance_kv_tokens_used", "KV slots in use.", labels=(*LABELS, "instance")
         )

@@ -70,7 +70,11 @@ def run(
     cost = IterationCost(fleet)
     measurements = measure_simulated(cost, config, max_model_len)
     cost_model = fit_cost_model(measurements, config.num_instances)
-    log = nullcontext() if options.event_log is None else EventLogWriter(options.event_log, config, cost_model)
+    log = (
+        nullcontext()
+        if options.event_log is None
+        else EventLogWriter(options.event_log, config, cost_model, run="simulated", waits=True)
+    )
     with log as event_log, progress(len(requests)) as report:
         simulator = Simulator(
             config,

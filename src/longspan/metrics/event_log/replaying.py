@@ -66,6 +66,10 @@ def _decide(scheduler: Scheduler, record: LogRecord) -> tuple[Action, ...]:
         return tuple(scheduler.handle(record.event, record.now))
     except InternalError as error:
         raise ReplayError(f"{record.path}, line {record.line}: the scheduler refuses it: {error}") from error
+    except Exception as error:  # what a policy raises, as it did in the engine
+        raise ReplayError(
+            f"{record.path}, line {record.line}: the policy {scheduler.policy.name} fails: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _require_whole(log: EventLog) -> None:
