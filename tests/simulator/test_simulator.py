@@ -38,7 +38,7 @@ def simulate(policy: str, requests: list[TraceRequest], log: Path | None = None)
     if log is None:
         simulator = Simulator(config, cost, cost_model=cost_model)
         return simulator, simulator.run(requests)
-    with EventLogWriter(log, config, cost_model) as writer:
+    with EventLogWriter(log, config, cost_model, run="test") as writer:
         simulator = Simulator(config, cost, cost_model=cost_model, event_log=writer)
         return simulator, simulator.run(requests)
 

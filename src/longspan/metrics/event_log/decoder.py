@@ -19,7 +19,7 @@ from longspan.core.events import (
     RequestArrived,
     TokenOutput,
 )
-from longspan.metrics.event_log.history import Clock, History, continued
+from longspan.metrics.event_log.history import Clock, History, continued, lengthen
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 
 FreeReason = Literal["finished", "aborted", "preempted"]
@@ -184,7 +184,7 @@ class RecordDecoder:
         predicted = code[3] if len(code) > 3 else {}
         if not isinstance(predicted, dict):
             raise ValueError(f"{predicted!r} are no predictions")
-        values = {name: float(value) for name, value in predicted.items()}
+        values = {lengthen(name, names): float(value) for name, value in predicted.items()}
         return Decision(code[0], names, _ints(code[2]) if len(code) > 2 else (), values)
 
     # requests

@@ -19,7 +19,7 @@ from longspan.core.events import (
     RequestArrived,
     TokenOutput,
 )
-from longspan.metrics.event_log.history import Clock, History, continued
+from longspan.metrics.event_log.history import Clock, History, continued, shorten
 from longspan.service_level import DEFAULT_SERVICE
 
 
@@ -198,8 +198,10 @@ class RecordEncoder:
     # why
 
     def _decision(self, decision: Decision) -> list[Any]:
-        predicted = {name: float(value) for name, value in decision.predicted.items()}
-        values = {name: value if isfinite(value) else str(value) for name, value in predicted.items()}
+        values: dict[str, float | str] = {}
+        for name, predicted in decision.predicted.items():
+            value = float(predicted)
+            values[shorten(name, decision.request_ids)] = value if isfinite(value) else str(value)
         code = [decision.step, [self._known(name) for name in decision.request_ids], decision.instances, values]
         while len(code) > 2 and not code[-1]:
             code.pop()

@@ -23,7 +23,7 @@ def check_event_log_path(path: Path) -> None:
         raise ConfigError(f"event_log is {path}, which is a folder: name a file, such as {path / 'events.jsonl'}")
     if not folder.is_dir():
         raise ConfigError(f"event_log is {path}, but there is no folder {folder}")
-    if not os.access(path if _is_special(path) else folder, os.W_OK):
+    if not os.access(path if is_special(path) else folder, os.W_OK):
         raise ConfigError(f"event_log is {path}, but it cannot be written: permission denied")
 
 
@@ -32,7 +32,7 @@ def create_log(path: Path) -> tuple[Path, int]:
 
     Raises OSError: among others, if the path is a pipe that nothing reads.
     """
-    if _is_special(path):
+    if is_special(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.set_blocking(descriptor, True)
         return path, descriptor
@@ -94,7 +94,8 @@ def _names_beside(path: Path) -> list[str]:
     return os.listdir(path.absolute().parent)
 
 
-def _is_special(path: Path) -> bool:
+def is_special(path: Path) -> bool:
+    """Whether it is a pipe or a device, which has no pieces and loses nothing by being opened."""
     try:
         mode = path.stat().st_mode
     except OSError:

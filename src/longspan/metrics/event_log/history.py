@@ -5,6 +5,8 @@ The encoder and the decoder each have one, and tell it the same things in the sa
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from longspan.core.actions import KVRange, Segment
@@ -13,6 +15,7 @@ FORMAT_VERSION = 2
 
 T = TypeVar("T")
 
+_SHORT = re.compile(r"(.*)@([0-9]*)", re.DOTALL)
 _MOST_GROUPS = 1024
 _MOST_SECONDS = 1e9  # beyond, nanoseconds are not worth a try
 
@@ -98,3 +101,19 @@ def context_behind(old: Segment) -> tuple[tuple[int, int], ...]:
     for kept in old.store:
         held[kept.instance] = held.get(kept.instance, 0) + kept.end - kept.start
     return tuple(held.items())
+
+
+def shorten(label: str, request_ids: Sequence[str]) -> str:
+    """"tokens of cmpl-1" -> "tokens of @0", of the first of these requests. Labels that look so get an @ more."""
+    for place, request_id in enumerate(request_ids):
+        if request_id and label.endswith(request_id):
+            return f"{label[: -len(request_id)]}@{place}"
+    return f"{label}@" if _SHORT.fullmatch(label) else label
+
+
+def lengthen(label: str, request_ids: Sequence[str]) -> str:
+    """The inverse. Raises IndexError."""
+    found = _SHORT.fullmatch(label)
+    if found is None:
+        return label
+    return found[1] + request_ids[int(found[2])] if found[2] else found[1]

@@ -154,5 +154,5 @@ def _named(path: Path, line: Callable[[], int]) -> Iterator[None]:
         raise ReplayError(f"{path}: {error.strerror}") from error
     except ReplayError:
         raise
-    except (ValueError, TypeError, LongspanError) as error:
+    except (ValueError, TypeError, IndexError, LongspanError) as error:
         raise ReplayError(f"{path}, line {line()}: {error}") from error

@@ -67,9 +67,8 @@ def _decide(scheduler: Scheduler, record: LogRecord) -> tuple[Action, ...]:
     except InternalError as error:
         raise ReplayError(f"{record.path}, line {record.line}: the scheduler refuses it: {error}") from error
     except Exception as error:  # what a policy raises, as it did in the engine
-        raise ReplayError(
-            f"{record.path}, line {record.line}: the policy {scheduler.policy.name} fails: {type(error).__name__}: {error}"
-        ) from error
+        cause, name = f"{type(error).__name__}: {error}", scheduler.policy.name
+        raise ReplayError(f"{record.path}, line {record.line}: the policy {name} fails: {cause}") from error
 
 
 def _require_whole(log: EventLog) -> None:

@@ -19,11 +19,11 @@ from longspan.core.actions import Action
 from longspan.core.cost_model import FittedCostModel
 from longspan.core.decision import Decision
 from longspan.core.events import Event
-from longspan.core.policies import POLICIES
+from longspan.core.policies import POLICIES, create_policy
 from longspan.core.policies.base import Policy
 from longspan.metrics.event_log.background_file import MOST_PENDING_BYTES, BackgroundFile
 from longspan.metrics.event_log.encoder import RecordEncoder
-from longspan.metrics.event_log.files import create_log, piece_path
+from longspan.metrics.event_log.files import create_log, is_special, piece_path
 from longspan.metrics.event_log.history import FORMAT_VERSION
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ class EventLogWriter:
         self._max_bytes, self._keep, self._waits = max_bytes, keep, waits
         self._bytes = self._records = 0
         self._lock = threading.Lock()
-        self._file: BackgroundFile | None = None
+        self._file: BackgroundFile | None = None  # None: nothing is to be written any more
+        self._opened: BackgroundFile | None = None
         self._encoder, self._json = RecordEncoder(), msgspec.json.Encoder()
         self._described = {
             "version": FORMAT_VERSION, "run": secrets.token_hex(8) if run is None else run, "piece": 1,
@@ -75,9 +76,12 @@ class EventLogWriter:
         self._header = self._described
         try:
             self.path, descriptor = create_log(Path(path))
-            self._file = BackgroundFile(descriptor, self.path.suffix == ".gz", self._switch_off)
-            self._begin_piece(self._file)
-            self._file.hurry()
+            self._opened = BackgroundFile(descriptor, self.path.suffix == ".gz", self._switch_off)
+            self._file = self._opened
+            if is_special(self.path):
+                self._max_bytes = None
+            self._begin_piece(self._opened)
+            self._opened.hurry()
         except Exception as error:
             self._switch_off(error)
         else:
@@ -112,9 +116,9 @@ class EventLogWriter:
     def close(self) -> None:
         """Write what is left; a disk that is stuck is not waited for."""
         atexit.unregister(self.close)
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        self._file = None
+        if self._opened is not None:
+            self._opened.close()
 
     def __enter__(self) -> EventLogWriter:
         return self
@@ -160,7 +164,8 @@ def _describe(policy: Policy | None, config: SchedulerConfig) -> dict[str, Any]:
     """Of the header. own_policy: the class of one that cannot be had by its name."""
     if policy is None:
         return {"policy": config.policy, "config": config}
-    kind = type(policy)
-    place = f"{kind.__module__}:{kind.__qualname__}"
     header = {"policy": policy.name, "config": replace(config, policy=policy.name)}
-    return header if POLICIES.get(policy.name) == place else {**header, "own_policy": place}
+    kind = type(policy)
+    if policy.name in POLICIES and type(create_policy(policy.name)) is kind:
+        return header
+    return {**header, "own_policy": f"{kind.__module__}:{kind.__qualname__}"}
