@@ -21,6 +21,7 @@ DEFAULT_MODEL = "smollm2-135m"
 MOST_DEVICES = 4096
 _MOST = 2**31 - 1  # of anything that is counted: it travels as an int32 somewhere
 _MOST_SECONDS = 1e9
+_MOST_BYTES = 2**62
 _MOST_CHARS = 256
 _MIN_EVENT_LOG_BYTES = 65536  # a file's header alone has thousands, where many requests are alive
 
@@ -166,7 +167,7 @@ class EngineConfig:
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         if self.event_log_max_bytes is not None:
-            _check_count("event_log_max_bytes", self.event_log_max_bytes, _MIN_EVENT_LOG_BYTES)
+            _check_count("event_log_max_bytes", self.event_log_max_bytes, _MIN_EVENT_LOG_BYTES, _MOST_BYTES)
         for name, value, allowed in (("dtype", self.dtype, DType), ("device", self.device, Device),
                                      ("quantization", self.quantization, Quantization),
                                      ("executor", self.executor, ExecutorName),
@@ -196,13 +197,13 @@ def check_seconds(name: str, seconds: float) -> None:
         raise ConfigError(f"{name} is {seconds}, but must be a number of seconds above 0, at most {_MOST_SECONDS:g}")
 
 
-def _check_count(name: str, value: int, low: int = 1) -> None:
+def _check_count(name: str, value: int, low: int = 1, high: int = _MOST) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{name} is {value!r}, but must be a whole number")
     if value < low:
         raise ConfigError(f"{name} is {value}, but must be at least {low}")
-    if value > _MOST:
-        raise ConfigError(f"{name} is {value}, but must be at most {_MOST}")
+    if value > high:
+        raise ConfigError(f"{name} is {value}, but must be at most {high}")
 
 
 def _check_name(name: str, text: str) -> None:

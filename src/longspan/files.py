@@ -49,9 +49,12 @@ def check_readable(path: Path | str) -> None:
 
 
 def _try(path: Path) -> None:
-    is_new = not path.exists()
-    path.open("ab").close()
-    if is_new:
+    """Only a file that is made here is removed again: another program may make one by this name meanwhile."""
+    try:
+        path.open("xb").close()
+    except FileExistsError:
+        path.open("ab").close()
+    else:
         path.unlink()
 
 

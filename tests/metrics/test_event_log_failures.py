@@ -17,7 +17,8 @@ from longspan.config import EngineConfig, SchedulerConfig
 from longspan.core.decision import Decision
 from longspan.core.events import RequestAborted, RequestArrived
 from longspan.errors import ConfigError
-from longspan.metrics.event_log import EventLogWriter, background_file, check_event_log_path, read_event_log, replay
+from longspan.files import check_writable
+from longspan.metrics.event_log import EventLogWriter, background_file, read_event_log, replay
 from longspan.metrics.prometheus import ServerMetrics
 from longspan.outputs import EngineStats
 
@@ -197,24 +198,22 @@ def test_who_serves_nobody_may_wait_for_the_disk(tmp_path: Path, monkeypatch: py
     assert len(list(read_event_log(tmp_path / "log"))) == 5000
 
 
-@pytest.mark.parametrize(
-    ("place", "says"),
-    [("", "is a folder: name a file"), ("none/log", "there is no folder"), ("file/log", "there is no folder")],
-)
-def test_a_path_that_is_wrong_is_refused_before_anything_is_loaded(tmp_path: Path, place: str, says: str) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=says):
-        check_event_log_path(tmp_path / place)
-    check_event_log_path(tmp_path / "log")
-    check_event_log_path(Path("/dev/full"))
+def test_looking_whether_a_path_can_be_written_never_removes_what_another_server_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes the file, and removes it again: but only what it made, though the other one is a moment quicker."""
+    path, really_open = tmp_path / "log", Path.open
+    others: list[EventLogWriter] = []
 
+    def open_late(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self == path and not others:
+            others.append(EventLogWriter(path, CONFIG))
+        return really_open(self, *arguments, **options)
 
-def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmp_path.chmod(0o500)
-    if os.geteuid() == 0:  # who may write everywhere
-        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    with pytest.raises(ConfigError, match="permission denied"):
-        check_event_log_path(tmp_path / "log")
+    monkeypatch.setattr(Path, "open", open_late)
+    check_writable(path)
+    others[0].close()
+    assert others[0].path == path and read_event_log(path).config == CONFIG
 
 
 def test_sizes_that_are_none() -> None:

@@ -5,7 +5,6 @@ dashboard's source at once. Numbers are written so that they read back to the ve
 describes the files and their lines.
 """
 
-from longspan.metrics.event_log.files import check_event_log_path
 from longspan.metrics.event_log.reader import EventLog, LogRecord, Piece, read_event_log
 from longspan.metrics.event_log.replaying import Difference, replay
 from longspan.metrics.event_log.writer import EventLogWriter
@@ -16,7 +15,6 @@ __all__ = [
     "EventLogWriter",
     "LogRecord",
     "Piece",
-    "check_event_log_path",
     "read_event_log",
     "replay",
 ]

@@ -11,20 +11,7 @@ import re
 import stat
 from pathlib import Path
 
-from longspan.errors import ConfigError
-
 _PIECE = re.compile(r"(.+)\.([1-9][0-9]*)")
-
-
-def check_event_log_path(path: Path) -> None:
-    """Before anything is loaded. Raises ConfigError where no log can be written: it is a folder, or there is none."""
-    folder = path.absolute().parent
-    if path.is_dir():
-        raise ConfigError(f"event_log is {path}, which is a folder: name a file, such as {path / 'events.jsonl'}")
-    if not folder.is_dir():
-        raise ConfigError(f"event_log is {path}, but there is no folder {folder}")
-    if not os.access(path if is_special(path) else folder, os.W_OK):
-        raise ConfigError(f"event_log is {path}, but it cannot be written: permission denied")
 
 
 def create_log(path: Path) -> tuple[Path, int]:
