@@ -137,3 +137,16 @@ def test_every_family_has_a_model() -> None:
     assert all(callable(model_class(name).load) for name in MODELS)
     with pytest.raises(UnsupportedModelError, match="BertModel is not implemented; these run: Llama"):
         model_class("BertModel")
+
+
+@pytest.mark.parametrize(("rope", "longest"), [
+    ({"rope_type": "linear", "factor": 4.0}, 16384), ({"type": "linear", "factor": 2.5}, 10240),
+    ({"rope_type": "linear", "factor": 0.5}, 4096), ({**SCALING, "factor": 8.0}, 4096),
+    ({"rope_type": "default"}, 4096),
+])  # fmt: skip
+def test_linear_scaling_may_go_beyond_the_length_that_is_given(tmp_path: Path, rope: dict, longest: int) -> None:
+    """transformers' documentation asked for the unscaled length there; for llama3 it is the scaled one."""
+    config = read(tmp_path, {**LLAMA, "rope_scaling": rope})
+    assert (config.max_model_len, config.longest_model_len) == (4096, longest)
+    windowed = {**LLAMA, "architectures": ["MistralForCausalLM"], "sliding_window": 6000, "rope_scaling": rope}
+    assert read(tmp_path, windowed).longest_model_len == min(6000, longest)

@@ -25,6 +25,9 @@ class CountingSource:
         self.source = source
         self.read_of: dict[str, int] = {}
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(name)
+
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
         part = self.source.read(name, rows, columns)
         assert name not in self.read_of, "nothing is read twice"

@@ -70,9 +70,7 @@ def check_model(
 ) -> None:  # fmt: skip
     """What the model's own configuration says further. Raises ConfigError; warns of what may go wrong."""
     machine = machine or this_machine()
-    limit = model_config.max_model_len
-    if config.max_model_len is not None and config.max_model_len > limit:
-        raise ConfigError(f"max_model_len is {config.max_model_len}, but the model was made for {limit} tokens")
+    _check_length(config, model_config)
     for rank in range(config.tp):
         TensorParallelShard.of(model_config, rank, config.tp)
     _check_stages(config, model_config.num_layers)
@@ -80,6 +78,19 @@ def check_model(
         raise ConfigError("quantization is gguf, but the model is no .gguf file; use --quantization int8")
     if config.device != "cuda":
         _check_memory(config, model, model_config, machine)
+
+
+def _check_length(config: EngineConfig, model_config: ModelConfig) -> None:
+    if config.max_model_len is None or config.max_model_len <= model_config.max_model_len:
+        return
+    limit = model_config.longest_model_len
+    if config.max_model_len > limit:
+        raise ConfigError(f"max_model_len is {config.max_model_len}, but the model was made for {limit} tokens")
+    logger.warning(
+        "max_model_len is %d, beyond max_position_embeddings of %d: with linear RoPE scaling by %g some models give "
+        "that number before scaling; if this one gives the length that it was trained for, answers get worse beyond it",
+        config.max_model_len, model_config.max_position_embeddings, model_config.rope.factor,
+    )  # fmt: skip
 
 
 def _check_pool(config: EngineConfig, policy: Policy) -> None:

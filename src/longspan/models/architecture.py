@@ -6,10 +6,9 @@ almost right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from longspan.errors import ModelError, UnsupportedModelError
 from longspan.layers.rope_config import RopeConfig
@@ -75,6 +74,15 @@ class ModelConfig:
         return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
 
     @property
+    def longest_model_len(self) -> int:
+        """What `max_model_len` may be set to. With linear RoPE scaling by a factor, some configurations give the length
+        before it, as transformers' documentation asked for, and some that after it: which, nobody can tell."""
+        if self.rope.kind != "linear":
+            return self.max_model_len
+        scaled = int(self.max_position_embeddings * max(1.0, self.rope.factor))
+        return min(scaled, self.sliding_window or scaled)
+
+    @property
     def max_model_len_reason(self) -> str:
         if self.max_model_len < self.max_position_embeddings:
             return (
@@ -95,10 +103,3 @@ def unsupported_architecture(path: Path, name: str) -> UnsupportedModelError:
 
 def unsupported_feature(path: Path, what: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"{path} needs {what}, which is not implemented")
-
-
-def required(values: Mapping[str, Any], key: str, path: Path) -> Any:
-    """`values[key]`, or a ModelError that names the file and the key."""
-    if values.get(key) is None:
-        raise ModelError(f"{path} does not say {key!r}; is the model complete?")
-    return values[key]

@@ -7,6 +7,7 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ _SCALARS = {
 }
 
 
+_MOST_VALUES, _MOST_TENSORS, _MOST_DIMENSIONS, _DEEPEST = 1 << 16, 1 << 20, 4, 4
+
+
 @dataclass(frozen=True, slots=True)
 class ArrayLength:
     """Stands for an array that was stepped over."""
@@ -44,16 +48,25 @@ Value = int | float | bool | str | ArrayLength
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """Where one tensor lies. `shape` is torch's, rows first; a row is stored as whole quantisation blocks."""
+    """Where one tensor lies. `shape` is torch's, rows first; a row is stored as whole quantisation blocks.
+
+    Raises ValueError where such a tensor cannot be.
+    """
 
     name: str
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
     offset: int
 
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.shape) <= _MOST_DIMENSIONS or 0 in self.shape:
+            raise ValueError(f"tensor {self.name} has the shape {self.shape}")
+        if self.shape[-1] % GGML_QUANT_SIZES[self.kind][0]:
+            raise ValueError(f"tensor {self.name} has rows of {self.shape[-1]}, which {self.kind.name} cannot store")
+
     @property
     def num_rows(self) -> int:
-        return int(np.prod(self.shape[:-1]))
+        return math.prod(self.shape[:-1])
 
     @property
     def row_bytes(self) -> int:
@@ -87,23 +100,32 @@ class GGUFFile:
         if version not in (2, 3):
             raise ValueError(f"its version reads as {version}; little-endian versions 2 and 3 are understood")
         num_tensors, num_values = cursor.scalar("Q"), cursor.scalar("Q")
+        if num_values > _MOST_VALUES or num_tensors > _MOST_TENSORS:
+            raise ValueError(f"it claims to hold {num_values} values and {num_tensors} tensors")
         for _ in range(num_values):
             key = cursor.string()
+            if key in self.metadata:
+                raise ValueError(f"it says {key} twice")
             self.metadata[key] = cursor.value(GGUFValueType(cursor.scalar("I")))
         directory = [_read_tensor_entry(cursor) for _ in range(num_tensors)]
         alignment = self.metadata.get("general.alignment", 32)
-        assert isinstance(alignment, int)
+        if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1 or alignment & alignment - 1:
+            raise ValueError(f"its general.alignment is {alignment}, which is no power of two")
         start = -(-cursor.at // alignment) * alignment
         for name, shape, kind, offset in directory:
             tensor = GGUFTensor(name, shape, kind, start + offset)
             if tensor.offset + tensor.num_rows * tensor.row_bytes > file_size:
                 raise ValueError(f"tensor {name} ends beyond the file")
+            if name in self.tensors:
+                raise ValueError(f"tensor {name} is there twice")
             self.tensors[name] = tensor
 
 
 def _read_tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
-    name = cursor.string()
-    sizes = [cursor.scalar("Q") for _ in range(cursor.scalar("I"))]
+    name, dimensions = cursor.string(), cursor.scalar("I")
+    if dimensions > _MOST_DIMENSIONS:
+        raise ValueError(f"tensor {name} has {dimensions} dimensions")
+    sizes = [cursor.scalar("Q") for _ in range(dimensions)]
     kind = GGMLQuantizationType(cursor.scalar("I"))
     return name, tuple(reversed(sizes)), kind, cursor.scalar("Q")
 
@@ -122,10 +144,13 @@ class _Cursor:
         return value
 
     def take(self, size: int) -> bytes:
-        if self.at + size > len(self.data):
+        self.skip(size)
+        return self.data[self.at - size : self.at]
+
+    def skip(self, size: int) -> None:
+        if size > len(self.data) - self.at:
             raise struct.error("the file ends early")
         self.at += size
-        return self.data[self.at - size : self.at]
 
     def string(self) -> str:
         return self.take(self.scalar("Q")).decode("utf-8")
@@ -134,17 +159,19 @@ class _Cursor:
         if kind == GGUFValueType.STRING:
             return self.string()
         if kind == GGUFValueType.ARRAY:
-            element, length = GGUFValueType(self.scalar("I")), self.scalar("Q")
-            self._step_over(element, length)
-            return ArrayLength(length)
+            return self._step_over_array(depth=1)
         return self.scalar(_SCALARS[kind])
 
-    def _step_over(self, element: GGUFValueType, length: int) -> None:
+    def _step_over_array(self, depth: int) -> ArrayLength:
+        element, length = GGUFValueType(self.scalar("I")), self.scalar("Q")
         if element in _SCALARS:
-            self.take(length * struct.calcsize("<" + _SCALARS[element]))
-            return
-        for _ in range(length):
+            self.skip(length * struct.calcsize("<" + _SCALARS[element]))
+            return ArrayLength(length)
+        if depth == _DEEPEST:
+            raise ValueError(f"arrays lie {depth} deep in each other")
+        for _ in range(length):  # each takes some bytes, so that the file's end is the end of it
             if element == GGUFValueType.STRING:
-                self.take(self.scalar("Q"))
+                self.skip(self.scalar("Q"))
             else:
-                self.value(element)
+                self._step_over_array(depth + 1)
+        return ArrayLength(length)

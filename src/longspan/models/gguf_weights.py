@@ -54,6 +54,9 @@ class GGUFWeights:
         self.head_dim = head_dim
         self.rotary_pairs_are_adjacent = self.file.metadata.get("general.architecture") == "llama"
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._find(name).shape
+
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
         stored = self._find(name)
         if len(stored.shape) == 1:
@@ -84,6 +87,8 @@ class GGUFWeights:
         stored = self.file.tensors.get(gguf_name(name))
         if stored is None:
             raise ModelError(f"{self.file.path}: tensor {name} (there: {gguf_name(name)}) is missing")
+        if len(stored.shape) > 2:
+            raise ModelError(f"{self.file.path}: tensor {stored.name} has shape {stored.shape}, but must be a matrix")
         return stored
 
     def _dequantise(self, stored: GGUFTensor, rows: slice, columns: slice | None) -> NDArray[np.float32]:
@@ -105,6 +110,7 @@ class GGUFWeights:
         does. Its converter reordered the rows of each head of Q and K to suit: this puts them back."""
         if not self.rotary_pairs_are_adjacent or not re.search(r"\.[qk]_proj\.", name):
             return values
-        assert values.shape[0] % self.head_dim == 0, "only whole heads can be reordered"
+        if values.shape[0] % self.head_dim:
+            raise ModelError(f"{self.file.path}: {name} has {values.shape[0]} rows, not whole heads of {self.head_dim}")
         pairs = values.reshape(-1, self.head_dim // 2, 2, *values.shape[1:])
         return pairs.swapaxes(1, 2).reshape(values.shape)

@@ -27,6 +27,7 @@ from longspan.layers.quantized_linear import QuantizedMatrix
 from longspan.layers.rotary import inverse_frequencies, rotary_angles
 from longspan.models.architecture import ModelConfig
 from longspan.models.sharding import TensorParallelShard, width
+from longspan.models.stored_shapes import check_shapes
 from longspan.models.weights import CheckedReader, MatrixPart, WeightFormat, WeightSource
 from longspan.native.decoder import NativeDecoder
 
@@ -106,6 +107,7 @@ class LlamaModel:
         """
         read = CheckedReader(source, dtype, device, weight_format)
         stage = stage or PipelineStage(range(config.num_layers))
+        check_shapes(config, source, stage)
         hidden, vocab, tied = config.hidden_size, width(shard.vocab), config.tie_word_embeddings
         embedding_VD, head = None, None
         parts = 1 + len(stage.layers)

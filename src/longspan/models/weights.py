@@ -22,6 +22,10 @@ WeightFormat = Literal["none", "gguf", "int8"]
 class WeightSource(Protocol):
     """A stored model."""
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the named tensor. Raises ModelError, naming it, where it is missing, or of a type that does not run."""
+        ...
+
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
         """The named tensor, or a part of it, in any floating-point dtype, on the CPU.
 
