@@ -337,6 +337,14 @@ def test_an_endless_body_is_not_dropped_for_ever(strict: LiveServer) -> None:
             sock.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
 
 
+def test_a_compressed_body_is_refused(server: LiveServer) -> None:
+    for encoding in ("gzip", "br", "deflate, gzip"):
+        (answer,) = exchange(server, post(X, f"Content-Encoding: {encoding}", CLOSE))
+        assert answer.status == 415
+        assert "Content-Encoding" in answer.error["message"]
+    assert exchange(server, post(X, "Content-Encoding: identity", CLOSE))[0].status == 200
+
+
 def test_a_client_that_asks_first_may_send_then(server: LiveServer) -> None:
     with connection(server) as sock:
         sock.sendall(post(b"", "Expect: 100-continue", f"Content-Length: {len(X)}"))

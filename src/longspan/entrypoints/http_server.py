@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +14,15 @@ from fastapi import FastAPI
 from starlette.types import Scope
 
 from longspan.entrypoints.http_protocol import BoundedHTTP, ConnectionLimits, Connections
+from longspan.entrypoints.openai.access_log import log_access
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.errors import ErrorAnswer, refuse
 from longspan.entrypoints.server_config import ServerConfig
+from longspan.entrypoints.tls import tls_settings
 
+logger = logging.getLogger("longspan.server")
+
+OTHER_FILES = 256  # that the process has open or may open beside its connections
 SLOW_READERS_S = 5  # how long finished answers may take to reach their clients
 IDLE_CONNECTION_S = 30
 TLS_HANDSHAKE_S = 10.0
@@ -68,16 +75,30 @@ class HTTPServer(uvicorn.Server):
 
     def _count(self, scope: Scope, answer: ErrorAnswer) -> None:
         refuse(self.context.metrics, answer)
+        log_access(scope, answer.status)
 
 
 def connection_limits(config: ServerConfig) -> ConnectionLimits:
     return ConnectionLimits(
-        connections=config.max_connections,
+        connections=affordable_connections(config.max_connections),
         header_bytes=config.max_header_kb * 1024,
         header_s=config.header_timeout_s,
         body_s=config.body_timeout_s,
         drop_bytes=config.max_body_bytes,
     )
+
+
+def affordable_connections(wanted: int) -> int:
+    """How many connections this process may open. Its limit of open files is raised for them, as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + OTHER_FILES
+    if soft < needed and soft != resource.RLIM_INFINITY:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    affordable = wanted if soft == resource.RLIM_INFINITY else max(1, soft - OTHER_FILES)
+    if affordable < wanted:
+        logger.warning("%d connections at most, since this process may open %d files (ulimit -n)", affordable, soft)
+    return affordable
 
 
 def _uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
@@ -92,4 +113,5 @@ def _uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=IDLE_CONNECTION_S,
         timeout_graceful_shutdown=SLOW_READERS_S,
+        **tls_settings(config),
     )

@@ -23,8 +23,11 @@ from longspan.engine.phase_display import shown_phases
 from longspan.engine.protocol import EngineClient
 from longspan.entrypoints.bind import bind, bind_error
 from longspan.entrypoints.http_server import HTTPServer
+from longspan.entrypoints.logs import configure_logging
+from longspan.entrypoints.openai.api_keys import read_keys
 from longspan.entrypoints.openai.app import create_app
 from longspan.entrypoints.server_config import ServerConfig
+from longspan.entrypoints.tls import tls_settings
 from longspan.errors import LongspanError
 
 logger = logging.getLogger("longspan.server")
@@ -50,9 +53,10 @@ def serve(
     Raises:
         LongspanError: the server could not start.
     """
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure_logging(config)
+    tls_settings(config)
+    if not (read_keys(config) or config.is_local):
+        logger.warning("whoever reaches %s may use this server: give --api-key or --api-key-file", config.host)
     with bind(config.host, config.port) as sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         service = Service(engine_config, config, sock, start_engine or _start_engine, announce)
         return runner.run(service.run())
@@ -114,7 +118,8 @@ class Service:
             ) from error
 
     async def _listen(self, engine: EngineClient) -> None:
-        url = f"http://{_client_host(self.config.host)}:{self.sock.getsockname()[1]}"
+        scheme = "http" if self.config.ssl_certfile is None else "https"
+        url = f"{scheme}://{_client_host(self.config.host)}:{self.sock.getsockname()[1]}"
         announce = self.announce
         self.server = HTTPServer(
             create_app(engine, self.config), on_started=lambda: announce(engine, url) if announce else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 from longspan.errors import ConfigError
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,16 @@ class ServerConfig:
     body_timeout_s: how long a request's body may make no progress; then status 408.
     max_connections: how many at once. The longest idle makes room for a new one; if none is idle, the new one gets
         status 503.
+    api_key: keys, one of which every request must carry; none asks for none.
+    api_key_file: more keys, one a line; lines that start with # are comments.
+    key_max_requests: requests that each key may have in flight; more get status 429.
+    key_max_tokens: prompt and output tokens that they may have together; more get status 429.
+    allowed_hosts: names of the Host header that are answered, *.example.com and * being patterns. By default all;
+        but if only this machine reaches the server, and no key is asked for, only names that are this machine's.
+    cors_origins: origins whose pages may call from a browser; * is all.
+    ssl_certfile, ssl_keyfile, ssl_keyfile_password: serve HTTPS with this certificate (chain) and its key, PEM.
+    ssl_ca_certs: clients must show a certificate of one of these authorities.
+    access_log: log one line for each request.
     drain_timeout_s: how long running requests may go on after SIGTERM or SIGINT.
     keep_alive_s: a stream that is silent for so long (a long prefill, a pause) gets an SSE comment, so that
         proxies keep it open; 0 sends none.
@@ -37,10 +50,22 @@ class ServerConfig:
     header_timeout_s: float = 30.0
     body_timeout_s: float = 30.0
     max_connections: int = 2048
+    api_key: tuple[str, ...] = field(default=(), repr=False)
+    api_key_file: Path | None = None
+    key_max_requests: int | None = None
+    key_max_tokens: int | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    ssl_keyfile_password: str | None = field(default=None, repr=False)
+    ssl_ca_certs: Path | None = None
+    access_log: bool = False
     drain_timeout_s: float = 60.0
     keep_alive_s: float = 15.0
     dead_linger_s: float = 5.0
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -63,9 +88,41 @@ class ServerConfig:
             raise ConfigError(f"max_header_kb is {self.max_header_kb}, but must lie in [1, 1024]")
         if self.max_connections < 1:
             raise ConfigError(f"max_connections is {self.max_connections}, but must be at least 1")
-        if self.log_level not in get_args(LogLevel):
-            allowed = ", ".join(get_args(LogLevel))
-            raise ConfigError(f"log_level is {self.log_level!r}, but must be one of {allowed}")
+        for name, chosen, choices in (
+            ("log_level", self.log_level, get_args(LogLevel)),
+            ("log_format", self.log_format, get_args(LogFormat)),
+        ):
+            if chosen not in choices:
+                raise ConfigError(f"{name} is {chosen!r}, but must be one of {', '.join(choices)}")
+        self._check_access()
+
+    def _check_access(self) -> None:
+        for name, limit in (("key_max_requests", self.key_max_requests), ("key_max_tokens", self.key_max_tokens)):
+            if limit is not None and not self.has_keys:
+                raise ConfigError(f"{name} limits each key, so it needs api_key or api_key_file")
+            if limit is not None and limit < 1:
+                raise ConfigError(f"{name} is {limit}, but must be at least 1")
+        for host in self.allowed_hosts:
+            if host != "*" and ("*" in host.removeprefix("*.") or "/" in host or not host):
+                raise ConfigError(f"allowed_hosts has {host!r}, but a host is a name, *.example.com, or *")
+        for origin in self.cors_origins:
+            if origin != "*" and ("://" not in origin or origin.count("/") != 2):
+                raise ConfigError(f"cors_origins has {origin!r}, but an origin is like https://example.com, or *")
+        for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
+            if getattr(self, name) is not None and self.ssl_certfile is None:
+                raise ConfigError(f"{name} needs ssl_certfile")
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self.api_key) or self.api_key_file is not None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def max_body_bytes(self) -> int:

@@ -9,13 +9,20 @@ from fastapi import FastAPI
 from longspan import __version__
 from longspan.engine.protocol import EngineClient
 from longspan.entrypoints.openai import errors
+from longspan.entrypoints.openai.access_log import AccessLogMiddleware
+from longspan.entrypoints.openai.api_keys import ApiKeyMiddleware, ApiKeys, read_keys
 from longspan.entrypoints.openai.body import Bodies
 from longspan.entrypoints.openai.chat import chat_router
 from longspan.entrypoints.openai.completions import completions_router
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.health import health_router
-from longspan.entrypoints.openai.limits import BodyLimitMiddleware
 from longspan.entrypoints.openai.models import models_router
+from longspan.entrypoints.openai.origins import (
+    CrossOriginMiddleware,
+    HostMiddleware,
+    MethodMiddleware,
+    host_check,
+)
 from longspan.entrypoints.openai.request_id import RequestIdMiddleware
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.metrics.prometheus import ServerMetrics
@@ -39,10 +46,20 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     )
     app.state.context = context
     app.state.bodies = Bodies(limit=config.max_body_bytes, budget=config.body_budget_bytes)
-    for router in (models_router, completions_router, chat_router, health_router):
-        app.include_router(router(context))
+    routers = [router(context) for router in (models_router, completions_router, chat_router, health_router)]
+    for router in routers:
+        app.include_router(router)
     errors.install(app, metrics)
-    # Added last, called first: every answer has its id, a refused body too.
-    app.add_middleware(BodyLimitMiddleware, limit=config.max_body_bytes, metrics=metrics)
+    # Added last, called first: every answer has its id and its line in the log, whoever refuses.
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    app.add_middleware(MethodMiddleware, routes=routes, metrics=metrics)
+    if keys := read_keys(config):
+        limited = ApiKeys(keys, config.key_max_requests, config.key_max_tokens)
+        app.add_middleware(ApiKeyMiddleware, keys=limited, metrics=metrics)
+    if is_allowed := host_check(config):
+        app.add_middleware(HostMiddleware, is_allowed=is_allowed, metrics=metrics)
+    if config.cors_origins:
+        app.add_middleware(CrossOriginMiddleware, origins=config.cors_origins, metrics=metrics)
+    app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware)
     return app

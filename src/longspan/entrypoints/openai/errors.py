@@ -36,13 +36,6 @@ class ModelNotFoundError(RequestError):
     """The request names a model that is not served here (HTTP 404)."""
 
 
-class BodyTooLargeError(HTTPException):
-    """More bytes than --max-body-mb (HTTP 413). FastAPI, reading a body, lets only HTTPExceptions pass."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(413, f"the request body is larger than {limit} bytes, which is this server's limit")
-
-
 class ClientDisconnectedError(LongspanError):
     """Nobody waits for the answer any more."""
 
@@ -101,9 +94,6 @@ def answer_to(error: Exception) -> ErrorAnswer:
             return ErrorAnswer(499, message, "invalid_request_error", None, "client_closed_request")
         case Refusal():
             return error.answer
-        case BodyTooLargeError():
-            close = {"connection": "close"}
-            return ErrorAnswer(413, error.detail, "invalid_request_error", None, "request_too_large", close)
         case HTTPException():
             kind = "invalid_request_error" if error.status_code < 500 else "server_error"
             return ErrorAnswer(error.status_code, error.detail, kind, None, None, error.headers or {})
@@ -158,4 +148,3 @@ def install(app: FastAPI, metrics: ServerMetrics) -> None:
     app.add_exception_handler(LongspanError, known)
     app.add_exception_handler(HTTPException, routing)
     app.add_exception_handler(Exception, unexpected)
-

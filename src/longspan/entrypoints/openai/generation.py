@@ -11,6 +11,7 @@ from typing import cast
 
 from longspan.core.events import FinishReason
 from longspan.engine.protocol import EngineClient, TokenIds
+from longspan.entrypoints.openai.api_keys import charge_tokens
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.errors import ModelNotFoundError, ending
 from longspan.entrypoints.openai.limits import check_choices
@@ -102,6 +103,8 @@ def make_jobs(
     engine = context.engine
     check_choices(engine, n * len(prompts), names.prompt if n == 1 else "n")
     resolved = [_validate(engine, prompt, params, names) for prompt in prompts]
+    lengths = (len(prompt) + (settled.max_tokens or 0) for prompt, settled in zip(prompts, resolved, strict=True))
+    charge_tokens(n * sum(lengths))
     run_id = f"{answer_id}-{token_hex(4)}"  # a client may use its X-Request-Id twice, the engine may not
     jobs: list[Job] = []
     for prompt, settled in zip(prompts, resolved, strict=True):

@@ -1,0 +1,186 @@
+"""API keys: who may ask, and how much of it at once."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from longspan.entrypoints.openai.errors import ErrorAnswer, Refusal, refuse
+from longspan.entrypoints.server_config import ServerConfig
+from longspan.errors import ConfigError, RequestError
+from longspan.metrics.prometheus import ServerMetrics
+
+# As with other servers: what probes and scrapers ask needs no key.
+FREE = frozenset(("/health", "/ready", "/version", "/metrics"))
+RETRY_AFTER_S = 1
+
+
+class KeyUse:
+    """What the requests of one key have in flight. No limit where None."""
+
+    def __init__(self, max_requests: int | None, max_tokens: int | None) -> None:
+        self.max_requests = max_requests
+        self.max_tokens = max_tokens
+        self.requests = 0
+        self.tokens = 0
+
+    @contextmanager
+    def request(self) -> Iterator[Ticket]:
+        """One request, until it has been answered. Raises Refusal (429) if there are too many."""
+        if self.max_requests is not None and self.requests >= self.max_requests:
+            raise _too_much(f"this API key has {self.requests} requests in flight, as many as it may")
+        self.requests += 1
+        ticket = Ticket(self)
+        try:
+            yield ticket
+        finally:
+            self.requests -= 1
+            self.tokens -= ticket.tokens
+
+
+class Ticket:
+    """One request's share in what its key has in flight."""
+
+    def __init__(self, use: KeyUse) -> None:
+        self.use = use
+        self.tokens = 0
+
+    def charge(self, tokens: int) -> None:
+        use = self.use
+        if use.max_tokens is None:
+            return
+        if tokens > use.max_tokens:
+            message = (
+                f"the request's prompts and max_tokens are {tokens} tokens together, "
+                f"but this API key may have {use.max_tokens} in flight"
+            )
+            raise RequestError(message, param="max_tokens", code="rate_limit_exceeded")
+        if use.tokens + tokens > use.max_tokens:
+            raise _too_much(
+                f"the request's prompts and max_tokens are {tokens} tokens together, but this API key may have "
+                f"{use.max_tokens} in flight, and has {use.tokens}"
+            )
+        use.tokens += tokens
+        self.tokens += tokens
+
+
+_ticket: ContextVar[Ticket | None] = ContextVar("ticket", default=None)
+
+
+def charge_tokens(tokens: int) -> None:
+    """Counts the prompts' and the longest outputs' tokens of the request that is being answered against its key.
+
+    They count until it has been answered.
+
+    Raises:
+        Refusal: the key has too many in flight (429).
+        RequestError: it could never have as many.
+    """
+    ticket = _ticket.get()
+    if ticket is not None:
+        ticket.charge(tokens)
+
+
+class ApiKeys:
+    """The keys of one server. Only their digests are kept."""
+
+    def __init__(self, keys: Sequence[str], max_requests: int | None, max_tokens: int | None) -> None:
+        self._uses = [(_digest(key.encode()), KeyUse(max_requests, max_tokens)) for key in keys]
+
+    def find(self, presented: bytes) -> KeyUse | None:
+        """The use of this key. It looks at all keys always, so that the time tells nothing."""
+        digest = _digest(presented)
+        found = None
+        for known, use in self._uses:
+            if hmac.compare_digest(known, digest):
+                found = use
+        return found
+
+
+class ApiKeyMiddleware:
+    """Status 401 without a key, 429 where a key has too much in flight."""
+
+    def __init__(self, app: ASGIApp, *, keys: ApiKeys, metrics: ServerMetrics) -> None:
+        self.app = app
+        self.keys = keys
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in FREE or scope["method"] == "OPTIONS":
+            await self.app(scope, receive, send)
+            return
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        use = self.keys.find(_bearer(given[0])) if len(given) == 1 else None
+        if use is None:
+            await refuse(self.metrics, _unauthorized(bool(given))).response()(scope, receive, send)
+        elif scope["method"] == "POST":
+            await self._counted(use, scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _counted(self, use: KeyUse, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with use.request() as ticket:
+                _ticket.set(ticket)
+                await self.app(scope, receive, send)
+        except Refusal as refusal:  # its own; those of what it leads to have been answered there
+            await refuse(self.metrics, refusal).response()(scope, receive, send)
+
+
+def read_keys(config: ServerConfig) -> list[str]:
+    """The keys that were given, and those in the file. Raises ConfigError, which never holds a key."""
+    keys = [("api_key", number, key) for number, key in enumerate(config.api_key, 1)]
+    if config.api_key_file is not None:
+        keys += [(str(config.api_key_file), number, key) for number, key in _lines(config.api_key_file)]
+    for place, number, key in keys:
+        if not (0 < len(key) <= 1024 and key.isascii() and key.isprintable() and " " not in key):
+            raise ConfigError(
+                f"{place}: number {number} is not a key that a client can send; use 1 to 1024 letters, digits and signs"
+            )
+    return [key for _, _, key in keys]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"api_key_file {path} cannot be read: {reason}") from None
+    found = [
+        (number, line.strip())
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.strip().startswith("#")
+    ]
+    if not found:
+        raise ConfigError(f"api_key_file {path} holds no key; give one a line")
+    yield from found
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _bearer(header: bytes) -> bytes:
+    scheme, _, key = header.partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _unauthorized(given: bool) -> ErrorAnswer:
+    message = (
+        "the API key is not one of this server's"
+        if given
+        else "this server needs an API key; send it as the header 'Authorization: Bearer KEY'"
+    )
+    headers = {"www-authenticate": "Bearer"}
+    return ErrorAnswer(401, message, "invalid_request_error", None, "invalid_api_key", headers)
+
+
+def _too_much(message: str) -> Refusal:
+    headers = {"retry-after": str(RETRY_AFTER_S)}
+    return Refusal(ErrorAnswer(429, message, "rate_limit_error", None, "rate_limit_exceeded", headers))
