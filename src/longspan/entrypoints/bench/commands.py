@@ -35,6 +35,8 @@ def serve(
         server.model: Which of its models; by default the first.
         server.api_key: Sent as a bearer token; better given as LONGSPAN_BENCH_SERVE_API_KEY or OPENAI_API_KEY.
         server.max_concurrency: Requests at the server at once, others wait in the client; 0 sets no limit.
+        server.timeout: A request without its whole answer after so many seconds counts as failed; by default none is
+            given up.
         server.token_ids: Prompts are random token ids in this range.
         server.prompt_text_file: Prompts are passages of this text instead; lengths then hold on average.
         server.slo: What counts as good, in seconds: ttft=0.5,tpot=0.05.

@@ -10,15 +10,20 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httptools
 
+from longspan.entrypoints.bearer import authorization
 from longspan.errors import ConfigError, LongspanError
 
 clock = time.monotonic
+
+_FINAL = 200  # statuses below it are not the answer yet
+_REDIRECTS = (301, 302, 303, 307, 308)
 
 # Status, some of the body, when it came.
 OnData = Callable[[int, bytes, float], None]
@@ -37,20 +42,24 @@ class Endpoint:
     authority: str
     prefix: str
     tls: ssl.SSLContext | None
-    api_key: str | None
+    authorization: str | None
 
     @classmethod
     def parse(cls, url: str, api_key: str | None = None) -> Endpoint:
-        """The URL may end in /v1. Raises ConfigError."""
+        """The URL may end in /v1; a name and password in it are not used. Raises ConfigError."""
         try:
-            parts = urlsplit(url.rstrip("/").removesuffix("/v1"))
+            parts = urlsplit(url.strip().rstrip("/").removesuffix("/v1"))
             port = parts.port
+            host = (parts.hostname or "").encode("idna").decode()
         except ValueError as error:
             raise ConfigError(f"url is {url!r}: {error}") from error
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not host:
             raise ConfigError(f"url is {url!r}, but must be like http://127.0.0.1:8000")
         tls = ssl.create_default_context() if parts.scheme == "https" else None
-        return cls(parts.hostname, port or (443 if tls else 80), parts.netloc, parts.path, tls, api_key)
+        authority = f"[{host}]" if ":" in host else host
+        authority += "" if port is None else f":{port}"
+        prefix = quote(parts.path, safe="/%:@!$&'()*+,;=~-._")
+        return cls(host, port or (443 if tls else 80), authority, prefix, tls, authorization(api_key))
 
     @property
     def url(self) -> str:
@@ -66,16 +75,24 @@ class Endpoint:
             "content-type: application/json",
             f"content-length: {len(body)}",
         ]
-        if self.api_key is not None:
-            lines.append(f"authorization: Bearer {self.api_key}")
+        if self.authorization is not None:
+            lines.append(f"authorization: {self.authorization}")
         return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-async def exchange(endpoint: Endpoint, request: bytes, on_data: OnData) -> int:
+async def exchange(endpoint: Endpoint, request: bytes, on_data: OnData, timeout_s: float | None = None) -> int:
     """Sends the request on a connection of its own; returns the status once the answer is complete.
 
-    Raises ExchangeError. Cancelling it closes the connection.
+    timeout_s: for all of it. Raises ExchangeError. Cancelling it closes the connection.
     """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _exchange(endpoint, request, on_data)
+    except TimeoutError as error:
+        raise ExchangeError(f"no whole answer came within {timeout_s:g} s") from error
+
+
+async def _exchange(endpoint: Endpoint, request: bytes, on_data: OnData) -> int:
     loop = asyncio.get_running_loop()
     try:
         transport, protocol = await loop.create_connection(
@@ -90,6 +107,21 @@ async def exchange(endpoint: Endpoint, request: bytes, on_data: OnData) -> int:
         transport.abort()
 
 
+class _Inflate:
+    """Undoes a content encoding, as the body comes. Raises ExchangeError: an unknown one, or broken data."""
+
+    def __init__(self, encoding: str) -> None:
+        if encoding not in ("gzip", "x-gzip", "deflate"):
+            raise ExchangeError(f"the answer is encoded as {encoding}, which was not asked for and cannot be read")
+        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # both, told by their heads
+
+    def __call__(self, data: bytes) -> bytes:
+        try:
+            return self._inflate.decompress(data)
+        except zlib.error as error:
+            raise ExchangeError(f"the answer's compressed data are broken: {error}") from error
+
+
 class _Exchange(asyncio.Protocol):
     def __init__(self, on_data: OnData, done: asyncio.Future[int]) -> None:
         self.done = done
@@ -97,6 +129,9 @@ class _Exchange(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._now = 0.0
         self._status = 0
+        self._inflate: _Inflate | None = None
+        self._ends_with_connection = True
+        self._location = ""
 
     # -- asyncio
 
@@ -106,22 +141,41 @@ class _Exchange(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail(f"what came is not HTTP/1.1: {error}")
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            cause = error.__context__
+            self._fail(str(cause) if isinstance(cause, ExchangeError) else f"what came is not HTTP/1.1: {error}")
 
     def connection_lost(self, error: Exception | None) -> None:
+        if error is None and self._status >= _FINAL and self._ends_with_connection:
+            self.on_message_complete()
         self._fail(f"the connection broke before the answer was complete{f': {error}' if error else ''}")
 
     # -- httptools
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        match name.lower():
+            case b"content-encoding" if value.strip().lower() not in (b"", b"identity"):
+                self._inflate = _Inflate(value.decode("latin-1").strip().lower())
+            case b"content-length" | b"transfer-encoding":
+                self._ends_with_connection = False
+            case b"location":
+                self._location = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
-        self._on_data(self._status, body, self._now)
+        if self._inflate is not None:
+            body = self._inflate(body)
+        if body:
+            self._on_data(self._status, body, self._now)
 
     def on_message_complete(self) -> None:
-        if not self.done.done():
+        if self.done.done() or self._status < _FINAL:  # 100 and 103 come before the answer
+            return
+        if self._status in _REDIRECTS and self._location:
+            self._fail(f"the server sends elsewhere (status {self._status}): give {self._location} as --url")
+        else:
             self.done.set_result(self._status)
 
     def _fail(self, message: str) -> None:

@@ -62,7 +62,7 @@ class Counts:
     planned: int
     departed: int = 0
     ended: dict[Outcome, int] = field(default_factory=dict)
-    output_tokens: int = 0
+    output_pieces: int = 0
 
     @property
     def running(self) -> int:
@@ -73,15 +73,17 @@ class OpenLoop:
     """One run of a workload against one server. `sent` and `counts` may be read at any time."""
 
     def __init__(
-        self, endpoint: Endpoint, requests: Sequence[TraceRequest], make_body: MakeBody, max_concurrency: int = 0
-    ) -> None:
-        """max_concurrency: requests at the server at once; 0 sets no limit."""
+        self, endpoint: Endpoint, requests: Sequence[TraceRequest], make_body: MakeBody, max_concurrency: int = 0,
+        timeout_s: float | None = None,
+    ) -> None:  # fmt: skip
+        """max_concurrency: requests at the server at once; 0 sets no limit. timeout_s: of each, since it was sent."""
         self.sent: list[SentRequest] = []
         self.counts = Counts(len(requests))
         self._endpoint = endpoint
         self._requests = requests
         self._make_body = make_body
         self._max_concurrency = max_concurrency
+        self._timeout_s = timeout_s
         self._begin = 0.0
 
     async def run(self) -> None:
@@ -106,8 +108,10 @@ class OpenLoop:
         try:
             async with room:
                 sent.sent_s = self._now()
-                sent.status = await exchange(self._endpoint, request, self._counted(stream))
+                sent.status = await exchange(self._endpoint, request, self._counted(stream), self._timeout_s)
+            stream.end(clock())
         except ExchangeError as error:
+            stream.end(clock())
             if not stream.complete:  # some servers end a stream by closing the connection
                 stream.error = stream.error or str(error)
         finally:
@@ -115,9 +119,9 @@ class OpenLoop:
 
     def _counted(self, stream: CompletionStream) -> Callable[[int, bytes, float], None]:
         def feed(status: int, data: bytes, now: float) -> None:
-            before = stream.num_output_tokens
+            before = stream.num_pieces
             stream.feed(status, data, now)
-            self.counts.output_tokens += stream.num_output_tokens - before
+            self.counts.output_pieces += stream.num_pieces - before
 
         return feed
 
@@ -142,7 +146,7 @@ def _outcome(sent: SentRequest, stream: CompletionStream) -> tuple[Outcome, str 
     if sent.status is None and not stream.complete:
         return "unfinished", None
     if not stream.complete:
-        return "failed", "the stream ended without [DONE]"
+        return "failed", "the stream ended in the middle: with neither a finish_reason nor [DONE]"
     if not stream.times:
         return "failed", "the stream held no output"
     return "finished", None

@@ -9,7 +9,11 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from longspan import files
+from longspan.config import check_seconds
 from longspan.errors import ConfigError
+
+MOST_TOKENS = 100_000_000  # of one prompt or output
+MOST_ID = 2**31 - 1
 
 Workload = Literal["poisson", "gamma", "interval", "mixed", "medha_mix", "loongserve_zipf"]
 Fit = Literal["clip", "scale"]
@@ -65,6 +69,7 @@ class ServeOptions:
     model: str | None = None
     api_key: str | None = None
     max_concurrency: int = 0
+    timeout: float | None = None
     token_ids: str = "1000:30000"
     prompt_text_file: Path | None = None
     slo: str | None = None
@@ -75,20 +80,24 @@ class ServeOptions:
     def __post_init__(self) -> None:
         if self.max_concurrency < 0:
             raise ConfigError(f"max_concurrency is {self.max_concurrency}, but must be at least 0")
-        parse_range("token_ids", self.token_ids)
+        if self.timeout is not None:
+            check_seconds("timeout", self.timeout)
+        parse_range("token_ids", self.token_ids, most=MOST_ID)
         parse_slo(self.slo)
         check_writable(self.json, self.plot)
 
 
-def parse_range(name: str, text: str) -> tuple[int, int]:
+def parse_range(name: str, text: str, most: int = MOST_TOKENS) -> tuple[int, int]:
     """"512" is (512, 512), "128:384" is (128, 384)."""
     low, _, high = text.partition(":")
     try:
         parsed = int(low), int(high or low)
     except ValueError:
         parsed = (0, 0)
-    if not 1 <= parsed[0] <= parsed[1]:
-        raise ConfigError(f"{name} is {text!r}, but must be a number such as 512, or a range such as 128:384")
+    if not 1 <= parsed[0] <= parsed[1] <= most:
+        raise ConfigError(
+            f"{name} is {text!r}, but must be a number such as 512, or a range such as 128:384, of at most {most}"
+        )
     return parsed
 
 

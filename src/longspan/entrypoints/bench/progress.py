@@ -31,8 +31,8 @@ async def watch(counts: Counts) -> None:
 
 def line(counts: Counts, seconds: float) -> str:
     ended = "".join(f", {number} {outcome}" for outcome, number in sorted(counts.ended.items()))
-    rate = counts.output_tokens / seconds if seconds > 0 else 0.0
+    rate = counts.output_pieces / seconds if seconds > 0 else 0.0
     return (
         f"{seconds:.0f} s: {counts.departed} of {counts.planned} sent, {counts.running} running{ended}; "
-        f"{rate:.1f} output tokens/s"
+        f"{rate:.1f} pieces of output/s"
     )

@@ -26,6 +26,7 @@ from longspan.metrics.request_metrics import SLO
 from longspan.workload.traces import TraceRequest
 
 INTERRUPTED, FAILED = 130, 1
+MODELS_TIMEOUT_S = 60.0  # for what no server has to compute
 PROBE_TOKENS = 8
 PROBE_CHARS = 4000  # enough text to learn how many characters a token has
 
@@ -68,6 +69,7 @@ async def _measure(
         requests,
         lambda index, request: _body(model, prompts.make(index, request), request.num_output_tokens),
         options.max_concurrency,
+        options.timeout,
     )
     began, cpu_began = time.monotonic(), time.process_time()
     interrupted = await _until_done_or_interrupted(loop)
@@ -111,12 +113,15 @@ async def _until_done_or_interrupted(run: OpenLoop) -> bool:
 
 async def _first_model(endpoint: Endpoint) -> str:
     body = bytearray()
-    status = await exchange(endpoint, endpoint.request("GET", "/v1/models"), lambda _, data, __: body.extend(data))
+    request = endpoint.request("GET", "/v1/models")
+    status = await exchange(endpoint, request, lambda _, data, __: body.extend(data), timeout_s=MODELS_TIMEOUT_S)
     try:
         if status != 200:
-            raise BenchError(f"{endpoint.url}/v1/models answers with status {status}: {error_message(bytes(body))}")
+            key = "; give a key with --api-key" if status in (401, 403) else ""
+            said = error_message(bytes(body))
+            raise BenchError(f"{endpoint.url}/v1/models answers with status {status}: {said}{key}")
         return str(msgspec.json.decode(bytes(body))["data"][0]["id"])
-    except (msgspec.DecodeError, LookupError, TypeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError) as error:
         raise BenchError(f"what answers at {endpoint.url} is not an OpenAI-compatible server") from error
 
 
@@ -125,20 +130,22 @@ async def _make_prompts(endpoint: Endpoint, model: str, options: ServeOptions, s
     if options.prompt_text_file is None:
         low, high = parse_range("token_ids", options.token_ids)
         tokens = TokenPrompts(low, high, seed)
-        await _probe(endpoint, model, tokens.make(0, TraceRequest(None, PROBE_TOKENS, 1)))
+        await _probe(endpoint, model, tokens.make(0, TraceRequest(None, PROBE_TOKENS, 1)), options.timeout)
         return tokens
     text = _read_text(options.prompt_text_file)
     passage = text[:PROBE_CHARS]
-    num_tokens = await _probe(endpoint, model, passage)
+    num_tokens = await _probe(endpoint, model, passage, options.timeout)
     if not num_tokens:
         raise BenchError("the server does not count prompt tokens (usage): measure it with token ids instead of text")
     return TextPrompts(text, len(passage) / num_tokens, seed)
 
 
-async def _probe(endpoint: Endpoint, model: str, prompt: Prompt) -> int | None:
+async def _probe(endpoint: Endpoint, model: str, prompt: Prompt, timeout_s: float | None) -> int | None:
     """The prompt's length in tokens, as the server counts it."""
     stream = CompletionStream()
-    status = await exchange(endpoint, endpoint.request("POST", PATH, _body(model, prompt, 1)), stream.feed)
+    request = endpoint.request("POST", PATH, _body(model, prompt, 1))
+    status = await exchange(endpoint, request, stream.feed, timeout_s)
+    stream.end(time.monotonic())
     if status != 200 or stream.error is not None:
         raise BenchError(f"{endpoint.url}{PATH} refuses a first request (status {status}): {stream.error}")
     return stream.num_prompt_tokens
