@@ -9,6 +9,7 @@ from longspan.errors import RequestError
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 
 MAX_LOGPROBS = 20
+MIN_REPETITION_PENALTY = 0.01  # logits are divided by it, and must stay finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class SamplingParams:
         _check_range("min_p", self.min_p, 0.0, 1.0)
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, low_open=True)
+        _check_range("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, 10.0)
         if self.max_tokens is not None:
             _check_range("max_tokens", self.max_tokens, 1, math.inf)
         if self.seed is not None:

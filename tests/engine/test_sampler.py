@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.sampling_params import SamplingParams
+from longspan.errors import RequestError
+from longspan.sampling_params import MIN_REPETITION_PENALTY, SamplingParams
 from longspan.worker import sampler as sampler_module
 from longspan.worker.sampler import Sampler
 from longspan.worker.sampling_state import SampledToken, SamplingState
@@ -330,8 +331,12 @@ def test_some_logits_of_minus_infinity_are_tokens_that_never_come() -> None:
     assert {token.token_id for token in sampled(logits, states)} == {1, 3}
 
 
-def test_a_penalty_that_leaves_no_finite_logit_gives_no_token() -> None:
-    """What a client asks for may overflow, too."""
-    penalised = SamplingState.start(SamplingParams(repetition_penalty=1e-38, temperature=0.0), 0, [1], [])
-    tokens = Sampler().sample(torch.tensor([[1.0, 5.0, 2.0]] * 2), [penalised, state(temperature=0.0)])
-    assert tokens == [None, SampledToken(1)]
+def test_the_strongest_penalties_leave_every_logit_finite() -> None:
+    """What a client may ask for is never an error of the model's."""
+    strongest = SamplingParams(
+        repetition_penalty=MIN_REPETITION_PENALTY, frequency_penalty=-2.0, presence_penalty=-2.0, temperature=5e-324
+    )
+    penalised = SamplingState.start(strongest, 0, [1], [1] * 1000)
+    assert sampled(torch.tensor([[1.0, 1e30, 2.0]]), [penalised]) == [SampledToken(1)]
+    with pytest.raises(RequestError, match="repetition_penalty"):
+        SamplingParams(repetition_penalty=5e-324)

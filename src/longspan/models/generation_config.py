@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
+from longspan.sampling_params import MIN_REPETITION_PENALTY
+
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "generation_config.json"
@@ -28,7 +30,9 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "top_p": ("(0, 1]", lambda x: 0 < x <= 1),
     "top_k": ("whole numbers from 0", lambda x: 0 <= x < 2**31 and x == int(x)),
     "min_p": ("[0, 1]", lambda x: 0 <= x <= 1),
-    "repetition_penalty": ("(0, 10]", lambda x: 0 < x <= 10),
+    "repetition_penalty": (
+        f"[{MIN_REPETITION_PENALTY}, 10]", lambda x: MIN_REPETITION_PENALTY <= x <= 10
+    ),
 }
 
 

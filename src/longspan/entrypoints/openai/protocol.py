@@ -20,7 +20,7 @@ from longspan.entrypoints.openai.bounds import (
 from longspan.entrypoints.openai.messages import ChatMessage
 from longspan.entrypoints.openai.unsupported import UNSUPPORTED_CHAT, UNSUPPORTED_COMPLETION, Harmless
 from longspan.errors import RequestError
-from longspan.sampling_params import MAX_LOGPROBS, SamplingParams
+from longspan.sampling_params import MAX_LOGPROBS, MIN_REPETITION_PENALTY, SamplingParams
 from longspan.service_level import ServiceLevel
 
 MAX_CHOICES = 128
@@ -67,7 +67,7 @@ class SamplingFields(BaseModel):
     top_k: Annotated[Whole, Field(ge=-1, le=INT32_MAX)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[Whole, Field(ge=-INT64_MAX, le=INT64_MAX)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     stop: StopStrings | None = None
