@@ -12,7 +12,7 @@ serve: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	scripts/check
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed
 	scripts/check

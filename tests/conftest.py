@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from longspan.models.catalog import ResolvedModel, resolve_model
+from tests.costs import Costs, Leftovers
 
 DATA = Path(__file__).parent / "data"
 
@@ -19,6 +20,18 @@ settings.register_profile(
     "longspan", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 settings.load_profile("longspan")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--costs", metavar="FILE", help="write what each test cost, in JSON")
+    parser.addoption("--cell", help="run this cell of tests/exactness/test_matrix.py instead of all")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    costs = Costs(config)
+    config.pluginmanager.register(costs)
+    if not costs.is_worker:
+        config.pluginmanager.register(Leftovers(costs))
 
 
 @pytest.fixture(scope="session")

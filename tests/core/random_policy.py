@@ -55,18 +55,28 @@ class RandomPolicy:
         shift = self.rng.randrange(len(ring))
         compute = ring[shift:] + ring[:shift] if self.rng.random() < 0.7 else [self.rng.choice(ring)]
         left = request.num_tokens - request.num_stored
-        length = min(self.rng.choice((left, self.rng.randint(1, left))), sum(free[number] for number in compute))
+        length = min(self._chunk(left), sum(free[number] for number in compute))
         if length == 0:
             return None
+        retention = self._keep(request.num_stored, length, compute, free)
+        for number, share in retention:
+            free[number] -= share
+        return state.prefill_segment(request, compute, retention) if retention else None
+
+    def _chunk(self, left: int) -> int:
+        """How many of a prompt's tokens that are left come next."""
+        return self.rng.choice((left, self.rng.randint(1, left)))
+
+    def _keep(self, start: int, length: int, compute: list[int], free: dict[int, int]) -> list[tuple[int, int]]:
+        """Who keeps how many of the tokens from `start` on, in order; maybe not all of them."""
         retention: list[tuple[int, int]] = []
         for number in self.rng.sample(compute, len(compute)):
             most = min(length, free[number])
             share = most if self.rng.random() < 0.5 else self.rng.randint(0, most)
             if share:
                 retention.append((number, share))
-                free[number] -= share
                 length -= share
-        return state.prefill_segment(request, compute, retention) if retention else None
+        return retention
 
     def _migrate(self, state: SchedulerState) -> None:
         """Random pieces of what a ready request has on one idle instance, to another."""
@@ -106,21 +116,21 @@ class RandomPolicy:
         for request in _ready(state):
             if request is not oldest and self.rng.random() < 0.5:
                 state.preempt(request.id)
-        while sum(i.free for i in state.cluster.instances) < oldest.num_tokens - oldest.num_stored:
+        length = self._chunk(oldest.num_tokens - oldest.num_stored)
+        while sum(i.free for i in state.cluster.instances) < length:
             state.preempt(max((r for r in _ready(state) if r is not oldest), key=lambda r: r.arrival_index).id)
         instances = sorted(state.cluster.instances, key=lambda instance: -instance.free)
         if oldest.status is RequestStatus.DECODING:
             segment = state.decode_segment(oldest, instances[0].id)
         else:
-            segment = state.prefill_segment(oldest, [i.id for i in instances], _fill(oldest, instances))
+            segment = state.prefill_segment(oldest, [i.id for i in instances], _fill(length, instances))
         state.run_batch(_members([segment]), [segment])
 
     def _some(self, items: list) -> list:  # type: ignore[type-arg]
         return self.rng.sample(items, self.rng.randint(1, len(items))) if items else []
 
 
-def _fill(request: Request, instances: list[Instance]) -> list[tuple[int, int]]:
-    left = request.num_tokens - request.num_stored
+def _fill(left: int, instances: list[Instance]) -> list[tuple[int, int]]:
     kept = []
     for instance in instances:
         share = min(left, instance.free)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
+from string import ascii_lowercase
 
 import tokenizers
 import torch
@@ -83,6 +85,22 @@ def write_random_model(
     make_model(config).save_pretrained(folder)
     backend.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def write_tiny_engine_model(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
+    """What an engine can serve, at once: random weights, and a tokenizer whose every token is two letters.
+
+    Returns transformers' model.
+    """
+    model = make_model(config)
+    model.save_pretrained(folder)
+    words = (first + second for first, second in product(ascii_lowercase, repeat=2))
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={word: number for number, word in zip(range(config.vocab_size), words)}, merges=[])
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return model
 
 
 def hf_logits(model: PreTrainedModel, token_ids: Sequence[int]) -> torch.Tensor:

@@ -84,8 +84,8 @@ class MultiprocExecutor:
         self.failure: str | None = None
         self.closing = False
         # In memory, where there is such a place: workers that exchange through memory meet here.
-        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        self.folder = tempfile.TemporaryDirectory(prefix="longspan-", dir=memory)
+        memory = os.environ.get("LONGSPAN_SHM", "/dev/shm")
+        self.folder = tempfile.TemporaryDirectory(prefix="longspan-", dir=memory if os.path.isdir(memory) else None)
         self.reader: threading.Thread | None = None
 
     def start(
