@@ -104,12 +104,14 @@ class Leftovers:
         yield
         if not hasattr(self.costs, "folder"):
             return
-        folder = Path(self.costs.folder)
-        wait_until(lambda: not processes_of_run() and not any(folder.iterdir()))
-        self.costs.left = [*processes_of_run(), *map(str, folder.iterdir())]
-        shutil.rmtree(folder)
+        wait_until(lambda: not self._left())
+        self.costs.left = self._left()
+        shutil.rmtree(self.costs.folder, ignore_errors=True)
         if self.costs.left:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _left(self) -> list[str]:
+        return [*processes_of_run(), *map(str, Path(self.costs.folder).glob("*"))]
 
 
 def now() -> Cost:

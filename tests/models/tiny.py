@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -94,10 +94,9 @@ def write_tiny_engine_model(folder: Path, config: PretrainedConfig) -> PreTraine
     """
     model = make_model(config)
     model.save_pretrained(folder)
-    words = (first + second for first, second in product(ascii_lowercase, repeat=2))
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab={word: number for number, word in zip(range(config.vocab_size), words)}, merges=[])
-    )
+    words = islice(map("".join, product(ascii_lowercase, repeat=2)), config.vocab_size)
+    vocab = {word: number for number, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
     return model
