@@ -234,16 +234,6 @@ def test_version(capsys: pytest.CaptureFixture[str], asked: str) -> None:
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
-def test_replay(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from longspan.metrics import event_log
-
-    monkeypatch.setattr(event_log, "replay", lambda path: None)
-    assert cli.run(["replay", "log.jsonl"]) == 0
-    monkeypatch.setattr(event_log, "replay", lambda path: f"line 3 of {path}")
-    assert cli.run(["replay", "log.jsonl"]) == 1
-    assert "line 3 of log.jsonl" in capsys.readouterr().out
-
-
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["models"]) == 0
     shown = capsys.readouterr().out

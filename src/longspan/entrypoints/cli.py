@@ -304,31 +304,28 @@ def replay(file: Path, /) -> int:
     """Feed an event log to the scheduler again, and tell whether every decision comes out the same.
 
     Args:
-        file: An event log, written with `longspan serve --event-log`.
+        file: An event log, written with `longspan serve --event-log`; any piece of one that was rotated.
     """
-    from longspan.metrics.event_log import replay
+    from longspan.entrypoints.event_logs import replay
 
-    difference = replay(file)
-    if difference is None:
-        print(f"{file}: every decision is the same")
-        return 0
-    print(f"{file}: decisions differ\n{difference}")
-    return FAILED
+    return replay(file)
 
 
 @app.command
-def explain(file: Path, request: str, /) -> int:
+def explain(file: Path, request: str | None = None, /, *, all: bool = False) -> int:
     """Tell the story of one request: what ran where, who ran while it waited, and why, as far as the policy says.
 
-    Args:
-        file: An event log, written with `longspan serve --event-log`.
-        request: The request's id, as in the log.
-    """
-    from longspan.metrics.explain import explain
+    Without a request, list those that waited longest.
 
-    for line in explain(file, request).lines():
-        print(line)
-    return 0
+    Args:
+        file: An event log, written with `longspan serve --event-log`; any piece of one that was rotated.
+        request: The id that the client got (cmpl-..., chatcmpl-..., or the X-Request-Id), or the log's own, or how one
+            of them begins.
+        all: List every request, in the order in which they ended; or tell all stories, where many ids begin so.
+    """
+    from longspan.entrypoints.event_logs import explain
+
+    return explain(file, request, all)
 
 
 @app.command

@@ -1,12 +1,14 @@
 """The story of one request, told from an event log: what ran where, who ran while it waited, and why.
 
     for line in explain("events.jsonl", "r7").lines(): print(line)
+
+The log is read once, up to the request's end; what is kept of it meanwhile does not grow with its length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +16,12 @@ from longspan.core.actions import FreeKV, MigrateKV, RefuseRequest, RunBatch, Se
 from longspan.core.decision import Decision
 from longspan.core.events import BatchCompleted, FirstStageFree, KVMigrated, RequestAborted, RequestArrived
 from longspan.errors import ReplayError
-from longspan.metrics.event_log import EventLog, LogRecord
+from longspan.metrics.event_log import EventLog, LogRecord, Piece
 
-Kind = Literal["waits", "prefill", "decode", "scales", "pauses", "migrates", "preempted", "refused", "ended"]
+Kind = Literal["waits", "prefill", "decode", "scales", "pauses", "migrates", "preempted", "refused", "ended", "missing"]
 
 MOST_DELAYERS = 3
+MOST_REASONS = 6
 
 _TOLD_BY: dict[str, tuple[Kind, ...]] = {
     "batch": ("prefill",),
@@ -82,25 +85,53 @@ class Story:
             yield f"  {chapter.start - begin:+10.3f} s  {_describe(chapter)}"
             if chapter.delayers:
                 yield f"{'':16}meanwhile: {', '.join(map(_describe_delayer, chapter.delayers))}"
-            for decision in chapter.why:
+            for decision in chapter.why[:MOST_REASONS]:
                 yield f"{'':16}{_describe_decision(decision)}"
+            if len(chapter.why) > MOST_REASONS:
+                yield f"{'':16}and {len(chapter.why) - MOST_REASONS} decisions more"
 
 
 def explain(path: Path | str, request_id: str) -> Story:
     """Raises ReplayError if the log cannot be read, or knows no such request."""
-    log = EventLog(path)
-    reader = _Reader(request_id)
-    for record in log:
-        reader.read(record)
-    if reader.arrived is None:
-        raise ReplayError(f"{log.path}: no request {request_id!r} arrives in it")
-    return Story(request_id, reader.arrived, tuple(reader.finished_chapters()))
+    return explain_all(EventLog(path), [request_id])[0]
+
+
+def explain_all(log: EventLog, request_ids: Sequence[str]) -> list[Story]:
+    """Of several requests, in one go. Raises ReplayError as `explain` does."""
+    readers = [_Reader(request_id) for request_id in request_ids]
+    _read(log, readers)
+    for reader in readers:
+        if reader.arrived is None:
+            raise ReplayError(f"{log.path}: no request {reader.request_id!r} arrives in it")
+    return [
+        Story(reader.request_id, reader.arrived, tuple(reader.finished_chapters()))
+        for reader in readers
+        if reader.arrived is not None
+    ]
+
+
+def _read(log: EventLog, readers: Sequence[_Reader]) -> None:
+    """Until there is nothing more to learn."""
+    expected = 1
+    for piece in log.pieces:
+        has_gap = piece.number != expected
+        expected = piece.number + 1
+        for record in piece:
+            for reader in readers:
+                if has_gap:
+                    reader.skip_to(piece, record.now)
+                reader.read(record)
+            has_gap = False
+            if all([reader.is_done for reader in readers]):
+                return
+        if piece.truncated_line is not None:
+            expected = -1
 
 
 # what happened
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Ran:
     """A batch or a migration that was issued.
 
@@ -119,8 +150,39 @@ class _Ran:
         return action.group if isinstance(action, RunBatch) else (action.source, action.target)
 
 
+@dataclass(slots=True)
+class _Wait:
+    """It waits or pauses since `start`; until `end`, once that is known.
+
+    where: instances that matter; None: all. pending: work that began before the end, perhaps, and is not done.
+    seconds, volume: by request, of those that ran meanwhile.
+    """
+
+    start: float
+    where: frozenset[int] | None
+    end: float | None = None
+    pending: set[_Ran] = field(default_factory=set)
+    seconds: dict[str, float] = field(default_factory=dict)
+    volume: dict[str, float] = field(default_factory=dict)
+
+    def add(self, ran: _Ran) -> None:
+        end = ran.end if self.end is None else min(self.end, ran.end)
+        overlap = end - max(self.start, ran.begin)
+        if overlap <= 0 or (self.where is not None and self.where.isdisjoint(ran.instances)):
+            return
+        for request_id in _requests(ran.action):
+            self.seconds[request_id] = self.seconds.get(request_id, 0.0) + overlap
+            self.volume[request_id] = self.volume.get(request_id, 0.0) + overlap * len(ran.instances)
+
+    def delayers(self, request_id: str) -> tuple[Delayer, ...]:
+        """All but the request itself, that took most first."""
+        others = [name for name in self.volume if name != request_id]
+        most = sorted(others, key=lambda name: (-self.volume[name], name))[:MOST_DELAYERS]
+        return tuple(Delayer(name, self.seconds[name], self.volume[name]) for name in most)
+
+
 class _Reader:
-    """Follows one request through the records, and keeps what all others did since it arrived."""
+    """Follows one request through the records."""
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
@@ -129,119 +191,167 @@ class _Reader:
         self._batches: dict[int, _Ran] = {}
         self._migrations: dict[int, _Ran] = {}
         self._last_end: dict[int, float] = {}
-        self._ran: list[_Ran] = []
-        self._waiting: set[str] = set()
-        self._idle_since: float | None = None
+        self._wait: _Wait | None = None
+        self._waits: dict[int, _Wait] = {}  # by their chapters' places
+        self._own: set[_Ran] = set()  # work of the request that is not done
+        self._since_own: list[_Ran] = []  # done while some of that is not: perhaps after it began
+        self._left: set[_Ran] | None = None  # once it has ended: work from before that is not done
         self._group: tuple[int, ...] = ()
         self._notes: list[tuple[float, Decision]] = []
         self._now = 0.0
 
+    @property
+    def is_done(self) -> bool:
+        """It has ended, and so has everything that may have delayed it."""
+        return self._left is not None and not self._left
+
     def read(self, record: LogRecord) -> None:
         self._now = record.now
         match record.event:
-            case RequestArrived():
-                self._arrive(record.event)
+            case RequestArrived(self.request_id) if self.arrived is None:
+                self.arrived = record.event
+                self._group = ()
+                self._begin_wait()
             case FirstStageFree(batch_id):
-                self._leave_first_stage(self._batches[batch_id])
+                self._leave_first_stage(self._batches.get(batch_id))
             case BatchCompleted(batch_id, outputs):
-                self._finish(self._batches.pop(batch_id))
+                self._finish(self._batches.pop(batch_id, None))
                 for output in outputs:
                     if output.request_id == self.request_id and output.finish_reason is not None:
-                        self._end(output.finish_reason)
+                        self._end("ended", output.finish_reason)
             case KVMigrated(migration_id):
-                self._finish(self._migrations.pop(migration_id))
-            case RequestAborted(request_id):
-                self._waiting.discard(request_id)
-                if request_id == self.request_id:
-                    self._end("aborted by the client")
+                self._finish(self._migrations.pop(migration_id, None))
+            case RequestAborted(self.request_id):
+                self._end("ended", "aborted by the client")
         for action in record.actions:
             self._act(action)
         self._notes += [(record.now, decision) for decision in record.why if self.request_id in decision.request_ids]
 
+    def skip_to(self, piece: Piece, now: float) -> None:
+        """What was between is missing. What runs at `now` is taken for begun then."""
+        before, self._now = self._now, now
+        self._batches, self._migrations, self._last_end = {}, {}, {}
+        self._own, self._since_own = set(), []
+        if self._left is not None:
+            self._left = set()
+            return
+        alive = {event.request_id: (at, event) for at, event in piece.requests}.get(self.request_id)
+        if self.arrived is not None:
+            self._rest(before)
+        elif alive is not None:
+            before, self.arrived = alive
+        else:
+            return
+        self.chapters.append(Chapter("missing", before, now))
+        if alive is None:
+            self._end("ended", "the pieces that tell how are missing")
+        else:
+            self._begin_wait()
+            for action in piece.running:
+                self._act(action)
+
     def finished_chapters(self) -> Iterator[Chapter]:
         """With what the log's end cut off, who delayed it, and why."""
-        if self._idle_since is not None:
-            self._rest(self._now)
-        chapters = list(_told(self.chapters, self._notes))
-        if self.chapters and self.chapters[-1].kind not in ("ended", "refused"):
-            chapters.append(Chapter("ended", self._now, self._now, detail="not yet: the log ends here"))
-        for chapter in chapters:
-            if chapter.kind in ("waits", "pauses"):
-                where = chapter.group if chapter.kind == "pauses" else None
-                yield replace(chapter, delayers=self._delayers(chapter.start, chapter.end, where))
-            else:
-                yield chapter
+        self._rest(self._now)
+        for ran in [*self._batches.values(), *self._migrations.values()]:
+            begin = max([ran.issued, *(self._last_end.get(number, ran.issued) for number in ran.instances)])
+            for wait in self._waits.values():
+                if ran in wait.pending:
+                    wait.add(_Ran(ran.action, ran.issued, begin=begin, end=self._now))
+        for place, chapter in enumerate(_told(self.chapters, self._notes)):
+            waited = self._waits.get(place)
+            yield chapter if waited is None else replace(chapter, delayers=waited.delayers(self.request_id))
+        if self.chapters and self._left is None:
+            yield Chapter("ended", self._now, self._now, detail="not yet: the log ends here")
 
     # events
 
-    def _arrive(self, event: RequestArrived) -> None:
-        if event.request_id == self.request_id:
-            self.arrived = event
-            self._idle_since = self._now
-            self._group = ()
-        self._waiting.add(event.request_id)
-
-    def _leave_first_stage(self, ran: _Ran) -> None:
+    def _leave_first_stage(self, ran: _Ran | None) -> None:
         """Its instances may begin something else; it began when they were done with what they had begun before."""
+        if ran is None:
+            return
         ran.has_left_first_stage = True
         ran.begin = max([ran.issued, *(self._last_end.get(number, ran.issued) for number in ran.instances)])
         for number in ran.instances:
             self._last_end[number] = self._now
 
-    def _finish(self, ran: _Ran) -> None:
+    def _finish(self, ran: _Ran | None) -> None:
+        """None: it began before this log."""
+        if ran is None:
+            return
         if not ran.has_left_first_stage:
             self._leave_first_stage(ran)
         ran.end = self._now
-        if self.arrived is None:
-            return
-        self._ran.append(ran)
+        if self._left is not None:
+            self._left.discard(ran)
+        self._count_delay(ran)
+        self._own.discard(ran)
         if isinstance(ran.action, MigrateKV):
             if ran.action.request_id == self.request_id:
                 self._moved(ran, ran.action)
-        else:
+        elif self.arrived is not None:
             for segment in ran.action.segments:
                 if segment.request_id == self.request_id:
                     self._iterated(ran, ran.action, segment)
 
+    def _count_delay(self, ran: _Ran) -> None:
+        for wait in [wait for wait in self._waits.values() if wait.pending]:
+            if ran in wait.pending:
+                wait.pending.discard(ran)
+                wait.add(ran)
+        if self._wait is not None:
+            if self._own:
+                self._since_own.append(ran)
+            else:  # nothing of the request's own can have begun before this end
+                self._wait.add(ran)
+
     def _act(self, action: object) -> None:
         match action:
             case RunBatch():
-                self._batches[action.batch_id] = _Ran(action, self._now)
-                self._waiting.difference_update(segment.request_id for segment in action.segments)
+                self._issue(self._batches, action.batch_id, action)
             case MigrateKV():
-                self._migrations[action.migration_id] = _Ran(action, self._now)
-            case FreeKV(request_id, _, "preempted"):
-                self._waiting.add(request_id)
-                if request_id == self.request_id:
-                    self._rest(self._now)
-                    self.chapters.append(Chapter("preempted", self._now, self._now, self._group))
-                    self._idle_since, self._group = self._now, ()
-            case RefuseRequest(request_id, message):
-                self._waiting.discard(request_id)
-                if request_id == self.request_id:
-                    self._rest(self._now)
-                    self.chapters.append(Chapter("refused", self._now, self._now, detail=message))
-                    self._idle_since = None
+                self._issue(self._migrations, action.migration_id, action)
+            case FreeKV(self.request_id, _, "preempted"):
+                self._rest(self._now)
+                self.chapters.append(Chapter("preempted", self._now, self._now, self._group))
+                self._group = ()
+                self._begin_wait()
+            case RefuseRequest(self.request_id, message):
+                self._end("refused", message)
+
+    def _issue(self, works: dict[int, _Ran], number: int, action: RunBatch | MigrateKV) -> None:
+        works[number] = ran = _Ran(action, self._now)
+        if self.arrived is not None and self.request_id in _requests(action):
+            self._own.add(ran)
 
     # chapters
 
+    def _begin_wait(self) -> None:
+        self._wait = _Wait(self._now, frozenset(self._group) if self._group else None)
+        self._since_own = []
+
     def _rest(self, until: float) -> None:
-        """It waited or paused until now, if it did."""
-        since, self._idle_since = self._idle_since, None
-        if since is None or until <= since:
+        """It waited or paused until then, if it did."""
+        wait, self._wait = self._wait, None
+        if wait is None or until <= wait.start:
             return
+        wait.end = until
+        for ran in self._since_own:
+            wait.add(ran)
+        wait.pending = {*self._batches.values(), *self._migrations.values()}
+        self._waits[len(self.chapters)] = wait
         kind: Kind = "pauses" if self._group else "waits"
-        self.chapters.append(Chapter(kind, since, until, self._group))
+        self.chapters.append(Chapter(kind, wait.start, until, self._group))
 
     def _moved(self, ran: _Ran, action: MigrateKV) -> None:
         self._rest(ran.begin)
         self.chapters.append(
             Chapter("migrates", ran.begin, ran.end, (action.target,), (action.source,), tokens=action.num_tokens)
         )
-        self._idle_since = ran.end
+        self._begin_wait()
 
     def _iterated(self, ran: _Ran, batch: RunBatch, segment: Segment) -> None:
-        if any(chapter.kind in ("ended", "refused") for chapter in self.chapters[-1:]):
+        if self._left is not None:
             return  # a token for nobody
         self._rest(ran.begin)
         kind: Kind = "decode" if segment.length == 1 and segment.start > 0 else "prefill"
@@ -250,7 +360,8 @@ class _Reader:
         group = tuple(sorted(mine))
         if self._group and group != self._group:
             self.chapters.append(Chapter("scales", ran.begin, ran.begin, group, self._group))
-        self._group, self._idle_since = group, ran.end
+        self._group = group
+        self._begin_wait()
         masters = segment.compute if kind == "decode" else ()
         last = self.chapters[-1] if self.chapters else None
         others = len(batch.segments) - 1
@@ -267,32 +378,11 @@ class _Reader:
             new = Chapter(kind, ran.begin, ran.end, group, (), masters, tokens=segment.length, others=others)
             self.chapters.append(new)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, kind: Kind, detail: str) -> None:
         self._rest(self._now)
-        self._waiting.discard(self.request_id)
-        if not any(chapter.kind == "ended" for chapter in self.chapters):
-            self.chapters.append(Chapter("ended", self._now, self._now, detail=reason))
-        self._idle_since = None
-
-    def _delayers(self, start: float, end: float, where: Sequence[int] | None) -> tuple[Delayer, ...]:
-        """Who ran between, on any of these instances; everywhere if None."""
-        seconds: dict[str, float] = {}
-        volume: dict[str, float] = {}
-        for ran in [*self._ran, *self._unfinished()]:
-            overlap = min(end, ran.end) - max(start, ran.begin)
-            if overlap <= 0 or (where is not None and not set(where) & set(ran.instances)):
-                continue
-            for request_id in _requests(ran.action):
-                if request_id != self.request_id:
-                    seconds[request_id] = seconds.get(request_id, 0.0) + overlap
-                    volume[request_id] = volume.get(request_id, 0.0) + overlap * len(ran.instances)
-        most = sorted(volume, key=lambda request_id: (-volume[request_id], request_id))[:MOST_DELAYERS]
-        return tuple(Delayer(request_id, seconds[request_id], volume[request_id]) for request_id in most)
-
-    def _unfinished(self) -> Iterable[_Ran]:
-        for ran in [*self._batches.values(), *self._migrations.values()]:
-            begin = max([ran.issued, *(self._last_end.get(number, ran.issued) for number in ran.instances)])
-            yield _Ran(ran.action, ran.issued, begin=begin, end=self._now)
+        if self._left is None and self.arrived is not None:
+            self._left = {*self._batches.values(), *self._migrations.values()}
+            self.chapters.append(Chapter(kind, self._now, self._now, detail=detail))
 
 
 def _requests(action: RunBatch | MigrateKV) -> list[str]:
@@ -351,6 +441,8 @@ def _describe(chapter: Chapter) -> str:
             return f"is refused: {chapter.detail}"
         case "ended":
             return f"ends: {chapter.detail}"
+        case "missing":
+            return f"{seconds} are missing in this log"
 
 
 def _describe_delayer(delayer: Delayer) -> str:
