@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from longspan import LLM, SamplingParams
+from longspan import LLM, SamplingParams, __version__
 
 RESULTS = Path(__file__).parent / "results"
 VOCAB = 49_000
@@ -33,19 +33,23 @@ def machine() -> dict[str, Any]:
         "isa": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
         "os": platform.platform(terse=True),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("longspan", "torch", "numpy")},
+        "versions": {"longspan": __version__} | {name: version(name) for name in ("torch", "numpy")},
     }
+
+
+def command_line() -> str:
+    """How this program was called, without the machine's paths."""
+    words = [f".../{Path(word).name}" if word.startswith("/") else word for word in sys.argv[1:]]
+    return " ".join(["python", str(Path(sys.argv[0]).name), *words])
 
 
 def save(name: str, results: dict[str, Any]) -> None:
     """benchmarks/results/NAME.json, with machine and command."""
     RESULTS.mkdir(exist_ok=True)
-    words = [f".../{Path(word).name}" if word.startswith("/") else word for word in sys.argv[1:]]  # no machine's paths
-    command = " ".join(["python", str(Path(sys.argv[0]).name), *words])
     record = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
-        "command": command,
+        "command": command_line(),
         "machine": machine(),
         "results": results,
     }

@@ -34,9 +34,10 @@ def test_rows_against_slots(dtype: torch.dtype) -> None:
     """Single rows of all lengths, a few rows, many rows, rows of nobody; slots in runs and scattered."""
     slots = 700
     k, v = (torch.randn(KV_HEADS, slots, HEAD_DIM, dtype=dtype) for _ in range(2))
+    k[:, 0] = v[:, 0] = torch.nan  # of another request; nothing of it may be seen
     segments, row = [], 0
     for rows, length in [(1, 1), (1, 9), (1, 10), (1, 300), (1, 290), (7, 50), (40, 600), (1, 650)]:
-        where = torch.arange(30, 30 + length) if length % 2 else torch.randperm(slots)[:length]
+        where = torch.arange(30, 30 + length) if length % 2 else 1 + torch.randperm(slots - 1)[:length]
         segments.append(PagedSegment(row, row + rows, where))
         row += rows + 1  # and one row that sees nothing
     q = torch.randn(row, HEADS, HEAD_DIM, dtype=dtype)

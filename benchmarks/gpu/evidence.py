@@ -1,0 +1,219 @@
+"""What a GPU makes of this project: is it right, and how near it comes to what the card can do. No GPU is needed to
+try the script itself.
+
+    python benchmarks/gpu/evidence.py correctness         every kernel, then whole models, against float64 and the CPU
+    python benchmarks/gpu/evidence.py speed               the card's ceilings, prefill and decode
+    python benchmarks/gpu/evidence.py speed --device cpu --shape tiny
+
+Each takes five minutes at most and writes one JSON file, after every case. Called again, it goes on with the cases that
+are not done: those that failed, crashed, or had no time. Each part runs in a process of its own, and a new one goes on
+behind a case that crashed it. Nothing is fetched: what is missing is listed first (prepare.py collects it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RESULTS = HERE.parent / "results" / "gpu"
+sys.path[:0] = [str(ROOT / "src"), str(HERE), str(HERE.parent)]
+
+if TYPE_CHECKING:
+    from case import Part, Where
+    from record import Record
+
+COMMANDS = {
+    "correctness": ("kernels", "sanitizer", "instances", "engine"),
+    "speed": ("ceilings", "attention", "prefill", "decode"),
+}
+NEEDED = (
+    "torch", "numpy", "msgspec", "gguf", "safetensors", "tokenizers", "transformers", "jinja2", "rich", "filelock",
+)  # fmt: skip
+TOTAL_S = 290.0
+CASE_S = 60.0  # the most that one case may take: one that hangs does not take its part's time with it
+_OUTPUT_KEPT = 3000  # characters of what a part printed before it crashed
+
+
+def main() -> int:
+    options = parse()
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        print(f"missing here: {', '.join(missing)}; benchmarks/gpu/prepare.py collects what must be brought")
+        return 2
+    if options.command == "case":
+        part, name = options.names
+        case = next(case for case in load(part).cases(where(options)) if case.name == name)
+        print(json.dumps(case.run(), indent=1))
+        return 0
+    if options.command == "part":
+        from child import run_cases
+
+        (part,) = options.names
+        wanted = functools.partial(is_wanted, options.only, part)
+        run_cases(load(part), where(options), wanted, set(json.loads(options.skip)), options.report)
+    return run_command(options)
+
+
+def is_wanted(only: str, part: str, case: str) -> bool:
+    return only in f"{part}: {case}"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=[*COMMANDS, "part", "case"], help="part, case: what the others start")
+    parser.add_argument("names", nargs="*", help="of a part, and of a case of it")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--shape", choices=("large", "tiny"), default="large", help="tiny: no large shapes")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--only", default="", help="cases whose part and name contain this")
+    parser.add_argument("--fresh", action="store_true", help="forget what is done")
+    parser.add_argument("--report", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--skip", default="[]", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run_command(options: argparse.Namespace) -> int:
+    from record import Record
+
+    begin = time.monotonic()
+    record = Record(options.out, options.command, where(options).device)
+    if options.fresh:
+        record.cases = {}
+    deadline = begin
+    for name in COMMANDS[options.command]:
+        # What one part leaves of its time, those behind it have; all together have five minutes.
+        deadline = min(deadline + load(name).BUDGET_S, begin + TOTAL_S)
+        print(f"--- {name}", flush=True)
+        PartRun(options, record, name, max(deadline, time.monotonic() + 1.0)).until_through()
+    record.save()
+    print(f"{time.monotonic() - begin:.0f} s; wrote {record.path.name}: {json.dumps(record.summary())}")
+    return 0 if record.is_good() else 1
+
+
+class PartRun:
+    """One part, in processes of its own."""
+
+    def __init__(self, options: argparse.Namespace, record: Record, part: str, deadline: float) -> None:
+        self.options = options
+        self.record = record
+        self.part = part
+        self.deadline = deadline
+        self.tried: list[str] = []
+        self.running: str | None = None
+        self.began = 0.0
+        self.at_its_end = False
+
+    def until_through(self) -> None:
+        """Starts the part, and again behind each case that ends its process, until none is left or the time is over."""
+        while not self.at_its_end and time.monotonic() < self.deadline:
+            tried = len(self.tried)
+            self.once()
+            if not self.at_its_end and len(self.tried) == tried:
+                return  # it ended before its first case: another try would too
+
+    def once(self) -> None:
+        reading, writing = os.pipe()
+        with tempfile.TemporaryFile() as output:
+            child = subprocess.Popen(self.command(writing), stdout=output, stderr=subprocess.STDOUT,
+                                     pass_fds=(writing,), start_new_session=True)  # fmt: skip
+            os.close(writing)
+            self.running, self.began = None, time.monotonic()
+            overdue = True
+            try:
+                for event in events(reading, self.next_deadline):
+                    if event is None:
+                        break
+                    self.take(event)
+                else:
+                    overdue = False
+            finally:
+                os.close(reading)
+                end(child, patiently=not overdue)
+            if not self.at_its_end and (self.running or not self.tried):
+                output.seek(0)
+                said = output.read()[-_OUTPUT_KEPT:].decode(errors="replace").replace(f"{ROOT}/", "")
+                more = {"exit_code": child.returncode, "output": said}
+                self.put(self.running or "(start)", {"status": "timed out" if overdue else "crashed", **more})
+
+    def command(self, pipe: int) -> list[str]:
+        options, done = self.options, self.record.done(self.part)
+        return [
+            sys.executable, str(HERE / "evidence.py"), "part", self.part, "--device", options.device,
+            "--shape", options.shape, "--only", options.only, "--report", str(pipe),
+            "--skip", json.dumps([*done, *self.tried]),
+        ]  # fmt: skip
+
+    def next_deadline(self) -> float:
+        return self.deadline if self.running is None else min(self.deadline, self.began + CASE_S)
+
+    def take(self, event: dict[str, Any]) -> None:
+        if "end" in event:
+            self.at_its_end = True
+        elif "begin" in event:
+            self.running, self.began = event["begin"], time.monotonic()
+            self.tried.append(event["begin"])
+        else:
+            self.put(str(self.running), event)
+            self.running, self.began = None, time.monotonic()
+
+    def put(self, case: str, outcome: dict[str, Any]) -> None:
+        print(f"{case}: {outcome['status']} {outcome.get('why', '')}", flush=True)
+        self.record.put(self.part, case, seconds=time.monotonic() - self.began, **outcome)
+
+
+def events(descriptor: int, deadline: Callable[[], float]) -> Iterator[dict[str, Any] | None]:
+    """Lines of JSON from the part's process; None when the time for the next one is over."""
+    left = b""
+    while True:
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline() - time.monotonic()))
+        if not ready:
+            yield None
+            return
+        data = os.read(descriptor, 1 << 16)
+        if not data:
+            return
+        *lines, left = (left + data).split(b"\n")
+        for line in lines:
+            yield json.loads(line)
+
+
+def end(child: subprocess.Popen[bytes], *, patiently: bool) -> None:
+    """The part's process and whatever it started. One that has said its last word may leave by itself."""
+    try:
+        child.wait(5.0 if patiently else 0.0)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def where(options: argparse.Namespace) -> Where:
+    import torch
+
+    from case import Where
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("torch finds no GPU here; --device cpu --shape tiny tries the script")
+    device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
+    return Where(device, large=options.shape == "large")
+
+
+def load(part: str) -> Part:
+    return importlib.import_module(f"parts.{part}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
