@@ -1,0 +1,85 @@
+"""The access log, and logs as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from longspan.entrypoints.logs import ACCESS, JsonFormatter
+from tests.server.live_server import LiveServer, live_server
+from tests.server.raw_http import exchange, post
+
+SECRET = "nobody-may-read-this"
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[LiveServer]:
+    with caplog.at_level(logging.INFO, ACCESS), live_server(cors_origins=("https://a.example",)) as server:
+        yield server
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    """Each access line, as JSON."""
+    form = JsonFormatter()
+    return [json.loads(form.format(record)) for record in caplog.records if record.name == ACCESS]
+
+
+def test_a_line_for_each_request(logged: LiveServer, caplog: pytest.LogCaptureFixture) -> None:
+    with httpx2.Client(base_url=logged.url, timeout=30, trust_env=False) as http:
+        body = {"prompt": SECRET, "user": SECRET, "stream": True}
+        headers = {"authorization": f"Bearer {SECRET}", "x-request-id": "mine"}
+        http.post(f"/v1/completions?secret={SECRET}", json=body, headers=headers)
+        http.get("/v1/models")
+        http.options("/health")
+        http.get("/nope%1b[2J%0a%0d2026")
+        logged.engine.fail_after = (0, ZeroDivisionError(), None)
+        http.post("/v1/completions", json={"prompt": "x"}, headers={"connection": "close"})
+    exchange(logged, b"\0\0\0")
+    exchange(logged, b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
+    found = [(line["method"], line["path"], line["status"]) for line in lines(caplog)]
+    assert sorted(found) == [
+        ("-", "-", 400),
+        ("-", "-", 400),
+        ("GET", "/nope%1b[2J%0a%0d2026", 404),
+        ("GET", "/v1/models", 200),
+        ("OPTIONS", "/health", 204),
+        ("POST", "/v1/completions", 200),
+        ("POST", "/v1/completions", 500),
+    ]
+    (first,) = [line for line in lines(caplog) if line["request_id"] == "mine"]
+    assert str(first["client"]).startswith("127.0.0.1:")
+    assert isinstance(first["seconds"], float)
+    assert "mine" in caplog.text and SECRET not in caplog.text
+
+
+def test_a_client_that_leaves_is_a_499(logged: LiveServer, caplog: pytest.LogCaptureFixture) -> None:
+    logged.engine.hold()
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(f"{logged.url}/v1/completions", json={"prompt": "x"}, timeout=0.2, trust_env=False)
+    logged.engine.ended.get(timeout=30)
+    exchange(logged, post(b"{}", "Connection: close"))  # its line comes later
+    assert [line["status"] for line in lines(caplog)] == [499, 400]
+
+
+def test_none_by_default(server: LiveServer, http: httpx2.Client, caplog: pytest.LogCaptureFixture) -> None:
+    http.get("/health")
+    assert lines(caplog) == []
+
+
+def test_json_of_anything() -> None:
+    form = JsonFormatter()
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        import sys
+
+        record = logging.LogRecord("a.b", logging.ERROR, "f.py", 1, "lone %s\n", ("\ud800",), sys.exc_info())
+    (line,) = form.format(record).splitlines()
+    found = json.loads(line)
+    assert (found["level"], found["logger"], found["message"]) == ("ERROR", "a.b", "lone \ud800\n")
+    assert "ValueError: two\nlines" in found["exception"]
+    assert found["time"].endswith("+00:00")
