@@ -1,10 +1,15 @@
-"""`longspan serve` around the fake engine, for tests that need a process: python -m ... PORT MODE."""
+"""`longspan serve` around the fake engine, for tests that need a process: python -m ... PORT MODE [SETTINGS].
+
+SETTINGS: more of ServerConfig, as JSON.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from longspan.config import EngineConfig
 from longspan.engine.protocol import EngineClient
@@ -65,7 +70,9 @@ async def start(config: EngineConfig) -> EngineClient:
 
 def main() -> int:
     linger_s = 600.0 if sys.argv[2] == "die_slowly" else 0.0
-    settings = ServerConfig(port=int(sys.argv[1]), drain_timeout_s=30, dead_linger_s=linger_s)
+    more = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    more |= {name: Path(value) for name, value in more.items() if name.endswith("file")}
+    settings = ServerConfig(port=int(sys.argv[1]), drain_timeout_s=30, dead_linger_s=linger_s, **more)
     try:
         return serve(EngineConfig(), settings, start_engine=start, announce=print_welcome)
     except LongspanError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -15,12 +17,15 @@ from typing import IO
 import httpx2
 import pytest
 
+from longspan.entrypoints.serve import check_access
+from longspan.entrypoints.server_config import ServerConfig
+
 ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def process(mode: str, port: int = 0) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.server.serve_fake", str(port), mode]
+def process(mode: str, port: int = 0, **settings: object) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.server.serve_fake", str(port), mode, json.dumps(settings)]
     started = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         yield started
@@ -135,3 +140,75 @@ def test_the_welcome_can_be_pasted() -> None:
         assert text[2].startswith(f'client = OpenAI(base_url="{url}/v1"')
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
+
+
+def test_running_out_of_files_costs_connections_not_the_server() -> None:
+    with process("hang") as server, httpx2.Client(timeout=30, trust_env=False) as http:
+        url = wait_for_url(server)
+        port = int(url.rpartition(":")[2])
+        assert http.get(f"{url}/health").status_code == 200
+        used = len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (used + 10, used + 10))
+        opened = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(40)]
+        closed = 0
+        for sock in opened[20:]:  # the first ten or so had files left
+            try:
+                closed += sock.recv(1) == b""
+            except ConnectionError:
+                closed += 1
+        assert closed == 20
+        for sock in opened:
+            sock.close()
+        assert http.get(f"{url}/health").status_code == 200
+        with httpx2.Client(timeout=30, trust_env=False) as new:
+            assert new.get(f"{url}/health").status_code == 200
+        server.send_signal(signal.SIGTERM)
+        _, errors = server.communicate(timeout=30)
+    assert server.returncode == 0
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "::"}, True),
+        ({"host": "192.168.0.7"}, True),
+        ({"host": "server.example.com"}, True),
+        ({"host": "0.0.0.0", "api_key": ("key",)}, False),
+        ({"host": "localhost"}, False),
+        ({}, False),
+    ],
+)
+def test_serving_beyond_this_machine_without_a_key_warns(
+    settings: dict[str, object], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_access(ServerConfig(**settings))  # type: ignore[arg-type]
+    assert ("may use this server: give --api-key" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"ssl_certfile": "/nowhere/x.pem"}, "ssl_certfile /nowhere/x.pem cannot be read"),
+        ({"api_key_file": "/nowhere/keys"}, "api_key_file /nowhere/keys cannot be read"),
+        ({"api_key": ["not a key"]}, "api_key: number 1 is not a key"),
+    ],
+)
+def test_files_are_looked_at_before_the_model_is_loaded(settings: dict[str, object], says: str) -> None:
+    with process("never", **settings) as server:
+        out, errors = server.communicate(timeout=30)
+    assert server.returncode == 1
+    assert errors.startswith(says) and "starting" not in out
+
+
+def test_logs_as_json() -> None:
+    with process("hang", log_format="json", access_log=True) as server:
+        url = wait_for_url(server)
+        httpx2.get(f"{url}/health", trust_env=False)
+        server.send_signal(signal.SIGTERM)
+        _, errors = server.communicate(timeout=30)
+    lines = [json.loads(line) for line in errors.splitlines()]
+    (access,) = [line for line in lines if line["logger"] == "longspan.access"]
+    assert (access["method"], access["path"], access["status"]) == ("GET", "/health", 200)
+    assert any(line["message"].startswith("stopping") for line in lines)

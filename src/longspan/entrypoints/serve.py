@@ -54,12 +54,17 @@ def serve(
         LongspanError: the server could not start.
     """
     configure_logging(config)
-    tls_settings(config)
-    if not (read_keys(config) or config.is_local):
-        logger.warning("whoever reaches %s may use this server: give --api-key or --api-key-file", config.host)
+    check_access(config)
     with bind(config.host, config.port) as sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         service = Service(engine_config, config, sock, start_engine or _start_engine, announce)
         return runner.run(service.run())
+
+
+def check_access(config: ServerConfig) -> None:
+    """Warns of a server that is open to others. Raises ConfigError if its keys or its certificate cannot be used."""
+    tls_settings(config)
+    if not (read_keys(config) or config.is_local):
+        logger.warning("whoever reaches %s may use this server: give --api-key or --api-key-file", config.host)
 
 
 class Service:
