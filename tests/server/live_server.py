@@ -13,13 +13,15 @@ from longspan.entrypoints.bind import bind
 from longspan.entrypoints.http_protocol import ConnectionLimits
 from longspan.entrypoints.http_server import HTTPServer
 from longspan.entrypoints.openai.app import create_app
+from longspan.entrypoints.openai.body import Bodies
 from longspan.entrypoints.server_config import ServerConfig
 from tests.server.fake_engine import FakeEngine
 
 
 class LiveServer:
-    def __init__(self, engine: FakeEngine, port: int) -> None:
+    def __init__(self, engine: FakeEngine, port: int, bodies: Bodies) -> None:
         self.engine = engine
+        self.bodies = bodies
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
 
@@ -44,7 +46,7 @@ def live_server(
     thread.start()
     assert started.wait(30)
     try:
-        yield LiveServer(engine, port)
+        yield LiveServer(engine, port, app.state.bodies)
     finally:
         server.should_exit = True
         server.force_exit = True

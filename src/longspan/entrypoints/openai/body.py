@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from starlette.requests import ClientDisconnect, Request
 
 from longspan.entrypoints.openai.errors import ClientDisconnectedError, ErrorAnswer, Refusal
@@ -36,7 +38,7 @@ class Bodies:
 
 
 class Body(bytearray):
-    """What was read. It counts against the budget until it is freed, so keep it no longer than you need it."""
+    """What was read. It counts against the budget until it is released; also by being freed, if nothing uses it."""
 
     __slots__ = ("bodies", "charged")
 
@@ -50,6 +52,13 @@ class Body(bytearray):
         self.bodies.held += len(piece)
         self.charged += len(piece)
         self += piece
+
+    def release(self) -> None:
+        """Forgets what was read. An error's traceback may keep the body itself for long."""
+        with suppress(BufferError):  # which may also keep what looked at it
+            self.clear()
+        self.bodies.held -= self.charged
+        self.charged = 0
 
     def __del__(self) -> None:
         self.bodies.held -= self.charged
@@ -73,6 +82,9 @@ async def read_body(request: Request) -> Body:
     try:
         async for piece in request.stream():
             body.take(piece)
-    except ClientDisconnect:
-        raise ClientDisconnectedError("the client closed the connection") from None
+    except BaseException as error:
+        body.release()
+        if isinstance(error, ClientDisconnect):
+            raise ClientDisconnectedError("the client closed the connection") from None
+        raise
     return body

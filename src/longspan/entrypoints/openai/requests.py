@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TypeVar
 
 from fastapi import Request, Response
@@ -39,6 +38,12 @@ async def answer(
 
 
 async def _read(context: Context, body: Body, content_type: str, kind: type[R]) -> R:
-    """Nothing keeps the body afterwards: it counts against the budget of all."""
-    read = partial(context.reader.read, body, content_type, kind)
+    """What the body asks for. The body is released, also where nobody waits for that any more."""
+
+    def read() -> R:
+        try:
+            return context.reader.read(body, content_type, kind)
+        finally:
+            body.release()
+
     return read() if len(body) <= LARGE_BODY else await context.pool.run(lambda _: read(), len(body))
