@@ -28,7 +28,7 @@ class FakeTokenizer:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
-        return bytes(ids).decode(errors="replace")
+        return bytes(token for token in ids if token < 256).decode(errors="replace")
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], /, **kwargs: Any) -> str:
         extra = "".join(f"<{key}={value}>" for key, value in kwargs.items())
@@ -107,12 +107,16 @@ class FakeEngine:
             raise RequestError("the prompt is empty", param="prompt")
         if max(prompt_token_ids) >= self.vocab_size or min(prompt_token_ids) < 0:
             raise RequestError("the prompt holds token ids outside the vocabulary", param="prompt")
-        if length + (params.max_tokens or 1) > limit:
+        if length >= limit:
             raise RequestError(
                 f"the prompt has {length} tokens, but the limit is {limit}",
-                param="prompt",
-                code="context_length_exceeded",
-            )
+                param="prompt", code="context_length_exceeded",
+            )  # fmt: skip
+        if params.max_tokens is not None and length + params.max_tokens > limit:
+            raise RequestError(
+                f"{length} prompt tokens and max_tokens of {params.max_tokens} are more than {limit}",
+                param="max_tokens", code="context_length_exceeded",
+            )  # fmt: skip
         return replace(params, max_tokens=params.max_tokens or limit - length)
 
     async def generate(
@@ -153,7 +157,7 @@ class FakeEngine:
             if number == self.hold_after:
                 self.gate.clear()
             await self.gate.wait()
-            self._fail_if_told(number, bytes(self.prompts[request_id]).decode(errors="replace"))
+            self._fail_if_told(number, self.tokenizer.decode(self.prompts[request_id]))
             now = time.monotonic()
             times = replace(times, first_token=times.first_token or now, last_token=now)
             letter = self.answer[number % len(self.answer)]

@@ -29,7 +29,7 @@ from longspan.entrypoints.openai.bounds import (
 )
 from longspan.entrypoints.openai.json_place import bad_utf8, join, lone_surrogate, place_of, repeated_name
 from longspan.entrypoints.openai.messages import ChatMessage
-from longspan.entrypoints.openai.protocol import INT32_MAX, SamplingFields
+from longspan.entrypoints.openai.protocol import INT32_MAX, SamplingFields, whole
 from longspan.entrypoints.openai.quoting import quoted
 from longspan.entrypoints.openai.unsupported import refuse_unsupported
 from longspan.errors import RequestError
@@ -57,9 +57,20 @@ class BodyReader:
         """Raises RequestError, which names the field."""
         fields = self._decoded(_cut(body, content_type, kind), kind)
         try:
-            return kind.model_validate(fields)
+            request = kind.model_validate(fields)
         except ValidationError as error:
             raise _request_error(error) from None
+        self._check_limits(fields)
+        return request
+
+    def _check_limits(self, fields: Mapping[str, Any]) -> None:
+        for name in ("max_tokens", "max_completion_tokens"):
+            if (fields.get(name) or 0) > self.bounds.prompt_tokens:
+                raise RequestError(
+                    f"{name} is {fields[name]}, but a request has at most {self.bounds.request_tokens} tokens here, "
+                    "one of them at least for the prompt; lower it",
+                    param=name, code="context_length_exceeded",
+                )  # fmt: skip
 
     def _decoded(self, given: Mapping[str, Raw], kind: type[SamplingFields]) -> dict[str, Any]:
         special: dict[str, Decode] = {
@@ -107,7 +118,10 @@ class BodyReader:
         count = raw.count(b",") + 1
         if count > self.bounds.prompt_tokens:
             raise too_long(place, f"{count} tokens", self.bounds)
-        ids = token_array(_typed(raw, list[int], place, _NO_PROMPT), place)
+        numbers: list[Any] = _typed(raw, list[int | float], place, _NO_PROMPT)
+        if b"." in raw or b"e" in raw or b"E" in raw:
+            numbers = list(map(whole, numbers))  # 16.0 is a whole number in JSON
+        ids = token_array(numbers, place)
         if len(ids) == 0:
             raise RequestError(f"{place} is empty; give it at least one token", param=place, code="empty_array")
         if ids.min() < 0 or ids.max() > INT32_MAX:
@@ -207,10 +221,9 @@ def too_long(place: str, size: str, bounds: Bounds) -> RequestError:
 
 def token_array(ids: Sequence[int], place: str) -> np.ndarray:
     """In pieces, so that other threads get their turn between them."""
-    try:
-        pieces = [np.array(ids[start : start + 65536], dtype=np.int64) for start in range(0, len(ids), 65536)]
-    except OverflowError:
-        raise _no_token_id(place) from None
+    pieces = [np.array(ids[start : start + 65536]) for start in range(0, len(ids), 65536)]
+    if any(piece.dtype.kind != "i" for piece in pieces):  # beyond 64 bits, or with a fraction
+        raise _no_token_id(place)
     return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 
 from longspan import __version__
 from longspan.entrypoints.openai.context import Context
+from longspan.entrypoints.openai.openapi import answers
 from longspan.errors import EngineDeadError, EngineDrainingError, EngineStalledError
 from longspan.metrics.prometheus import CONTENT_TYPE
 
@@ -41,7 +42,7 @@ def health_router(context: Context) -> APIRouter:
         return {"version": __version__}
 
     @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics")
+    @router.get("/metrics", responses=answers({"type": "string"}, media_type=CONTENT_TYPE.partition(";")[0]))
     async def metrics() -> Response:
         return Response(context.metrics.render(), media_type=CONTENT_TYPE)
 

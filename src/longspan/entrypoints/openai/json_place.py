@@ -41,7 +41,8 @@ def bad_utf8(document: bytes | bytearray) -> int | None:
 
 
 def place_of(document: bytes | bytearray, position: int) -> str | None:
-    """The field around the byte at `position`, or None: it is in a name, or in no field, or hard to find."""
+    """The field around the byte at `position`, of a name the one around that; None: there is none, or it is hard to
+    find."""
     path: list[str | int] = []  # of each open container, the name or index of the member that is being read
     name: str | None = None
     for number, token in enumerate(_TOKEN.finditer(document)):
@@ -50,7 +51,7 @@ def place_of(document: bytes | bytearray, position: int) -> str | None:
         if token["string"] is not None:
             is_name = bool(path) and path[-1] == ""
             if token.start() <= position < token.end() or not token["end"]:
-                return None if is_name else _read(path)
+                return _read(path[:-1] if is_name else path)
             if is_name:
                 name = _unquoted(token["string"])
                 path[-1] = name

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.errors import ModelNotFoundError
+from longspan.entrypoints.openai.openapi import answers, struct_schema
 from longspan.entrypoints.openai.quoting import quoted
 from longspan.entrypoints.openai.responses import Model, ModelList
 
@@ -16,11 +17,11 @@ def models_router(context: Context) -> APIRouter:
     engine = context.engine
     served = Model(engine.model_name, context.started, engine.config.model, engine.request_limit)
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", responses=answers(struct_schema(ModelList)))
     async def list_models() -> Response:
         return Response(msgspec.json.encode(ModelList([served])), media_type="application/json")
 
-    @router.get("/v1/models/{model:path}")
+    @router.get("/v1/models/{model:path}", responses=answers(struct_schema(Model)))
     async def retrieve_model(model: str) -> Response:
         if model != served.id:
             raise ModelNotFoundError(

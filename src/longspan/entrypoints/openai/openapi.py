@@ -38,11 +38,17 @@ ERRORS: dict[int | str, Schema] = {
 }  # fmt: skip
 
 
-def answers(schema: Schema, *, streamed: bool = False, media_type: str = "application/json") -> dict[int | str, Schema]:
-    """The responses of an operation: its answer, or an error."""
+def answers(
+    schema: Schema, chunk: Schema | None = None, *, media_type: str = "application/json"
+) -> dict[int | str, Schema]:
+    """The responses of an operation: its answer, or an error. chunk: of each server-sent event, the data's schema."""
     content: Schema = {media_type: {"schema": schema}}
-    if streamed:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+    if chunk is not None:
+        json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [chunk, ERROR]}}
+        data = {"type": "string", "anyOf": [{"const": "[DONE]"}, json]}
+        content["text/event-stream"] = {
+            "schema": {"type": "object", "required": ["data"], "properties": {"data": data}}
+        }
     return {200: {"description": "The answer", "content": content, "headers": REQUEST_ID}, **ERRORS}
 
 
@@ -61,11 +67,10 @@ def operation(
 
     chunk: what the data of each server-sent event is, when the body says stream: true; the last data is [DONE].
     """
-    del chunk
     schema = body_schema(body, context.bounds, context.engine.model_name)
     return {
         "response_model": None,
-        "responses": answers(struct_schema(whole), streamed=True),
+        "responses": answers(struct_schema(whole), struct_schema(chunk)),
         "openapi_extra": {
             "requestBody": {
                 "required": True,

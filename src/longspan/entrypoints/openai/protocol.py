@@ -34,9 +34,9 @@ def whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(whole)]
+WHOLE = BeforeValidator(whole)  # behind the bounds, so that the schema has them
 Milliseconds = Annotated[float, Field(ge=0.001, le=1e9, allow_inf_nan=False)]
-TokenLimit = Annotated[Whole, Field(ge=1, le=INT32_MAX)]
+TokenLimit = Annotated[int, Field(ge=1, le=INT32_MAX), WHOLE]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 StopStrings = Annotated[
     list[StopString],
@@ -61,25 +61,25 @@ class SamplingFields(BaseModel):
     unsupported: ClassVar[Harmless] = {}
 
     model: Annotated[str, Field(max_length=MAX_NAME_CHARS)] | None = None
-    n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Whole, Field(ge=-1, le=INT32_MAX)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=INT32_MAX), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[Whole, Field(ge=-INT64_MAX, le=INT64_MAX)] | None = None
+    seed: Annotated[int, Field(ge=-INT64_MAX, le=INT64_MAX), WHOLE] | None = None
     repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     stop: StopStrings | None = None
     stop_token_ids: Annotated[
-        list[Annotated[Whole, Field(ge=0, le=INT32_MAX)]], Field(max_length=MAX_STOP_TOKEN_IDS)
+        list[Annotated[int, Field(ge=0, le=INT32_MAX), WHOLE]], Field(max_length=MAX_STOP_TOKEN_IDS)
     ] | None = None  # fmt: skip
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    min_tokens: Annotated[Whole, Field(ge=0, le=INT32_MAX)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=INT32_MAX), WHOLE] | None = None
     ttft_slo_ms: Milliseconds | None = None
     tpot_slo_ms: Milliseconds | None = None
-    priority: Annotated[Whole, Field(ge=-INT32_MAX, le=INT32_MAX)] | None = None
+    priority: Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX), WHOLE] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -152,7 +152,7 @@ class CompletionRequest(SamplingFields):
 
     prompt: SkipValidation[list[Any]]
     max_tokens: TokenLimit | None = COMPLETION_DEFAULT_MAX_TOKENS
-    logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
     add_special_tokens: bool = True
 
     @property
@@ -170,7 +170,7 @@ class ChatCompletionRequest(SamplingFields):
     max_tokens: TokenLimit | None = None
     max_completion_tokens: TokenLimit | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
