@@ -41,7 +41,7 @@ from common import arguments, save, say
 ROUNDS, QUIET_S = 10, 6.0
 AT_ONCE, LINGERING = 8, 40  # attacks at a time; and those, beside them, that wait for the server to close
 GIVE_UP_AFTER = 25  # hangs: the server is gone
-EXAMPLES = 4  # of each failure
+EXAMPLES, LONGEST = 4, 8  # of each failure, and of callbacks
 SERVER = ("--policy", "medha", "--instances", "2", "--max-model-len", "256", "--kv-tokens", "4096")
 
 
@@ -63,6 +63,7 @@ class Fuzz:
         self.by_part: dict[str, Counter[str]] = {}
         self.failures: dict[int, tuple[str, str]] = {}
         self.seconds: list[float] = []
+        self.spans: dict[int, tuple[float, float]] = {}
 
     async def round(self, numbers: range, rate: float) -> None:
         """Attacks at the rate, or slower where the server takes longer. What waits for a close goes on afterwards."""
@@ -86,15 +87,22 @@ class Fuzz:
         while self.left:
             await asyncio.wait(set(self.left))
 
+    def running_at(self, at: float) -> list[str]:
+        """Those that had begun and not ended; waiting ones come last."""
+        running = [(end - begin, number) for number, (begin, end) in self.spans.items() if begin <= at <= end]
+        return [f"{number}: {make_attack(self.seed, number, self.model).name}" for _, number in sorted(running)[:AT_ONCE]]
+
     @property
     def hangs(self) -> int:
         return self.endings["hangs"]
 
     async def _one(self, number: int, attack: Attack, slots: asyncio.Semaphore) -> None:
+        begin = time.monotonic()
         try:
             outcome = await carry_out(attack, self.server.port, self.answer_within_s, self.close_within_s)
         finally:
             slots.release()
+        self.spans[number] = (begin, time.monotonic())
         self._note(number, outcome)
 
     def _note(self, number: int, outcome: Outcome) -> None:
@@ -193,7 +201,7 @@ def disturbance(told: Told, spans: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def loop_figures(server: WatchedServer, spans: dict[str, Any]) -> dict[str, Any]:
+def loop_figures(server: WatchedServer, fuzz: Fuzz, spans: dict[str, Any]) -> dict[str, Any]:
     """The longest callbacks since the first attack; what the server did before, it did for itself."""
     probe = server.probe()
     since = spans["hostile"][0][0]
@@ -203,7 +211,10 @@ def loop_figures(server: WatchedServer, spans: dict[str, Any]) -> dict[str, Any]
         "longest_ms": 1000 * slow[0][1] if slow else None,
         "over_10_ms": len(slow),
         "over_50_ms": sum(call[1] > 0.05 for call in slow),
-        "longest": [{"ms": 1000 * took, "what": what, "stack": stack} for _, took, what, stack in slow[:8]],
+        "longest": [
+            {"ms": 1000 * took, "what": what, "stack": stack, "beside_attacks": fuzz.running_at(ended - took / 2)}
+            for ended, took, what, stack in slow[:LONGEST]
+        ],
     }
 
 
@@ -253,7 +264,7 @@ def run(options: Any, folder: Path) -> dict[str, Any]:
         ending = end(server, options.model, event_log) if server.alive else {
             "answers": False, "busy": None, "exit_code": server.http.process.returncode, "replays": replays(event_log)
         }  # fmt: skip
-        event_loop = loop_figures(server, spans)
+        event_loop = loop_figures(server, fuzz, spans)
         tracebacks = server.tracebacks()
         if options.log:
             Path(options.log).write_bytes(server.log.read_bytes())
