@@ -89,8 +89,8 @@ class Fuzz:
 
     def running_at(self, at: float) -> list[str]:
         """Those that had begun and not ended; waiting ones come last."""
-        running = [(end - begin, number) for number, (begin, end) in self.spans.items() if begin <= at <= end]
-        return [f"{number}: {make_attack(self.seed, number, self.model).name}" for _, number in sorted(running)[:AT_ONCE]]
+        running = sorted((end - begin, n) for n, (begin, end) in self.spans.items() if begin <= at <= end)
+        return [f"{number}: {make_attack(self.seed, number, self.model).name}" for _, number in running[:AT_ONCE]]
 
     @property
     def hangs(self) -> int:
