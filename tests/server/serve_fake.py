@@ -6,6 +6,7 @@ SETTINGS: more of ServerConfig, as JSON.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 from dataclasses import replace
@@ -68,13 +69,18 @@ async def start(config: EngineConfig) -> EngineClient:
     return engine
 
 
+def announce(engine: EngineClient, url: str) -> None:
+    print(f"not to be collected: {gc.get_freeze_count()}")
+    print_welcome(engine, url)
+
+
 def main() -> int:
     linger_s = 600.0 if sys.argv[2] == "die_slowly" else 0.0
     more = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     more |= {name: Path(value) for name, value in more.items() if name.endswith("file")}
     settings = ServerConfig(port=int(sys.argv[1]), drain_timeout_s=30, dead_linger_s=linger_s, **more)
     try:
-        return serve(EngineConfig(), settings, start_engine=start, announce=print_welcome)
+        return serve(EngineConfig(), settings, start_engine=start, announce=announce)
     except LongspanError as error:
         print(error, file=sys.stderr)
         return 1

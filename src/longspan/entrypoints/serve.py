@@ -10,6 +10,7 @@ the server can see why; then the process exits with status 1, so that whoever ke
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -17,6 +18,7 @@ from collections.abc import Awaitable, Callable
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 from longspan.config import EngineConfig
 from longspan.engine.phase_display import shown_phases
@@ -126,9 +128,9 @@ class Service:
         scheme = "http" if self.config.ssl_certfile is None else "https"
         url = f"{scheme}://{_client_host(self.config.host)}:{self.sock.getsockname()[1]}"
         announce = self.announce
-        self.server = HTTPServer(
-            create_app(engine, self.config), on_started=lambda: announce(engine, url) if announce else None
-        )
+        app = create_app(engine, self.config)
+        _do_slow_things_once(app)
+        self.server = HTTPServer(app, on_started=lambda: announce(engine, url) if announce else None)
         try:
             await self.server.serve(sockets=[self.sock])
         except OSError as error:  # another server began to listen here while our model was loading
@@ -156,6 +158,14 @@ class Service:
             await engine.drain(seconds)
         finally:
             server.should_exit = True
+
+
+def _do_slow_things_once(app: FastAPI) -> None:
+    """What would hold the event loop for a tenth of a second while it serves: the schema of /openapi.json is made,
+    which the app keeps, and the garbage collector is told to look no more at the many objects that the start left."""
+    app.openapi()
+    gc.collect()
+    gc.freeze()
 
 
 async def _start_engine(config: EngineConfig) -> EngineClient:
