@@ -1,11 +1,12 @@
-# Two commands: `make serve` and `make test`; and `make results` for who measures. All make .venv first, if need be.
+# Two commands: `make serve` and `make test`; `make results` for who measures, `make soak` for who doubts. All make .venv
+# first, if need be.
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 # A folder of traces, in the format of docs/simulator.md: with it `make results` simulates anew before it draws.
 TRACES ?=
 
-.PHONY: serve test check results clean
+.PHONY: serve test check soak results clean
 
 serve: $(VENV)/.installed
 	$(BIN)/longspan serve $(ARGS)
@@ -16,6 +17,10 @@ test: $(VENV)/.installed
 
 check: $(VENV)/.installed
 	scripts/check
+
+# Half an hour with everything on: benchmarks/robustness/soak.py. ARGS="--minutes 2" is a shorter one.
+soak: $(VENV)/.installed
+	$(BIN)/python benchmarks/robustness/soak.py $(ARGS)
 
 # docs/results.md and docs/plots/ out of benchmarks/results/*.json.
 results: $(VENV)/.installed

@@ -17,7 +17,7 @@ from typing import Any
 
 from longspan import LLM, SamplingParams, __version__
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 VOCAB = 49_000
 
 
@@ -38,9 +38,11 @@ def machine() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """How this program was called, without the machine's paths."""
+    """How this program was called from benchmarks/, without the machine's paths."""
+    script, folder = Path(sys.argv[0]).resolve(), RESULTS.parent
+    name = str(script.relative_to(folder)) if script.is_relative_to(folder) else script.name
     words = [f".../{Path(word).name}" if word.startswith("/") else word for word in sys.argv[1:]]
-    return " ".join(["python", str(Path(sys.argv[0]).name), *words])
+    return " ".join(["python", name, *words])
 
 
 def save(name: str, results: dict[str, Any]) -> None:

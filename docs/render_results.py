@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rendering import cpu, loongserve_paper, medha, medha_paper, policies, rerun, simulator
+from rendering import cpu, loongserve_paper, medha, medha_paper, policies, rerun, robustness, simulator
 from rendering.record import DOCS, Record, load
 
 Section = Callable[[Record], str]
@@ -19,6 +19,9 @@ SECTIONS: tuple[Section, ...] = (
     cpu.long_prompt,
     cpu.quantization,
     cpu.quality,
+    robustness.fuzz,
+    robustness.costly,
+    robustness.soak,
     policies.profile_check,
     policies.policies,
     policies.scaling,
