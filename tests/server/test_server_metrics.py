@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
 import httpx2
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from longspan.errors import EngineDeadError, QueueFullError
 from longspan.metrics.prometheus import ServerMetrics, token_buckets
 from longspan.outputs import RequestOutput, RequestTimes
-from tests.server.fake_engine import MODEL, FakeEngine
+from tests.server.fake_engine import MODEL, FakeEngine, FakeTokenizer
 from tests.server.live_server import LiveServer, live_server
+from tests.server.test_server_disconnect import send
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 OURS = {"model_name": MODEL, "engine": "0"}
@@ -67,18 +72,97 @@ def test_metrics_of_a_server() -> None:
     assert value(found, "longspan:instance_kv_tokens_used", instance="1") == 100
 
 
-def test_an_aborted_stream_counts_as_aborted(server: LiveServer, client: openai.OpenAI) -> None:
-    server.engine.hold_after = 2
-    before = server_aborts(server)
-    with client.completions.create(model=MODEL, prompt="x", stream=True) as chunks:
-        next(iter(chunks))
-    server.engine.ended.get(timeout=30)
-    assert server_aborts(server) - before == 1
-
-
-def server_aborts(server: LiveServer) -> float:
+def endings(server: LiveServer) -> dict[str, float]:
+    """How many requests ended for each reason; what did not happen is left out."""
     found = samples(httpx2.get(f"{server.url}/metrics", trust_env=False).text)
-    return value(found, "vllm:request_success_total", finished_reason="abort")
+    ended = {labels["finished_reason"]: count for labels, count in found["vllm:request_success_total"]}
+    return {reason: count for reason, count in ended.items() if count}
+
+
+@pytest.fixture
+def fresh() -> Iterator[LiveServer]:
+    """A server that has counted nothing yet."""
+    with live_server(FakeEngine()) as server:
+        yield server
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_stream_whose_client_leaves_counts_as_aborted(fresh: LiveServer, n: int) -> None:
+    fresh.engine.hold_after = 2
+    with openai.OpenAI(base_url=f"{fresh.url}/v1", api_key="none", max_retries=0) as client:
+        with client.completions.create(model=MODEL, prompt="x", stream=True, n=n) as chunks:
+            next(iter(chunks))
+        ends_soon(fresh, {"abort": n})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_client_that_leaves_before_its_first_token_is_counted(fresh: LiveServer, stream: bool, n: int) -> None:
+    fresh.engine.hold()
+    body: dict[str, object] = {"prompt": "x", "n": n, "stream": stream}
+    with send(fresh, "/v1/completions", body):
+        for _ in range(n):
+            fresh.engine.admitted.get(timeout=30)
+    ends_soon(fresh, {"abort": n})
+
+
+def test_a_client_that_leaves_while_its_text_is_tokenised_is_counted() -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    class SlowTokenizer(FakeTokenizer):
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            began.set()
+            assert go_on.wait(30)
+            return super().encode(text)
+
+    engine = FakeEngine(max_model_len=8192)
+    engine.tokenizer = SlowTokenizer()
+    with live_server(engine) as server:
+        with send(server, "/v1/completions", {"prompt": "x" * 5000}):
+            assert began.wait(30)
+        ends_soon(server, {"abort": 1})  # its work still runs
+        go_on.set()
+    assert not engine.prompts
+
+
+def ends_soon(server: LiveServer, expected: dict[str, float]) -> None:
+    """The server sees that a connection was closed when it comes to that: it is asked until it has."""
+    while sum((seen := endings(server)).values()) < sum(expected.values()):
+        pass
+    assert seen == expected
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_fails_ends_under_error(fresh: LiveServer, stream: bool) -> None:
+    fresh.engine.fail_after = (2, EngineDeadError("worker 1 is gone"), None)
+    httpx2.post(f"{fresh.url}/v1/completions", json={"prompt": "x", "n": 2, "stream": stream}, trust_env=False)
+    assert endings(fresh) == {"error": 2}
+    assert refused(fresh) == {"engine_dead": 1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_is_refused_ends_under_nothing_else(fresh: LiveServer, stream: bool) -> None:
+    with httpx2.Client(base_url=fresh.url, trust_env=False, timeout=30) as http:
+        http.post("/v1/completions", json={"prompt": "x" * 1000, "stream": stream})
+        http.post("/v1/completions", json={"prompt": "x", "max_tokens": 0, "stream": stream})
+        http.post("/v1/completions", json={"prompt": "x", "model": "nope", "stream": stream})
+        fresh.engine.refuse = QueueFullError("full", retry_after_s=1)
+        http.post("/v1/completions", json={"prompt": ["x", "y"], "stream": stream})
+    assert endings(fresh) == {}
+    assert refused(fresh) == {
+        "context_length_exceeded": 1, "invalid_value": 1, "model_not_found": 1, "rate_limit_exceeded": 1,
+    }  # fmt: skip
+
+
+def test_a_dead_engine_runs_nothing(fresh: LiveServer) -> None:
+    def gauges() -> tuple[float, ...]:
+        found = samples(httpx2.get(f"{fresh.url}/metrics", trust_env=False).text)
+        names = ("vllm:num_requests_waiting", "vllm:kv_cache_usage_perc", "longspan:engine_up")
+        return tuple(value(found, name) for name in names)
+
+    assert gauges() == (3, 0.25, 1)
+    fresh.engine.die("worker 1 is gone")
+    assert gauges() == (0, 0, 0)
 
 
 def metrics() -> ServerMetrics:

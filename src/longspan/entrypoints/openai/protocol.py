@@ -184,6 +184,10 @@ class ChatCompletionRequest(SamplingFields):
             )  # fmt: skip
         if self.tool_choice not in (None, "none", "auto"):
             raise RequestError("tool_choice is not supported", param="tool_choice", code="unsupported_parameter")
+        if "tools" in (self.chat_template_kwargs or {}):
+            raise RequestError(
+                "tools cannot be set for a chat template", param="chat_template_kwargs", code="unsupported_parameter"
+            )
         if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
 
