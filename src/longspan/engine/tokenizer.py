@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longspan.cache import cache_dir
+from longspan.cache import cache_dir, is_own, private_folder, remove_leftovers
 from longspan.engine.token_lengths import TokenLengths
 from longspan.errors import ModelError, RequestError
 from longspan.models.catalog import ResolvedModel
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 logger = logging.getLogger(__name__)
+
+_FOLDER, _TEMPORARY = "tokenizers", ".tokenizer-"
 
 
 class Tokenizer:
@@ -150,7 +152,7 @@ def _from_gguf(path: Path) -> Any:
     """Converting takes seconds, so the result is kept in the cache under a name that changes with the file.
     To read it back needs no AutoTokenizer, which would import torch."""
     kept = _cache_folder(path)
-    if kept.is_dir():
+    if _is_own_folder(kept):
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast.from_pretrained(kept, local_files_only=True)
@@ -178,16 +180,26 @@ def _cache_folder(path: Path) -> Path:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {transformers.__version__}"
-    return cache_dir() / "tokenizers" / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    return cache_dir() / _FOLDER / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def _is_own_folder(folder: Path) -> bool:
+    """What somebody else may have put there is not believed: a chat template is a program."""
+    return all(is_own(path) for path in (cache_dir(), folder.parent, folder)) and all(map(is_own, folder.iterdir()))
 
 
 def _keep(converted: Any, folder: Path) -> None:
     """Appears whole or not at all; a cache that cannot be written only costs time."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=folder.parent) as temporary:
+        parent = private_folder(_FOLDER)
+        remove_leftovers(parent, _TEMPORARY)
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=parent) as temporary:
             written = Path(temporary) / "written"
             converted.save_pretrained(written)
+            for path in (written, *written.iterdir()):
+                path.chmod(path.stat().st_mode & ~0o022)  # whatever the umask: what others may write is not read again
+            if folder.exists() and not _is_own_folder(folder):
+                folder.rename(Path(temporary) / "not-ours")
             written.rename(folder)
     except OSError as error:
         if not folder.is_dir():

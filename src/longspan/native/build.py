@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from longspan.cache import cache_dir
+from longspan.cache import cache_dir, is_own, private_folder, remove_leftovers
 from longspan.native.isa import Isa
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ _COMPILERS = ("c++", "g++", "clang++")
 _COMMON = ("-std=c++17", "-pthread")
 _LIBRARY = ("-O3", "-shared", "-fPIC", "-fvisibility=hidden")
 _TIMEOUT_S = 300
+_TEMPORARY = ".build-"
 
 
 class BuildError(Exception):
@@ -30,29 +31,30 @@ class BuildError(Exception):
 def built_library(isa: Isa, source: Path = SOURCES / "library.cpp", extra_flags: tuple[str, ...] = ()) -> Path:
     """The compiled kernels, or another source beside them; from the cache or fresh. Raises BuildError.
 
-    Of several processes one compiles.
+    Of several processes one compiles. What somebody else may have put into the cache is never loaded.
     """
-    flags, library = _flags(isa, extra_flags), _library(isa, source, extra_flags)
-    if library.is_file():
-        return library
     from filelock import FileLock
 
+    flags, library = _flags(isa, extra_flags), _library(isa, source, extra_flags)
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
+        folder = private_folder(library.parent.name)
+        if is_own(library):
+            return library
         with FileLock(library.with_suffix(".lock")):
-            if not library.is_file():
+            if not is_own(library):
+                remove_leftovers(folder, _TEMPORARY)
                 logger.info("building %s for %s (once, some seconds)", source.name, isa.label)
                 begin = time.monotonic()
                 compile_source(source, library, flags)
                 logger.info("built it in %.0f s: %s", time.monotonic() - begin, library)
     except OSError as error:
-        raise BuildError(f"{library.parent} cannot be written ({error}); LONGSPAN_CACHE names another") from error
+        raise BuildError(f"{library.parent} cannot be used ({error}); LONGSPAN_CACHE names another") from error
     return library
 
 
 def is_built(isa: Isa) -> bool:
     """Whether the kernels are in the cache. Raises BuildError: they cannot be had here."""
-    return _library(isa, SOURCES / "library.cpp", ()).is_file()
+    return is_own(_library(isa, SOURCES / "library.cpp", ()))
 
 
 def _flags(isa: Isa, extra_flags: tuple[str, ...]) -> tuple[str, ...]:
@@ -67,11 +69,12 @@ def _library(isa: Isa, source: Path, extra_flags: tuple[str, ...]) -> Path:
 def compile_source(source: Path, to: Path, flags: tuple[str, ...]) -> None:
     """Renamed only when whole, so that nobody ever loads half a library. Raises BuildError."""
     compiler = _compiler()
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=to.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=to.parent) as folder:
         built = Path(folder) / to.name
         done = _run([compiler, *_COMMON, *flags, f"-I{SOURCES}", str(source), "-o", str(built)])
         if done.returncode:
             raise BuildError(f"{compiler} failed: {' '.join(done.stderr.split())[:300]}")
+        built.chmod(0o755)  # whatever the umask: what others may write is not loaded
         built.replace(to)
 
 

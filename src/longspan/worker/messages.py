@@ -168,13 +168,21 @@ class Beat(msgspec.Struct, frozen=True, tag=True):
     progress: int
 
 
+class Log(msgspec.Struct, frozen=True, tag=True):
+    """A line for the engine's log. level, logger: as in Python's logging."""
+
+    level: int
+    logger: str
+    text: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The worker met an error and ends."""
 
     message: str
 
 
-Reply = Loading | Ready | KVAllocated | FirstStageDone | BatchDone | MigrationDone | Beat | Failed
+Reply = Loading | Ready | KVAllocated | FirstStageDone | BatchDone | MigrationDone | Beat | Log | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _commands = msgspec.msgpack.Decoder(Command)

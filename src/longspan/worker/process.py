@@ -12,7 +12,8 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from longspan.errors import LongspanError
-from longspan.worker.messages import Beat, Command, Failed, Reply, Stop, WorkerSpec, decode_command, encode
+from longspan.worker.messages import Beat, Command, Failed, Log, Reply, Stop, WorkerSpec, decode_command, encode
+from longspan.worker.parent import end_with_parent
 from longspan.worker.pinning import pin
 
 if TYPE_CHECKING:
@@ -24,12 +25,17 @@ logger = logging.getLogger(__name__)
 BEAT_S = 0.5
 
 
-def main(spec: WorkerSpec, pipe: Connection, folder: str) -> None:
-    """Serve commands from the pipe until `Stop`, an error, or the engine's end."""
+def main(spec: WorkerSpec, pipe: Connection, folder: str, log_level: int) -> None:
+    """Serve commands from the pipe until `Stop`, an error, or the engine's end.
+
+    log_level: of what is told to the engine, whose log has it.
+    """
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's to handle; it stops us when it is done
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     spec = pin(spec)
     line = _Line(pipe)
+    _log_to(line, log_level)
     # torch is imported here, in the process that needs it.
     from longspan.worker.stages import agree_on_stages
     from longspan.worker.worker import Worker, failure_message
@@ -46,7 +52,7 @@ def main(spec: WorkerSpec, pipe: Connection, folder: str) -> None:
                 line.send(reply)
     except BaseException as error:
         if not isinstance(error, LongspanError):  # what a user can mend is told in a line, by the engine
-            logger.exception("%s failed", spec.name)
+            logger.exception("it failed")
         line.send(Failed(failure_message(spec, error)))
         os._exit(1)  # peers may wait for us inside gloo or NCCL: no orderly end is left
     os._exit(0)  # likewise: the process group's threads would keep the process for a while
@@ -71,6 +77,27 @@ def _join(spec: WorkerSpec, folder: str) -> tuple[Transport, TensorParallelGroup
     process_group.init_world(name, spec.rank, spec.world_size, os.path.join(folder, "rendezvous"), device)
     tp = process_group.ProcessTensorParallel(spec.tp) if spec.tp > 1 else None
     return process_group.ProcessTransport(), tp
+
+
+def _log_to(line: _Line, level: int) -> None:
+    logging.basicConfig(handlers=[_LineHandler(line)], level=logging.WARNING, force=True)
+    logging.getLogger("longspan").setLevel(level)
+    logging.captureWarnings(True)
+
+
+class _LineHandler(logging.Handler):
+    """Hands log records to the engine, tracebacks included."""
+
+    def __init__(self, line: _Line) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(message)s"))
+        self._line = line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._line.send(Log(record.levelno, record.name, self.format(record)))
+        except OSError:
+            return  # the engine is gone
 
 
 class _Line:

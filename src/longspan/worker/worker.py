@@ -46,6 +46,8 @@ from longspan.worker.messages import (
 from longspan.worker.model_runner import Model, ModelRunner
 from longspan.worker.pinning import threads_of
 
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")  # torch, mmap, CUDA
+
 
 class Progress:
     """A number that grows while the thread that made it works: by layers done, and by its processor time.
@@ -175,4 +177,7 @@ class Worker:
 
 def failure_message(spec: WorkerSpec, error: BaseException) -> str:
     """What the engine says when this worker ends by an error."""
-    return f"{spec.name} failed: {type(error).__name__}: {str(error) or 'no message'}"
+    message = f"{spec.name} failed: {type(error).__name__}: {str(error) or 'no message'}"
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
+        message += "; use fewer --kv-tokens or --instances, a smaller model, or --quantization int8"
+    return message
