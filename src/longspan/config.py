@@ -19,6 +19,7 @@ TransportName = Literal["auto", "shared_memory", "gloo", "nccl"]
 
 DEFAULT_MODEL = "smollm2-135m"
 MOST_DEVICES = 4096
+MOST_INSTANCES = 1 << 16
 _MOST = 2**31 - 1  # of anything that is counted: it travels as an int32 somewhere
 _MOST_SECONDS = 1e9
 _MOST_BYTES = 2**62
@@ -75,10 +76,11 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         for name in ("num_instances", "pp", "kv_tokens", "max_waiting", "max_batch_tokens", "max_batch_requests",
                      "min_tokens_per_instance", "max_requests_per_master", "chunk_size"):
-            _check_count(name, getattr(self, name))
-        _check_count("decode_headroom", self.decode_headroom, low=0)
+            check_count(name, getattr(self, name))
+        check_count("num_instances", self.num_instances, high=MOST_INSTANCES)
+        check_count("decode_headroom", self.decode_headroom, low=0)
         if self.kvp_tokens_per_shard is not None:
-            _check_count("kvp_tokens_per_shard", self.kvp_tokens_per_shard)
+            check_count("kvp_tokens_per_shard", self.kvp_tokens_per_shard)
         check_service_defaults(self.ttft_slo_factor, self.ttft_slo_floor_s, self.tpot_slo_s)
         if not 0.0 < self.max_fixed_share < 1.0:
             raise ConfigError(f"max_fixed_share is {self.max_fixed_share}, but must lie between 0 and 1")
@@ -152,7 +154,7 @@ class EngineConfig:
             _check_name("served_model_name", self.served_model_name)
         for name in ("instances", "tp", "pp", "max_waiting", "max_batch_tokens", "max_requests_per_master",
                      "chunk_size"):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         if self.world_size > MOST_DEVICES:
             raise ConfigError(
                 f"instances {self.instances}, pp {self.pp} and tp {self.tp} make {self.world_size} devices, but there "
@@ -165,9 +167,9 @@ class EngineConfig:
         check_service_defaults(self.ttft_slo_factor, self.ttft_slo_floor_s, self.tpot_slo_s)
         for name in ("max_model_len", "kv_tokens", "threads_per_device", "kvp_tokens_per_shard", "event_log_keep"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
+                check_count(name, getattr(self, name))
         if self.event_log_max_bytes is not None:
-            _check_count("event_log_max_bytes", self.event_log_max_bytes, _MIN_EVENT_LOG_BYTES, _MOST_BYTES)
+            check_count("event_log_max_bytes", self.event_log_max_bytes, _MIN_EVENT_LOG_BYTES, _MOST_BYTES)
         for name, value, allowed in (("dtype", self.dtype, DType), ("device", self.device, Device),
                                      ("quantization", self.quantization, Quantization),
                                      ("executor", self.executor, ExecutorName),
@@ -191,13 +193,15 @@ def check_service_defaults(ttft_slo_factor: float, ttft_slo_floor_s: float, tpot
     check_seconds("tpot_slo_s", tpot_slo_s)
 
 
-def check_seconds(name: str, seconds: float) -> None:
+def check_seconds(name: str, seconds: float, *, may_be_0: bool = False) -> None:
     """Raises ConfigError unless a clock can count so many, and at least some."""
-    if not 0.0 < seconds <= _MOST_SECONDS:
-        raise ConfigError(f"{name} is {seconds}, but must be a number of seconds above 0, at most {_MOST_SECONDS:g}")
+    if not 0.0 <= seconds <= _MOST_SECONDS or (seconds == 0 and not may_be_0):
+        low = "at least 0" if may_be_0 else "above 0"
+        raise ConfigError(f"{name} is {seconds}, but must be a number of seconds {low}, at most {_MOST_SECONDS:g}")
 
 
-def _check_count(name: str, value: int, low: int = 1, high: int = _MOST) -> None:
+def check_count(name: str, value: int, low: int = 1, high: int = _MOST) -> None:
+    """Raises ConfigError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{name} is {value!r}, but must be a whole number")
     if value < low:

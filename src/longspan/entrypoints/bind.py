@@ -19,8 +19,9 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
-        raise ConfigError(f"host is {host!r}, which cannot be resolved: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # what is no name cannot be written as one
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"host is {host[:200]!r}, which cannot be resolved: {reason}") from error
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

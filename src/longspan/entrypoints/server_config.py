@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from longspan.config import check_seconds
 from longspan.errors import ConfigError
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -79,11 +80,9 @@ class ServerConfig:
             )
         for name, value in (("drain_timeout_s", self.drain_timeout_s), ("keep_alive_s", self.keep_alive_s),
                             ("dead_linger_s", self.dead_linger_s)):
-            if not 0 <= value < float("inf"):
-                raise ConfigError(f"{name} is {value}, but must be at least 0")
+            check_seconds(name, value, may_be_0=True)
         for name, value in (("header_timeout_s", self.header_timeout_s), ("body_timeout_s", self.body_timeout_s)):
-            if not 0 < value < float("inf"):
-                raise ConfigError(f"{name} is {value}, but must be above 0")
+            check_seconds(name, value)
         if not 1 <= self.max_header_kb <= 1024:
             raise ConfigError(f"max_header_kb is {self.max_header_kb}, but must lie in [1, 1024]")
         if self.max_connections < 1:

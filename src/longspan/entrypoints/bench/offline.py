@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from longspan import LLM, SamplingParams
-from longspan.config import EngineConfig
+from longspan.config import EngineConfig, check_count
 from longspan.engine.phase_display import shown_phases
-from longspan.entrypoints.bench.options import LengthOptions, check_writable
+from longspan.entrypoints.bench.options import MOST_REQUESTS, LengthOptions, check_writable
 from longspan.entrypoints.bench.requests import fitted, make_lengths
 from longspan.entrypoints.bench.tables import console, distribution_table, origin
-from longspan.errors import ConfigError
 from longspan.metrics.request_metrics import Distribution
 from longspan.outputs import Completion
 from longspan.workload.traces import TraceRequest
@@ -39,8 +38,7 @@ def latency(
     """The same batch of random prompts again and again, after one that does not count."""
     for name, value in (("input_len", input_len), ("output_len", output_len), ("batch_size", batch_size),
                         ("iterations", iterations)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}, but must be at least 1")
+        check_count(name, value, high=MOST_REQUESTS)
     check_writable(json_path)
     lengths = [TraceRequest(None, input_len, output_len)] * batch_size
     with _start(engine) as llm:
@@ -71,8 +69,7 @@ def latency(
 
 def throughput(engine: EngineConfig, lengths: LengthOptions, *, num_prompts: int, json_path: Path | None) -> int:
     """All prompts at once; how fast they are through."""
-    if num_prompts < 1:
-        raise ConfigError(f"num_prompts is {num_prompts}, but must be at least 1")
+    check_count("num_prompts", num_prompts, high=MOST_REQUESTS)
     check_writable(json_path)
     requests = fitted(list(islice(make_lengths(lengths), num_prompts)), lengths)
     with _start(engine) as llm:

@@ -9,10 +9,12 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from longspan import files
-from longspan.config import check_seconds
+from longspan.config import check_count, check_seconds
 from longspan.errors import ConfigError
 
 MOST_TOKENS = 100_000_000  # of one prompt or output
+MOST_REQUESTS = 10_000_000  # they are held in memory, and so is what became of them
+MOST_RATE = 1e6
 MOST_ID = 2**31 - 1
 
 Workload = Literal["poisson", "gamma", "interval", "mixed", "medha_mix", "loongserve_zipf"]
@@ -33,8 +35,8 @@ class LengthOptions:
     def __post_init__(self) -> None:
         parse_range("input_len", self.input_len)
         parse_range("output_len", self.output_len)
-        if self.max_total_tokens is not None and self.max_total_tokens < 2:
-            raise ConfigError(f"max_total_tokens is {self.max_total_tokens}, but must be at least 2")
+        if self.max_total_tokens is not None:
+            check_count("max_total_tokens", self.max_total_tokens, low=2)
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}, but must be at least 0")
 
@@ -52,13 +54,19 @@ class ArrivalOptions:
     num_requests: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("rate", self.rate), ("cv2", self.cv2), ("duration", self.duration)):
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name} is {value}, but must be above 0")
+        if self.rate is not None and not 0 < self.rate <= MOST_RATE:
+            raise ConfigError(f"rate is {self.rate}, but must be above 0, and at most {MOST_RATE:g} requests a second")
+        if self.rate is not None:
+            check_seconds("one over rate", 1 / self.rate)
+        if self.duration is not None:
+            check_seconds("duration", self.duration)
+        for name, value in (("cv2", self.cv2), ("zipf_exponent", self.zipf_exponent)):
+            if not 1e-3 <= value <= 1e3:
+                raise ConfigError(f"{name} is {value}, but must lie in [0.001, 1000]")
         if not 0 <= self.long_share <= 1:
             raise ConfigError(f"long_share is {self.long_share}, but must lie in [0, 1]")
-        if self.num_requests is not None and self.num_requests < 1:
-            raise ConfigError(f"num_requests is {self.num_requests}, but must be at least 1")
+        if self.num_requests is not None:
+            check_count("num_requests", self.num_requests, high=MOST_REQUESTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +86,10 @@ class ServeOptions:
     plot: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.max_concurrency < 0:
-            raise ConfigError(f"max_concurrency is {self.max_concurrency}, but must be at least 0")
+        if self.model is not None and not self.model.isprintable():
+            raise ConfigError(f"model is {self.model!r}, which no server can be asked for")
+        check_count("max_concurrency", self.max_concurrency, low=0)
+        check_count("long_threshold", self.long_threshold, low=0)
         if self.timeout is not None:
             check_seconds("timeout", self.timeout)
         parse_range("token_ids", self.token_ids, most=MOST_ID)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 
-from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions, parse_range
+from longspan.entrypoints.bench.options import MOST_REQUESTS, ArrivalOptions, LengthOptions, parse_range
 from longspan.errors import ConfigError
 from longspan.workload import arrivals, generator, transforms
 from longspan.workload.traces import TraceRequest, read_trace
@@ -33,7 +33,9 @@ def make_requests(lengths: LengthOptions, options: ArrivalOptions) -> list[Trace
     num_requests = options.num_requests
     if num_requests is None and options.duration is None and _endless(lengths, options):
         num_requests = DEFAULT_NUM_REQUESTS
-    requests = list(itertools.islice(stream, num_requests))
+    requests = list(itertools.islice(stream, MOST_REQUESTS + 1 if num_requests is None else num_requests))
+    if len(requests) > MOST_REQUESTS:
+        raise ConfigError(f"these are more than {MOST_REQUESTS} requests: lower --rate or --duration")
     if not requests:
         raise ConfigError("no request arrives in this time: raise --duration or --rate")
     return fitted(requests, lengths)

@@ -82,7 +82,7 @@ def _possible(options: PlanOptions) -> list[Split]:
     possible, reason = [], ""
     for split in options.splits:
         try:
-            _cost(options, split, options.devices)
+            scheduler_config(options, _cost(options, split, options.devices).fleet)
             possible.append(split)
         except ConfigError as error:
             reason = str(error)

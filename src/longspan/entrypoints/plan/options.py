@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from longspan.config import MOST_INSTANCES, check_count
 from longspan.entrypoints.bench.options import check_writable, parse_slo
 from longspan.errors import ConfigError
 from longspan.simulator.limits import OutputLimit
+
+MOST_JOBS = 256
 
 Question = Literal["rate", "devices"]
 
@@ -53,9 +56,10 @@ class PlanOptions:
         check_writable(self.json)
         if not 0 < self.attainment <= 1:
             raise ConfigError(f"attainment is {self.attainment}, but must lie above 0, and not above 1")
-        for name, value in (("devices", self.devices), ("jobs", self.jobs)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}, but must be at least 1")
+        check_count("devices", self.devices, high=MOST_INSTANCES)
+        if self.jobs is not None:
+            check_count("jobs", self.jobs, high=MOST_JOBS)
+        check_count("long_threshold", self.long_threshold, low=0)
         if not self.policy_names:
             raise ConfigError("no policies are given; name some, such as loongserve,medha")
         if not self.splits:

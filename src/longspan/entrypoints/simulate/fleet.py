@@ -32,11 +32,18 @@ def make_fleet(hardware: str, model: str | None, instances: int, tp: int, pp: in
 
 def find_model(name: str) -> SimulatedModel:
     path = Path(name)
-    if name in MODELS or not path.exists():
+    if name in MODELS or not name or not _exists(path):
         return known_model(name)
     if path.name == "config.json":
         path = path.parent
     return _simulated(path.name, load_model_config(path))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # what can be no path may be a name
+        return False
 
 
 def _simulated(name: str, config: ModelConfig) -> SimulatedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from longspan.config import check_count
 from longspan.entrypoints.bench.options import check_writable, parse_slo
 from longspan.files import check_folder_writable
 from longspan.simulator.limits import OutputLimit
@@ -46,6 +47,9 @@ class SimulateOptions:
 
     def __post_init__(self) -> None:
         parse_slo(self.slo)
+        if self.max_model_len is not None:
+            check_count("max_model_len", self.max_model_len, low=2)
+        check_count("long_threshold", self.long_threshold, low=0)
         check_writable(self.json, self.event_log)
         if self.plot is not None:
             check_folder_writable(self.plot)
