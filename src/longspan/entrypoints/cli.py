@@ -358,7 +358,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(error: Exception, code: int) -> int:
-    print(f"longspan: {' '.join(str(error).split())}", file=sys.stderr)
+    """In one line, whatever characters a user's value brings into the message."""
+    line = " ".join(str(error).split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    print(f"longspan: {shown}", file=sys.stderr)
     return code
 
 

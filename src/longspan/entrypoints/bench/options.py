@@ -67,6 +67,8 @@ class ArrivalOptions:
             raise ConfigError(f"long_share is {self.long_share}, but must lie in [0, 1]")
         if self.num_requests is not None:
             check_count("num_requests", self.num_requests, high=MOST_REQUESTS)
+        elif (self.duration or 0.0) * (self.rate or 1.0) > MOST_REQUESTS:
+            raise ConfigError(f"these are more than {MOST_REQUESTS} requests: lower --rate or --duration")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
