@@ -137,6 +137,21 @@ def test_stream_sends_one_chunk_for_each_token(client: openai.OpenAI, server: Li
     assert all(chunk.usage is None for chunk in chunks)
 
 
+def test_one_call_does_not_fill_the_queue(client: openai.OpenAI, server: LiveServer) -> None:
+    """Of 20 choices as many run at once as a sixteenth of what may wait, and then the next ones."""
+    engine = server.engine
+    assert engine.config.max_waiting == 64
+    engine.hold()
+    stream = client.completions.create(model=MODEL, prompt=["a"] * 20, max_tokens=2, stream=True)
+    first = [engine.admitted.get(timeout=30) for _ in range(4)]
+    assert [request_id.rpartition("-")[2] for request_id in first] == ["0", "1", "2", "3"]
+    assert client.models.list().data  # the server has had its turn since, and has admitted no more
+    assert engine.admitted.empty()
+    engine.release()
+    ended = [choice.index for chunk in stream for choice in chunk.choices if choice.finish_reason]
+    assert sorted(ended) == list(range(20))
+
+
 def test_stream_of_several_choices(client: openai.OpenAI, server: LiveServer) -> None:
     texts = ["", "", "", ""]
     chunks = client.completions.create(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from secrets import token_hex
@@ -14,7 +14,7 @@ from longspan.engine.protocol import EngineClient, TokenIds
 from longspan.entrypoints.openai.api_keys import charge_tokens
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.errors import ModelNotFoundError, ending
-from longspan.entrypoints.openai.limits import check_choices
+from longspan.entrypoints.openai.limits import check_choices, choices_at_once
 from longspan.entrypoints.openai.quoting import quoted
 from longspan.entrypoints.openai.responses import Usage
 from longspan.errors import EngineDeadError, EngineDrainingError, RequestError
@@ -154,13 +154,16 @@ async def run(
 
 
 async def _outputs(context: Context, jobs: Sequence[Job]) -> AsyncGenerator[tuple[Job, RequestOutput], None]:
+    """So many at once that one call does not fill the queue; the others follow as these end."""
     if len(jobs) == 1:
         async with aclosing(_run_one(context, jobs[0])) as outputs:
             async for output in outputs:
                 yield jobs[0], output
         return
     arrived: asyncio.Queue[tuple[Job, RequestOutput] | Exception | None] = asyncio.Queue()
-    pumps = [asyncio.create_task(_pump(context, job, arrived)) for job in jobs]
+    waiting = iter(jobs)
+    at_once = choices_at_once(context.engine)
+    pumps = [asyncio.create_task(_pump(context, waiting, arrived)) for _ in jobs[:at_once]]
     try:
         running = len(pumps)
         while running:
@@ -178,12 +181,14 @@ async def _outputs(context: Context, jobs: Sequence[Job]) -> AsyncGenerator[tupl
 
 
 async def _pump(
-    context: Context, job: Job, arrived: asyncio.Queue[tuple[Job, RequestOutput] | Exception | None]
+    context: Context, jobs: Iterator[Job], arrived: asyncio.Queue[tuple[Job, RequestOutput] | Exception | None]
 ) -> None:
+    """One job after the other; other pumps take from the same."""
     try:
-        async with aclosing(_run_one(context, job)) as outputs:
-            async for output in outputs:
-                arrived.put_nowait((job, output))
+        for job in jobs:
+            async with aclosing(_run_one(context, job)) as outputs:
+                async for output in outputs:
+                    arrived.put_nowait((job, output))
         arrived.put_nowait(None)
     except Exception as error:
         arrived.put_nowait(error)

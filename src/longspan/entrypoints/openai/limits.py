@@ -1,9 +1,11 @@
-"""How many choices a request may have. The engine checks its length."""
+"""How many choices a request may have, and how many of them run at once. The engine checks its length."""
 
 from __future__ import annotations
 
 from longspan.engine.protocol import EngineClient
 from longspan.errors import RequestError
+
+_SHARE = 16
 
 
 def check_choices(engine: EngineClient, num_choices: int, param: str) -> None:
@@ -11,3 +13,8 @@ def check_choices(engine: EngineClient, num_choices: int, param: str) -> None:
     limit = engine.config.max_waiting
     if num_choices > limit:
         raise RequestError(f"{num_choices} choices were asked for, but at most {limit} can wait", param=param)
+
+
+def choices_at_once(engine: EngineClient) -> int:
+    """A sixteenth of the queue: whoever asks for a thousand choices leaves the others their place in it."""
+    return max(1, engine.config.max_waiting // _SHARE)
