@@ -1,10 +1,9 @@
-"""Fifty prompts of real text, what Hugging Face transformers makes of them, and whether we agree."""
+"""Prompts of real text, what Hugging Face transformers makes of them, and whether we agree."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,46 +12,22 @@ from transformers import AutoModelForCausalLM
 from longspan.engine.tokenizer import Tokenizer
 from longspan.models.catalog import ResolvedModel
 from longspan.outputs import Completion
+from tests.exactness.theirs import Reference, Theirs
 
-NUM_TOKENS, TOP = 8, 10
-LONG = [200, 400, 4000]
-NUM_SHORT = 47
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Greedy tokens of each prompt, and the log-probabilities of the whole vocabulary at each of them."""
-
-    prompts: list[list[int]]
-    tokens: list[list[int]]
-    logprobs: list[torch.Tensor]
-
-    def first(self, count: int) -> Reference:
-        return Reference(self.prompts[:count], self.tokens[:count], self.logprobs[:count])
+TOP = 10
+LONG = [200, 400, 2500]
+NUM_SHORT = 25
 
 
-def refer(hf_model, prompts: list[list[int]], num_tokens: int = NUM_TOKENS) -> Reference:
-    tokens, logprobs = [], []
-    for prompt in prompts:
-        with torch.inference_mode():
-            out = hf_model.generate(
-                torch.tensor([prompt]), max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False,
-                return_dict_in_generate=True, output_logits=True, pad_token_id=0,
-            )  # fmt: skip
-        tokens.append(out.sequences[0, len(prompt) :].tolist())
-        logprobs.append(torch.cat(out.logits).log_softmax(dim=-1))
-    return Reference(prompts, tokens, logprobs)
-
-
-def require_same(completions: Sequence[Completion], reference: Reference) -> None:
+def require_same(completions: Sequence[Completion], references: Sequence[Reference]) -> None:
     """The same tokens; log-probabilities of the best `TOP` at each of them within 1e-3."""
     worst = 0.0
-    for ours, tokens, logprobs in zip(completions, reference.tokens, reference.logprobs, strict=True):
-        assert list(ours.token_ids) == tokens, f"prompt of {len(ours.prompt_token_ids)} tokens"
+    for ours, theirs in zip(completions, references, strict=True):
+        assert list(ours.token_ids) == theirs.tokens, f"prompt of {len(ours.prompt_token_ids)} tokens"
         assert ours.logprobs is not None
-        for position, theirs in zip(ours.logprobs, logprobs, strict=True):
+        for position, logprobs_V in zip(ours.logprobs, theirs.logprobs_TV, strict=True):
             assert len(position.top) == TOP
-            worst = max(worst, *(abs(top.logprob - float(theirs[top.token_id])) for top in position.top))
+            worst = max(worst, *(abs(top.logprob - float(logprobs_V[top.token_id])) for top in position.top))
     assert worst < 1e-3
 
 
@@ -67,7 +42,7 @@ def hf_model(model: ResolvedModel):
 
 @pytest.fixture(scope="session")
 def prompts(model: ResolvedModel, moby_dick: str) -> list[list[int]]:
-    """Pieces of 16 to 4,000 tokens, from all over the text."""
+    """Pieces of 16 to 2,500 tokens, from all over the text."""
     text = Tokenizer.load(model).encode(moby_dick)
     draw = random.Random(0)
     lengths = [draw.randint(16, 64) for _ in range(NUM_SHORT)] + LONG
@@ -76,5 +51,5 @@ def prompts(model: ResolvedModel, moby_dick: str) -> list[list[int]]:
 
 
 @pytest.fixture(scope="session")
-def reference(hf_model, prompts: list[list[int]]) -> Reference:
-    return refer(hf_model, prompts)
+def theirs(hf_model) -> Theirs:
+    return Theirs(hf_model)

@@ -2,7 +2,7 @@
 
 Every size of chunks, over every number of KV shards, paused in the middle or not, on one pipeline stage and on two,
 where chunks of a prompt follow one another. With random weights and prompts long enough that every size makes several
-chunks of every shard, and with the real model as far as time allows. Each case has passages of its own. Chunks run in
+chunks of every shard; a few with the real model. Each case has passages of its own. Chunks run in
 the frame of Medha's policies, in mixed batches with other requests' chunks and decodes.
 """
 
@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from longspan import LLM, SamplingParams
 from longspan.engine.tokenizer import Tokenizer
 from longspan.models.catalog import ResolvedModel
 from tests.models.tiny import write_tiny_model
 
-from .conftest import TOP, Reference, refer, require_same
+from .conftest import TOP, require_same
 from .forced_chunks import ForcedChunks, Replaceable
+from .theirs import Theirs
 
 pytestmark = pytest.mark.heavy
 STAGES = (1, 2)
@@ -36,7 +37,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True,
 # Tokens of the prompt in chunks, and of those beside it.
 TINY_LENGTHS = {1: (25, 9, 5), 7: (100, 30, 20), 64: (500, 150, 30), 512: (1600, 700, 30), ALL: (900, 100, 30)}
 TINY_CONTEXT = 2048
-REAL_LENGTHS = {1: (16, 5), 7: (45, 12), 64: (200, 12), 512: (600, 12), ALL: (90, 12)}
+REAL_LENGTHS = {7: (45, 12), 64: (200, 12), 512: (600, 12)}
 
 
 @dataclass(frozen=True)
@@ -53,27 +54,7 @@ class Case:
 
 
 EVERY_CASE = [Case(*case) for case in product(CHUNK_SIZES, SHARDS, (False, True))]
-# Half of them: over sizes and shards, in turn paused and not. Several chunks of 512 tokens in each of two shards would
-# take the real model too long.
-REAL_CASES = [
-    case
-    for number, case in enumerate(EVERY_CASE)
-    if number // 2 % 2 == case.pauses and not (case.chunk_size == 512 and case.shards > 1)
-]
-
-
-class Theirs:
-    """What transformers makes of prompts, with the same weights; worked out once, whatever else is varied."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self._known: dict[tuple[int, ...], Reference] = {}
-
-    def of(self, prompts: list[list[int]]) -> Reference:
-        key = tuple(chain(*prompts))
-        if key not in self._known:
-            self._known[key] = refer(self.model, prompts, NUM_TOKENS)
-        return self._known[key]
+REAL_CASES = [Case(7, 3, True), Case(64, 2, False), Case(512, 1, True)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +72,7 @@ class Sides:
         completions = self.llm.generate(prompts, GREEDY)
         self.llm.wait_idle()
         assert self.llm.stats().kv_tokens_used == 0
-        require_same(completions, self.theirs.of(prompts))
+        require_same(completions, [self.theirs.of(prompt, GREEDY, NUM_TOKENS) for prompt in prompts])
         assert len(forced.holders) == case.shards
         assert forced.chunks[0] == min(case.chunk_size, shard_tokens, length)
         assert max(forced.chunks) <= case.chunk_size
@@ -125,19 +106,14 @@ def tiny_theirs(tiny_folder: Path) -> Theirs:
     return Theirs(AutoModelForCausalLM.from_pretrained(tiny_folder).eval())
 
 
-@pytest.fixture(scope="module")
-def real_theirs(hf_model) -> Theirs:
-    return Theirs(hf_model)
-
-
 @pytest.fixture(scope="module", params=STAGES)
 def tiny(tiny_folder: Path, tiny_theirs: Theirs, request) -> Iterator[Sides]:
     yield from start(tiny_folder, request.param, tiny_theirs)
 
 
-@pytest.fixture(scope="module", params=STAGES)
-def real(model: ResolvedModel, real_theirs: Theirs, request) -> Iterator[Sides]:
-    yield from start(model.path, request.param, real_theirs)
+@pytest.fixture(scope="module")
+def real(model: ResolvedModel, theirs: Theirs) -> Iterator[Sides]:
+    yield from start(model.path, 2, theirs)
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,10 @@ class SchedulerState:
         position = request.num_stored
         store: list[KVRange] = []
         for instance, tokens in retention.items() if isinstance(retention, Mapping) else retention:
-            store.append(KVRange(instance, position, position + tokens))
+            if store and store[-1].instance == instance:
+                store[-1] = KVRange(instance, store[-1].start, position + tokens)
+            else:
+                store.append(KVRange(instance, position, position + tokens))
             position += tokens
         return Segment(
             request_id=request.id,

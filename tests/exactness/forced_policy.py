@@ -1,0 +1,68 @@
+"""A policy that decides at random what a cell leaves open, and forces what it names."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from longspan.core.state import SchedulerState
+from tests.core.random_policy import RandomPolicy
+
+Retention = Literal["one", "even", "shards", "random"]
+
+
+class ForcedPolicy(RandomPolicy):
+    """Mixed batches, rings, masters and stripes at random; it refuses nobody.
+
+    chunk: tokens of a chunk; None: any number.
+    retention: who keeps a chunk's KV: one instance, all alike, each the next `shard` tokens in turn, or anybody.
+    migrates, preempts: at nearly every chance, or never.
+    """
+
+    name = "forced"
+    needs_cost_model = False
+    keeps_on_one_instance = False
+
+    def __init__(
+        self, seed: int, *, chunk: int | None, retention: Retention, shard: int, migrates: bool, preempts: bool
+    ) -> None:
+        super().__init__(seed)
+        self.chunk, self.retention, self.shard = chunk, retention, shard
+        self.migrates, self.preempts = migrates, preempts
+        self._moved_before = 0
+
+    def schedule(self, state: SchedulerState, now: float) -> None:
+        if state.num_batches > self._moved_before:  # never for moves alone: nobody would get on
+            self._moved_before = state.num_batches
+            if self.migrates:
+                self._migrate(state)
+            if self.preempts:
+                self._preempt(state)
+        for _ in range(self.rng.randrange(1, 4)):
+            self._batch(state)
+        if not any(instance.is_working for instance in state.cluster.instances):
+            self._make_progress(state)
+
+    def _chunk(self, left: int) -> int:
+        return super()._chunk(left) if self.chunk is None else min(left, self.chunk)
+
+    def _keep(self, start: int, length: int, compute: list[int], free: dict[int, int]) -> list[tuple[int, int]]:
+        match self.retention:
+            case "random":
+                return super()._keep(start, length, compute, free)
+            case "even":
+                shares = [(number, -(-length // len(compute))) for number in compute]
+            case "one":
+                shares = [(number, length) for number in sorted(compute)]
+            case "shards":
+                first = [start, *range(start - start % self.shard + self.shard, start + length, self.shard)]
+                shares = [(compute[i // self.shard % len(compute)], self.shard - i % self.shard) for i in first]
+        kept: list[tuple[int, int]] = []
+        room = dict(free)
+        for number, share in [*shares, *((number, length) for number in compute)]:
+            share = min(share, length, room[number])
+            if share > 0:
+                kept.append((number, share))
+                room[number] -= share
+                length -= share
+        return kept
+
