@@ -126,7 +126,10 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def processes_of_run() -> list[str]:
-    """Other processes that this run started and that have not ended, by number and command line."""
+    """Other processes that this run started and that have not ended, by number and command line.
+
+    The helper that multiprocessing keeps beside a program that starts processes ends with the program.
+    """
     mark = f"{MARK}={os.environ[MARK]}".encode()
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -134,6 +137,9 @@ def processes_of_run() -> list[str]:
             if int(process.name) == os.getpid() or mark not in (process / "environ").read_bytes().split(b"\0"):
                 continue
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and "multiprocessing.resource_tracker" in command:
+                continue
         except OSError:
             continue  # it has ended, or is another user's
         found.append(f"process {process.name}: {command[:300]}")
