@@ -203,6 +203,7 @@ class FakeEngine:
             num_preemptions=5,
             kv_tokens_used_by_instance=(156, 100),
             num_migrations=4,
+            num_bad_logits=6,
         )
 
     async def dead(self) -> str:

@@ -9,7 +9,7 @@ import httpx2
 import openai
 import pytest
 
-from longspan.errors import EngineDeadError, QueueFullError
+from longspan.errors import EngineDeadError, ModelOutputError, QueueFullError
 from tests.server.fake_engine import MODEL
 from tests.server.live_server import LiveServer, live_server
 
@@ -192,6 +192,18 @@ def test_our_own_bug_is_a_500(server: LiveServer, http: httpx2.Client) -> None:
     error = error_of(answer, 500)
     assert error["code"] == "internal_error" and "secret" not in error["message"]
     assert answer.headers["x-request-id"] == "mine"
+
+
+def test_logits_that_are_not_finite_are_the_requests_own_error(
+    server: LiveServer, http: httpx2.Client, client: openai.OpenAI
+) -> None:
+    server.engine.fail_after = (2, ModelOutputError("the model's logits are not finite"), "bad")
+    error = error_of(http.post("/v1/completions", json={"prompt": "bad"}), 500)
+    assert (error["code"], error["message"]) == ("model_output_error", "the model's logits are not finite")
+    with pytest.raises(openai.APIError, match="not finite"):
+        list(client.completions.create(model=MODEL, prompt="bad", stream=True))
+    assert http.post("/v1/completions", json={"prompt": "good"}).status_code == 200
+    assert http.get("/health").json() == {"status": "ok"}
 
 
 def test_a_failing_stream_says_so(server: LiveServer, http: httpx2.Client, client: openai.OpenAI) -> None:

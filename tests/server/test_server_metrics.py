@@ -58,6 +58,7 @@ def test_metrics_of_a_server() -> None:
     assert value(found, "vllm:request_success_total", finished_reason="abort") == 0
     assert value(found, "vllm:num_preemptions_total") == 5
     assert value(found, "longspan:num_migrations_total") == 4
+    assert value(found, "longspan:non_finite_logits_total") == 6
     for name, count in {
         "time_to_first_token_seconds": 3,
         "inter_token_latency_seconds": 18,
