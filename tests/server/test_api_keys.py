@@ -211,3 +211,12 @@ def test_limits_need_keys(name: str) -> None:
         ServerConfig(**{name: 3})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="at least 1"):
         ServerConfig(api_key=(KEY,), **{name: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_a_variable_that_was_meant_to_hold_a_key(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty one, as a deployment makes of a secret that is missing, must not open the server."""
+    monkeypatch.setenv("LONGSPAN_SERVE_API_KEY", value)
+    with pytest.raises(ConfigError, match="LONGSPAN_SERVE_API_KEY is set, but holds no key"):
+        read_keys(ServerConfig())
+    assert read_keys(ServerConfig(api_key=(KEY,))) == [KEY]

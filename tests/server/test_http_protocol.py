@@ -39,7 +39,8 @@ def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 def refusals(server: LiveServer) -> dict[str, float]:
     counted = {}
-    for line in httpx2.get(f"{server.url}/metrics", trust_env=False).text.splitlines():
+    (metrics,) = exchange(server, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    for line in metrics.body.decode().splitlines():
         if line.startswith("longspan:requests_refused_total"):
             counted[line.partition('code="')[2].partition('"')[0]] = float(line.split()[-1])
     return counted
@@ -282,9 +283,10 @@ def test_one_connection_too_many(strict: LiveServer) -> None:
         for sock in busy:
             sock.sendall(post(X))
             strict.engine.admitted.get(timeout=30)
-        (answer,) = exchange(strict, b"")
-        assert (answer.status, answer.error["code"]) == (503, "server_overloaded")
-        assert answer.headers["retry-after"] == "1"
+        for sent in (b"", post(X), b"\0" * 100_000):
+            (answer,) = exchange(strict, sent)
+            assert (answer.status, answer.error["code"]) == (503, "server_overloaded")
+            assert answer.headers["retry-after"] == "1"
         strict.engine.release()
         for sock in busy:
             assert sock.recv(65536).startswith(b"HTTP/1.1 200")

@@ -74,16 +74,22 @@ class Connections:
         self._next_sweep = 0.0
 
     def add(self, new: BoundedHTTP) -> None:
-        """Takes in a new connection, at the cost of the one that has been idle longest if there are too many."""
+        """Takes in a new connection, at the cost of those that have been idle longest if there are too many."""
         self.all.add(new)
+        while len(self.all) > self.limits.connections and self.idle:
+            longest = next(iter(self.idle))
+            self.remove(longest)
+            longest.make_room()
         if len(self.all) > self.limits.connections:
-            if not self.idle:
-                message = f"this server has {self.limits.connections} connections already; try again"
-                headers = {"retry-after": str(RETRY_AFTER_S)}
-                new.refuse(ErrorAnswer(503, message, "server_error", None, "server_overloaded", headers))
-                return
-            next(iter(self.idle)).make_room()
-        self.idle[new] = None
+            message = f"this server has {self.limits.connections} connections already; try again"
+            headers = {"retry-after": str(RETRY_AFTER_S)}
+            new.refuse(ErrorAnswer(503, message, "server_error", None, "server_overloaded", headers))
+        else:
+            self.idle[new] = None
+
+    def remove(self, connection: BoundedHTTP) -> None:
+        self.all.discard(connection)
+        self.idle.pop(connection, None)
 
     def sweep(self, now: float) -> None:
         """Ends what has taken too long. Cheap enough to be called often: it looks only every `sweep_s`."""
@@ -91,7 +97,11 @@ class Connections:
             return
         self._next_sweep = now + self.limits.sweep_s
         for connection in list(self.all):
-            connection.check(now)
+            try:
+                connection.check(now)
+            except Exception:
+                logger.exception("a connection could not be looked after, and is cut")
+                connection.transport.abort()
 
 
 class Phase(Enum):
@@ -142,8 +152,7 @@ class BoundedHTTP(HttpToolsProtocol):
         self.others.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.others.all.discard(self)
-        self.others.idle.pop(self, None)
+        self.others.remove(self)
         self.unfed = memoryview(b"")
         for cycle in [self.running, *(cycle for cycle, _ in self.pipeline)]:
             if cycle is not None and not cycle.response_complete:
@@ -154,12 +163,15 @@ class BoundedHTTP(HttpToolsProtocol):
 
     def make_room(self) -> None:
         """Closes this idle connection because another one needs its place."""
-        self.others.idle.pop(self, None)
         if self.phase is Phase.HEADERS:
             message = "this server has too many connections to wait for the rest of this request; try again"
             headers = {"retry-after": str(RETRY_AFTER_S)}
             self._send_refusal(ErrorAnswer(503, message, "server_error", None, "server_overloaded", headers))
-        self.transport.close()
+        self._stop_parsing()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     def check(self, now: float) -> None:
         """Ends the connection if its client has taken too long."""
@@ -363,7 +375,7 @@ class BoundedHTTP(HttpToolsProtocol):
         running = self.running
         if running is None:
             self._send_refusal(answer)
-            self.finish()
+            self._close_when_silent()
             return
         self.refusal = answer
         self.unfed = memoryview(b"")
@@ -389,18 +401,26 @@ class BoundedHTTP(HttpToolsProtocol):
         lines = [STATUS_LINE[answer.status]]
         lines += [name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers]
         lines += [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
-        self.transport.write(b"".join([*lines, b"\r\n", body]))
+        if not self.transport.is_closing():
+            self.transport.write(b"".join([*lines, b"\r\n", body]))
 
     def finish(self) -> None:
         """Closes the connection, once its client has stopped sending."""
-        stopped = self.phase is Phase.IDLE
+        if self.phase is not Phase.IDLE:
+            self._close_when_silent()
+            return
+        self._stop_parsing()
+        self.transport.close()
+
+    def _stop_parsing(self) -> None:
         self.phase = Phase.CLOSING
         self.since = self.loop.time()
         self.unfed = memoryview(b"")
         self.pipeline.clear()
-        if stopped:
-            self.transport.close()
-        elif not self.transport.is_closing():
+
+    def _close_when_silent(self) -> None:
+        self._stop_parsing()
+        if not self.transport.is_closing():
             self.flow.hold(False)
             self.flow.resume_reading()
             self.others.idle[self] = None
@@ -422,7 +442,7 @@ class Answer:
         self.connection = connection
 
     def write(self, data: bytes) -> None:
-        if self.connection.phase is not Phase.CLOSING:
+        if not self.is_closing():  # its client may just have left: uvloop raises then, and tells later
             self.connection.transport.write(data)
 
     def close(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longspan.entrypoints.openai.errors import ErrorAnswer, Refusal, refuse
 from longspan.entrypoints.server_config import ServerConfig
@@ -19,6 +20,7 @@ from longspan.metrics.prometheus import ServerMetrics
 # As with other servers: what probes and scrapers ask needs no key.
 FREE = frozenset(("/health", "/ready", "/version", "/metrics"))
 RETRY_AFTER_S = 1
+VARIABLE = "LONGSPAN_SERVE_API_KEY"  # what the command line reads keys from, too
 
 
 class KeyUse:
@@ -35,13 +37,11 @@ class KeyUse:
         """One request, until it has been answered. Raises Refusal (429) if there are too many."""
         if self.max_requests is not None and self.requests >= self.max_requests:
             raise _too_much(f"this API key has {self.requests} requests in flight, as many as it may")
-        self.requests += 1
         ticket = Ticket(self)
         try:
             yield ticket
         finally:
-            self.requests -= 1
-            self.tokens -= ticket.tokens
+            ticket.release()
 
 
 class Ticket:
@@ -49,7 +49,14 @@ class Ticket:
 
     def __init__(self, use: KeyUse) -> None:
         self.use = use
+        self.requests = 1
         self.tokens = 0
+        use.requests += 1
+
+    def release(self) -> None:
+        self.use.requests -= self.requests
+        self.use.tokens -= self.tokens
+        self.requests = self.tokens = 0
 
     def charge(self, tokens: int) -> None:
         use = self.use
@@ -128,13 +135,21 @@ class ApiKeyMiddleware:
         try:
             with use.request() as ticket:
                 _ticket.set(ticket)
-                await self.app(scope, receive, send)
+
+                async def send_and_release(message: Message) -> None:
+                    if message["type"] == "http.response.body" and not message.get("more_body", False):
+                        ticket.release()  # a client that has the whole answer may ask again
+                    await send(message)
+
+                await self.app(scope, receive, send_and_release)
         except Refusal as refusal:  # its own; those of what it leads to have been answered there
             await refuse(self.metrics, refusal).response()(scope, receive, send)
 
 
 def read_keys(config: ServerConfig) -> list[str]:
     """The keys that were given, and those in the file. Raises ConfigError, which never holds a key."""
+    if os.environ.get(VARIABLE) is not None and not config.has_keys:
+        raise ConfigError(f"{VARIABLE} is set, but holds no key; unset it to serve without one")
     keys = [("api_key", number, key) for number, key in enumerate(config.api_key, 1)]
     if config.api_key_file is not None:
         keys += [(str(config.api_key_file), number, key) for number, key in _lines(config.api_key_file)]
