@@ -270,7 +270,7 @@ def test_no_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert bench(server, "--plot", str(tmp_path / "out.png")) == 2
     error = capsys.readouterr().err
-    assert "pip install 'longspan[plot]'" in error and error.count("\n") == 1
+    assert "pip install matplotlib" in error and error.count("\n") == 1
     assert not server.engine.prompts
 
 

@@ -367,12 +367,14 @@ def _fail(error: Exception, code: int) -> int:
 
 def main() -> None:
     """The process's whole life: what is printed is flushed, and a reader that closes its pipe ends it quietly."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (for the process's life)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an odd file name, or a terminal without UTF-8, is no error
     try:
         code = run(sys.argv[1:])
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         code = CLOSED_PIPE
         # What is left in the buffer would raise again when the interpreter ends.

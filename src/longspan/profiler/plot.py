@@ -14,7 +14,7 @@ _TOLERANCE = 0.1  # the shaded band
 def require_matplotlib() -> None:
     """Raises ConfigError if it is not there."""
     if find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib; install it with: pip install 'longspan[plot]'")
+        raise ConfigError("--plot needs matplotlib; install it with: pip install matplotlib")
 
 
 def plot_check(result: Check, path: Path) -> None:

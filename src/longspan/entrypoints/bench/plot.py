@@ -21,7 +21,7 @@ COLOURS = {"short": "tab:blue", "long": "tab:red"}
 def check_available() -> None:
     """Raises ConfigError."""
     if find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib; install it with: pip install 'longspan[plot]'")
+        raise ConfigError("--plot needs matplotlib; install it with: pip install matplotlib")
 
 
 def write(report: ServeReport, path: Path) -> None:
