@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from longspan.core.pipeline import PipelineStage
 from longspan.layers.rope_config import RopeConfig
 from longspan.models.architecture import ModelConfig
+from longspan.models.stored_shapes import stored_shapes
 
 
 @dataclass(frozen=True)
@@ -42,26 +44,7 @@ class ModelShape:
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all weights by their Hugging Face names."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocab, self.hidden),
-            "model.norm.weight": (self.hidden,),
-            "lm_head.weight": (self.vocab, self.hidden),
-        }
-        for i in range(self.layers):
-            prefix = f"model.layers.{i}"
-            shapes |= {
-                f"{prefix}.input_layernorm.weight": (self.hidden,),
-                f"{prefix}.post_attention_layernorm.weight": (self.hidden,),
-                f"{prefix}.self_attn.q_proj.weight": (queries, self.hidden),
-                f"{prefix}.self_attn.k_proj.weight": (keys, self.hidden),
-                f"{prefix}.self_attn.v_proj.weight": (keys, self.hidden),
-                f"{prefix}.self_attn.o_proj.weight": (self.hidden, queries),
-                f"{prefix}.mlp.gate_proj.weight": (self.ffn, self.hidden),
-                f"{prefix}.mlp.up_proj.weight": (self.ffn, self.hidden),
-                f"{prefix}.mlp.down_proj.weight": (self.hidden, self.ffn),
-            }
-        return shapes
+        return dict(stored_shapes(self.config, PipelineStage(range(self.layers))))
 
     @property
     def weights_read(self) -> int:
@@ -100,13 +83,16 @@ class RandomWeights:
     """`WeightSource`: a tensor is drawn on the device when it is read, from a seed of its own."""
 
     def __init__(self, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
-        self.shapes = shape.tensors
-        self.seeds = {name: seed for seed, name in enumerate(self.shapes)}
+        self.tensors = shape.tensors
+        self.seeds = {name: seed for seed, name in enumerate(self.tensors)}
         self.device = device
         self.dtype = dtype
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name]
+
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
-        shape = self.shapes[name]
+        shape = self.tensors[name]
         generator = torch.Generator(self.device).manual_seed(self.seeds[name])
         values = torch.empty(shape, dtype=self.dtype, device=self.device)
         if len(shape) == 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -55,21 +57,31 @@ def make_truth(batch: RunBatch, seed: int) -> Truth:
     return Truth(draw(HEADS), draw(KV_HEADS), draw(KV_HEADS))
 
 
-def run_everywhere(batch: RunBatch, truth: Truth, num_instances: int, backend) -> list[KVPool]:
+@dataclass(frozen=True)
+class Place:
+    """Where and in what a batch runs. on: what each thread enters. tolerance: of outputs."""
+
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+    on: Callable[[], AbstractContextManager[object]] = nullcontext
+    tolerance: float = 2e-5
+
+
+def run_everywhere(
+    batch: RunBatch, truth: Truth, num_instances: int, backend: AttentionBackend, place: Place = Place()
+) -> list[KVPool]:
     """Run the batch on one thread for each instance, check every row's output, and return the pools."""
     world = LocalWorld(num_instances, tp_size=1)
     slots = sum(segment.end for segment in batch.segments)  # one instance may hold and keep all of it
-    pools = [KVPool(LAYERS, KV_HEADS, slots, HEAD_DIM, torch.float32, CPU) for _ in range(num_instances)]
-    for segment in batch.segments:
-        start = 0
-        for instance, tokens in segment.context:
-            end = start + tokens
-            kv = torch.stack([side[segment.request_id][:, start:end] for side in (truth.k, truth.v)])
-            pools[instance].insert(segment.request_id, [(start, end)], kv.transpose(2, 3))
-            start = end
+    with place.on():
+        pools = make_pools(batch, truth, num_instances, slots, place)
 
     def instance_thread(instance: int) -> None:
-        layout = plan_layout(batch, instance, pools[instance], CPU)
+        with place.on():
+            run_instance(instance)
+
+    def run_instance(instance: int) -> None:
+        layout = plan_layout(batch, instance, pools[instance], place.device)
         attention = ElasticAttention(
             layout, pools[instance], backend, LocalTransport(world, instance), lambda i: i, HEAD_DIM**-0.5
         )
@@ -79,15 +91,31 @@ def run_everywhere(batch: RunBatch, truth: Truth, num_instances: int, backend) -
                 rows = [
                     side[p.segment.request_id][layer, positions[p.start : p.stop]] for p in layout.rows
                 ]
-                return torch.cat(rows) if rows else torch.zeros(0, heads, HEAD_DIM)
+                return (torch.cat(rows) if rows else torch.zeros(0, heads, HEAD_DIM)).to(place.device, place.dtype)
 
             out = attention(layer, mine(truth.q, HEADS), mine(truth.k, KV_HEADS), mine(truth.v, KV_HEADS))
             for part in layout.rows:
                 expected = truth.expected(layer, part.segment)
                 at = positions[part.start : part.stop] - part.segment.start
-                torch.testing.assert_close(out[part.start : part.stop], expected[at], atol=2e-5, rtol=1e-4)
+                torch.testing.assert_close(
+                    out[part.start : part.stop].float().cpu(), expected[at], atol=place.tolerance, rtol=1e-4
+                )
 
     in_threads(instance_thread, batch.group, world.give_up)
+    return pools
+
+
+def make_pools(batch: RunBatch, truth: Truth, num_instances: int, slots: int, place: Place) -> list[KVPool]:
+    """With the context of the batch's segments in them."""
+    pools = [KVPool(LAYERS, KV_HEADS, slots, HEAD_DIM, place.dtype, place.device) for _ in range(num_instances)]
+    for segment in batch.segments:
+        start = 0
+        for instance, tokens in segment.context:
+            end = start + tokens
+            kv = torch.stack([side[segment.request_id][:, start:end] for side in (truth.k, truth.v)])
+            kv = kv.transpose(2, 3).to(place.device, place.dtype)
+            pools[instance].insert(segment.request_id, [(start, end)], kv)
+            start = end
     return pools
 
 
