@@ -2,8 +2,8 @@
 
     python benchmarks/gpu/decode_counts.py
 
-Of 32 layers, as Llama-3-8B has them, from models of 1 and 3; operators are kernels at least. tests/gpu/test_decode_counts.py holds these
-numbers: later ones may only be lower.
+Of 32 layers, as Llama-3-8B has them, worked out from models of 1 and 2; operators are kernels at least.
+tests/gpu/test_decode_counts.py holds these numbers: later ones may only be lower.
 """
 
 from __future__ import annotations
