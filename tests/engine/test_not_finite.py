@@ -60,6 +60,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "two devices": {"tp": 2},
     "two stages": {"pp": 2},
     "int8": {"quantization": "int8"},
+    "bfloat16": {"dtype": "bfloat16"},
     "chunks in mixed batches": {"policy": "medha", "chunk_size": 16, "max_batch_tokens": 24, "instances": 2},
 }
 
@@ -69,10 +70,8 @@ def test_a_poisoned_request_fails_alone_and_leaves_nothing(folder: Path, kernels
     """Its slots go to others at once: what is left in them must not matter, nor what is beside them in a block."""
     if kernels == "torch" and shape == "int8":
         shape = "two instances"  # there are no such kernels of torch's
-    settings = {"quantization": "none", **SHAPES[shape]}
-    with LLM(
-        str(folder), executor="inproc", dtype="float32", kv_tokens=260, threads_per_device=1, **settings
-    ) as llm:
+    settings = {"dtype": "float32", "quantization": "none", **SHAPES[shape]}
+    with LLM(str(folder), executor="inproc", kv_tokens=260, threads_per_device=1, **settings) as llm:
         expected = {
             params: [llm.generate([prompt], params)[0].token_ids for prompt in PROMPTS] for params in (GREEDY, SEEDED)
         }

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from longspan.engine.tokenizer import Tokenizer
-from longspan.errors import ModelError
+from longspan.errors import ModelError, RequestError
 from longspan.models.catalog import ResolvedModel
 
 from .test_config import LLAMA
@@ -109,6 +109,18 @@ def test_a_damaged_tokenizer_is_refused_in_one_line(tmp_path: Path, content: str
     with pytest.raises(ModelError, match=r"has no tokenizer that can be read .*fetch them again") as caught:
         Tokenizer.load(folder_of(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_broken_chat_template_is_told_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Plain prompts are served all the same."""
+    good = save(byte_level(), tmp_path / "good", chat_template="{% generation %}{{ messages }}{% endgeneration %}")
+    Tokenizer.load(folder_of(good))
+    assert not caplog.records, "transformers' own tags are known"
+    tokenizer = Tokenizer.load(folder_of(save(byte_level(), tmp_path / "bad", chat_template="{{ x }}\n{% for %}")))
+    assert "bad: the chat template is broken in line 2" in caplog.text
+    assert tokenizer.encode("the fox")
+    with pytest.raises(RequestError, match="chat template refuses these messages: TemplateSyntaxError"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}])
 
 
 def test_code_in_a_folder_is_never_run(tmp_path: Path) -> None:

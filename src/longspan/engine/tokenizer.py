@@ -48,6 +48,7 @@ class Tokenizer:
         hf_tokenizer = _from_folder(model.path) if model.kind == "hf" else _from_gguf(model.path)
         if not hasattr(hf_tokenizer, "backend_tokenizer"):
             raise ModelError(f"{model.path} has no fast tokenizer; a tokenizer.json is needed")
+        _warn_of_broken_templates(hf_tokenizer.chat_template, model.path)
         return cls(hf_tokenizer, load_model_config(model.path).eos_token_ids)
 
     @property
@@ -134,6 +135,23 @@ class Tokenizer:
                 param="messages" if about_messages else "chat_template_kwargs",
                 code="chat_template_failed",
             ) from error
+
+
+def _warn_of_broken_templates(templates: Any, path: Path) -> None:
+    """A chat template that cannot be compiled fails every conversation, but plain prompts are served."""
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils import chat_template_utils
+
+    compile_template = getattr(chat_template_utils, "_compile_jinja_template", None)  # with the tags of transformers
+    for template in templates.values() if isinstance(templates, dict) else [templates] if templates else []:
+        if compile_template is not None:
+            try:
+                compile_template(template)
+            except TemplateSyntaxError as error:
+                logger.warning(
+                    "%s: the chat template is broken in line %s (%s): conversations will be refused until it is mended",
+                    path, error.lineno, error.message,
+                )  # fmt: skip
 
 
 def _from_folder(folder: Path) -> Any:
