@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 from longspan.errors import ConfigError
@@ -43,7 +45,10 @@ def check_readable(path: Path | str) -> None:
     try:
         if path.is_dir():
             raise ConfigError(f"{path} cannot be read: it is a folder")
-        path.open("rb").close()
+        if path.is_file() or not path.exists():
+            path.open("rb").close()
+        elif not os.access(path, os.R_OK):  # a pipe is not opened: what comes out of it comes once
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{_shown(path)} cannot be read: {_reason(error)}") from error
 
