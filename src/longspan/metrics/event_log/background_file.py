@@ -40,7 +40,7 @@ class BackgroundFile:
         self._queue: deque[bytes | _Next] = deque()
         # Each is changed by one thread only: what was given, and what is done with.
         self._given = self._done = 0
-        self._failed = self._closing = False
+        self._failed = self._closing = self._rests = False
         self._wake, self._hurry, self._drained = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="event-log", daemon=True)
@@ -56,7 +56,8 @@ class BackgroundFile:
             return
         self._queue.append(data)
         self._given += len(data)
-        if not self._wake.is_set():
+        if self._rests:  # plainer than asking the event, which this does for every record
+            self._rests = False
             self._wake.set()
         if self._given - self._done > MOST_PENDING_BYTES:
             self._fail(TimeoutError(f"the disk does not keep up, with {MOST_PENDING_BYTES >> 20} MiB to write"))
@@ -96,9 +97,12 @@ class BackgroundFile:
         try:
             try:
                 while not (self._closing and not self._queue) and not self._failed:
-                    self._wake.wait()
-                    self._hurry.wait(INTERVAL_S)
                     self._wake.clear()
+                    self._rests = True
+                    if not self._queue and not self._closing:
+                        self._wake.wait()
+                    self._rests = False
+                    self._hurry.wait(INTERVAL_S)
                     self._hurry.clear()
                     self._drain()
                     self._drained.set()

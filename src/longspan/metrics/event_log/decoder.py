@@ -38,6 +38,7 @@ class RecordDecoder:
     def __init__(self, requests: Iterable[Any] = (), running: Iterable[Any] = ()) -> None:
         """Raises ValueError: a header of nonsense."""
         self._history: History[RunBatch] = History()
+        self._running: dict[int, RunBatch] = {}
         self._clock = Clock()
         self.requests: list[tuple[float, RequestArrived]] = []
         for code in requests:
@@ -73,7 +74,7 @@ class RecordDecoder:
             case int(), _:
                 return self._completed(_int(kind), rest)
             case "done", [batch_id, *outputs]:
-                batch = self._history.batches.pop(_int(batch_id), None)
+                batch = self._running.pop(_int(batch_id), None)
                 self._history.group = None if batch is None else batch.group
                 return BatchCompleted(batch_id, tuple([self._output(output) for output in outputs]))
             case "arrive", _:
@@ -93,7 +94,7 @@ class RecordDecoder:
         return RequestArrived(self._name(code[0]), _int(code[1]), _int(code[2]), service)
 
     def _completed(self, batch_id: int, ends: Sequence[Any]) -> BatchCompleted:
-        batch = self._history.batches.pop(batch_id, None)
+        batch = self._running.pop(batch_id, None)
         if batch is None:
             raise ValueError(f"batch {batch_id} does not run")
         self._history.group = batch.group
@@ -136,7 +137,7 @@ class RecordDecoder:
         if base is None:
             raise ValueError(f"batch {batch_id} continues none")
         batch = RunBatch(batch_id, base.group, tuple([continued(old, 1, True) for old in base.segments]))
-        self._history.issue(batch.batch_id, batch.group, batch)
+        self._issue(batch)
         return batch
 
     def _batch(self, batch_id: int, group: tuple[int, ...], parts: Sequence[Any]) -> RunBatch:
@@ -162,8 +163,12 @@ class RecordDecoder:
                 segments += [continued(old, 1, True) for old in base[place:following]]
             place = following
         batch = RunBatch(batch_id, group, tuple(segments))
-        self._history.issue(batch.batch_id, batch.group, batch)
+        self._issue(batch)
         return batch
+
+    def _issue(self, batch: RunBatch) -> None:
+        self._running[batch.batch_id] = batch
+        self._history.set_latest(batch.group, batch)
 
     def _segment(self, code: Sequence[Any]) -> Segment:
         if not 4 <= len(code) <= 7:

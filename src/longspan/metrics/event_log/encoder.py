@@ -23,30 +23,28 @@ from longspan.metrics.event_log.history import Clock, History, continued, shorte
 from longspan.service_level import DEFAULT_SERVICE
 
 
-class _Issued:
-    """A batch, and what makes it cheap to see that its outputs, or the next batch, are nothing new.
+class _Line:
+    """Batches of one group that repeat each other, each one token further; what makes that cheap to see.
 
-    outputs: what it has when no request ends with it. is_simple: see `_is_simple`, of all segments.
+    segments: of the newest. outputs: what each has when no request ends with it. is_simple: see `_is_simple`, of all.
+    may_repeat: all are simple, and emit.
     """
 
-    __slots__ = ("batch", "is_simple", "outputs")
+    __slots__ = ("is_simple", "may_repeat", "outputs", "segments")
 
-    def __init__(self, batch: RunBatch) -> None:
-        self.batch = batch
-        self.outputs: tuple[TokenOutput, ...] | None = None
-        self.is_simple = False
-
-    def plain_outputs(self) -> tuple[TokenOutput, ...]:
-        if self.outputs is None:
-            self.outputs = tuple([TokenOutput(segment.request_id) for segment in self.batch.segments if segment.emits])
-        return self.outputs
+    def __init__(self, segments: Sequence[Segment], is_simple: bool) -> None:
+        self.segments = segments
+        self.outputs = tuple([TokenOutput(segment.request_id) for segment in segments if segment.emits])
+        self.is_simple = is_simple
+        self.may_repeat = is_simple and len(self.outputs) == len(segments)
 
 
 class RecordEncoder:
     """Encodes the records of one piece, in order; `next_piece` is what the piece behind it needs to know of them."""
 
     def __init__(self) -> None:
-        self._history: History[_Issued] = History()
+        self._history: History[_Line] = History()
+        self._running: dict[int, tuple[RunBatch, _Line]] = {}
         self._clock = Clock()
         self._json = msgspec.json.Encoder()
         self._arrived: dict[str, tuple[float, RequestArrived]] = {}
@@ -69,7 +67,7 @@ class RecordEncoder:
         """An encoder for it, and what its header says of the requests that are alive and the work that runs."""
         following = RecordEncoder()
         requests = [[now, *following._arrive(now, event)] for now, event in self._arrived.values()]
-        running = [following._batch(issued.batch) for issued in self._history.batches.values()]
+        running = [following._batch(batch) for batch, _ in self._running.values()]
         running += [following._action(migration) for migration in self._migrations.values()]
         header = {"requests": requests, "running": running}
         return following, {name: value for name, value in header.items() if value}
@@ -95,16 +93,16 @@ class RecordEncoder:
         return code if event.service == DEFAULT_SERVICE else [*code, event.service]
 
     def _completed(self, event: BatchCompleted) -> Any:
-        batch_id, outputs, history = event.batch_id, event.outputs, self._history
-        issued = history.batches.pop(batch_id, None)
-        if issued is None:
-            history.group = None
+        batch_id, outputs = event.batch_id, event.outputs
+        found = self._running.pop(batch_id, None)
+        if found is None:
+            self._history.group = None
             return self._completed_in_full(event)
-        history.group = issued.batch.group
-        plain = issued.plain_outputs()
-        if outputs == plain:
+        batch, line = found
+        self._history.group = batch.group
+        if outputs == line.outputs:
             return batch_id
-        if [output.request_id for output in outputs] != [output.request_id for output in plain]:
+        if [output.request_id for output in outputs] != [output.request_id for output in line.outputs]:
             return self._completed_in_full(event)
         code: list[Any] = [batch_id]
         for place, output in enumerate(outputs):
@@ -136,30 +134,36 @@ class RecordEncoder:
 
     def _batch(self, batch: RunBatch) -> Any:
         """A number alone: the group of the batch that ended goes on, one token further."""
-        history, group, issued = self._history, batch.group, _Issued(batch)
-        base = history.latest.get(group)
-        history.issue(batch.batch_id, group, issued)
+        batch_id, group, segments = batch.batch_id, batch.group, batch.segments
+        base = self._history.latest.get(group)
+        if base is not None and base.may_repeat and _is_same_again(segments, base.segments):
+            base.segments = segments
+            self._running[batch_id] = batch, base
+            return batch_id if group == self._history.group else ["run", batch_id, group, len(segments)]
         if base is None:
-            issued.is_simple = all(map(_is_simple, batch.segments))
-            return ["run", batch.batch_id, group, *map(self._segment, batch.segments)]
-        if base.is_simple and _is_same_again(batch.segments, base.batch.segments):
-            issued.is_simple, issued.outputs = True, base.plain_outputs()
-            parts: list[Any] = [len(batch.segments)]
+            line = _Line(segments, all(map(_is_simple, segments)))
+            code = ["run", batch_id, group, *map(self._segment, segments)]
         else:
-            parts = self._parts(issued, base)
-        if group == history.group and parts == [len(base.batch.segments)]:
-            return batch.batch_id
-        return ["run", batch.batch_id, group, *parts]
+            parts, is_simple = self._parts(segments, base)
+            line = _Line(segments, is_simple)
+            goes_on = group == self._history.group and parts == [len(base.segments)]
+            code = batch_id if goes_on else ["run", batch_id, group, *parts]  # type: ignore[assignment]
+        self._running[batch_id] = batch, line
+        self._history.set_latest(group, line)
+        return code
 
-    def _parts(self, issued: _Issued, base: _Issued) -> list[Any]:
-        """Numbers: so many of the base's segments go on, or if it is below 0, are left out. Lists: one segment."""
-        before = base.batch.segments
+    def _parts(self, segments: Sequence[Segment], base: _Line) -> tuple[list[Any], bool]:
+        """Numbers: so many of the base's segments go on, or if it is below 0, are left out. Lists: one segment.
+
+        And whether all are simple.
+        """
+        before = base.segments
         goes_on = _goes_on_simply if base.is_simple else _goes_on
         parts: list[Any] = []
         places: dict[str, int] | None = None
         is_simple = base.is_simple
         place = count = 0
-        for segment in issued.batch.segments:
+        for segment in segments:
             if place < len(before) and before[place].request_id == segment.request_id:
                 found = place
             else:
@@ -182,8 +186,7 @@ class RecordEncoder:
                 count = 0
                 parts.append(self._segment(segment))
                 is_simple = is_simple and _is_simple(segment)
-        issued.is_simple = is_simple
-        return [*parts, count] if count else parts
+        return ([*parts, count] if count else parts), is_simple
 
     def _segment(self, segment: Segment) -> list[Any]:
         """In full, without what follows from the rest: that the one that computes keeps all, no context, a token."""

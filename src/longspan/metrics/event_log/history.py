@@ -24,7 +24,6 @@ class History(Generic[T]):
     """One piece's past. T: what is kept of a batch.
 
     numbers: short names of requests, by id; they count from 0, in the order in which lines first name them.
-    batches: those that run, by number, in the order in which they were issued.
     latest: the newest batch of each group; what the group's next one is told by.
     group: of the batch whose end is the present line's event.
     """
@@ -32,7 +31,6 @@ class History(Generic[T]):
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
         self.names: dict[int, str] = {}
-        self.batches: dict[int, T] = {}
         self.latest: dict[tuple[int, ...], T] = {}
         self.group: tuple[int, ...] | None = None
         self._next_number = 0
@@ -49,8 +47,7 @@ class History(Generic[T]):
         if number is not None:
             del self.names[number]
 
-    def issue(self, batch_id: int, group: tuple[int, ...], batch: T) -> None:
-        self.batches[batch_id] = batch
+    def set_latest(self, group: tuple[int, ...], batch: T) -> None:
         if len(self.latest) >= _MOST_GROUPS and group not in self.latest:
             self.latest.clear()
         self.latest[group] = batch
@@ -64,9 +61,14 @@ class Clock:
 
     def encode(self, now: float) -> int | float:
         """An int is nanoseconds since the time before; a float is seconds."""
-        before, ns = self._ns, _nanoseconds(now)
-        self._ns = ns
-        return float(now) if before is None or ns is None else ns - before
+        before = self._ns
+        if 0.0 < now < _MOST_SECONDS:
+            ns = int(now * 1e9 + 0.5)
+            if ns / 1e9 == now:
+                self._ns = ns
+                return float(now) if before is None else ns - before
+        self._ns = None
+        return float(now)
 
     def decode(self, code: int | float) -> float:
         """Raises ValueError: nanoseconds since a time that is none of whole nanoseconds."""
