@@ -125,7 +125,7 @@ def measure(policy: str, rate: float, options: Any) -> dict[str, Any]:
 
         def version_2(number: int, suffix: str = "") -> float:
             path = Path(folder, f"v2-{number}{suffix}")
-            return write(EventLogWriter(path, config, cost_model, waits=True), path)
+            return write(EventLogWriter(path, config, cost_model), path)
 
         def write(writer: Any, path: Path) -> float:
             begin = time.process_time()

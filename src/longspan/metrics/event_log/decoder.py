@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import msgspec
 
@@ -29,6 +29,16 @@ Content = tuple[float, Event, tuple[Action, ...], tuple[Decision, ...]]
 T = TypeVar("T")
 
 
+class _Line(NamedTuple):
+    """The segments of a group's newest batch, and the rest behind which they are (see `History`)."""
+
+    segments: tuple[Segment, ...] = ()
+    rest: tuple[Segment, ...] = ()
+
+
+_NOTHING = _Line()
+
+
 class RecordDecoder:
     """Decodes the records of one piece, in order.
 
@@ -37,7 +47,7 @@ class RecordDecoder:
 
     def __init__(self, requests: Iterable[Any] = (), running: Iterable[Any] = ()) -> None:
         """Raises ValueError: a header of nonsense."""
-        self._history: History[RunBatch] = History()
+        self._history: History[_Line] = History()
         self._running: dict[int, RunBatch] = {}
         self._clock = Clock()
         self.requests: list[tuple[float, RequestArrived]] = []
@@ -134,15 +144,14 @@ class RecordDecoder:
     def _again(self, batch_id: int) -> RunBatch:
         group = self._history.group
         base = None if group is None else self._history.latest.get(group)
-        if base is None:
+        if base is None or group is None:
             raise ValueError(f"batch {batch_id} continues none")
-        batch = RunBatch(batch_id, base.group, tuple([continued(old, 1, True) for old in base.segments]))
-        self._issue(batch)
-        return batch
+        segments = tuple([continued(old, 1, True) for old in base.segments])
+        return self._issue(RunBatch(batch_id, group, segments), base.rest)
 
     def _batch(self, batch_id: int, group: tuple[int, ...], parts: Sequence[Any]) -> RunBatch:
-        latest = self._history.latest.get(group)
-        base: Sequence[Segment] = () if latest is None else latest.segments
+        latest = self._history.latest.get(group, _NOTHING)
+        base = (*latest.rest, *latest.segments)
         place = 0
         segments: list[Segment] = []
         for part in parts:
@@ -155,20 +164,22 @@ class RecordDecoder:
                 continue
             following = place + abs(count)
             if following > len(base):
-                raise ValueError(f"batch {batch_id} continues more than the {len(base)} segments of the one before")
+                raise ValueError(f"batch {batch_id} continues more than the {len(base)} segments of those before")
             if further is not None:
                 emits = len(further) < 2 or _bool(further[1])
                 segments.append(continued(base[place], _int(further[0]), emits))
             elif count > 0:
                 segments += [continued(old, 1, True) for old in base[place:following]]
             place = following
-        batch = RunBatch(batch_id, group, tuple(segments))
-        self._issue(batch)
-        return batch
+        repeated = [-len(latest.rest), len(latest.segments)] if latest.rest else [len(latest.segments)]
+        repeats = latest is not _NOTHING and parts == repeated
+        rest = latest.rest if repeats else self._history.rest_behind(segments, latest.rest, latest.segments)
+        return self._issue(RunBatch(batch_id, group, tuple(segments)), rest)
 
-    def _issue(self, batch: RunBatch) -> None:
+    def _issue(self, batch: RunBatch, rest: tuple[Segment, ...]) -> RunBatch:
         self._running[batch.batch_id] = batch
-        self._history.set_latest(batch.group, batch)
+        self._history.set_latest(batch.group, _Line(batch.segments, rest))
+        return batch
 
     def _segment(self, code: Sequence[Any]) -> Segment:
         if not 4 <= len(code) <= 7:

@@ -19,24 +19,35 @@ from longspan.core.events import (
     RequestArrived,
     TokenOutput,
 )
-from longspan.metrics.event_log.history import Clock, History, continued, shorten
+from longspan.metrics.event_log.history import Clock, History, context_behind, shorten
 from longspan.service_level import DEFAULT_SERVICE
 
 
 class _Line:
     """Batches of one group that repeat each other, each one token further; what makes that cheap to see.
 
-    segments: of the newest. outputs: what each has when no request ends with it. is_simple: see `_is_simple`, of all.
-    may_repeat: all are simple, and emit.
+    segments: of the newest. rest: see `History`. outputs: what each has when no request ends with it.
     """
 
-    __slots__ = ("is_simple", "may_repeat", "outputs", "segments")
+    __slots__ = ("_may_repeat", "outputs", "rest", "segments")
 
-    def __init__(self, segments: Sequence[Segment], is_simple: bool) -> None:
-        self.segments = segments
+    def __init__(self, segments: Sequence[Segment], rest: tuple[Segment, ...]) -> None:
+        self.segments, self.rest = segments, rest
         self.outputs = tuple([TokenOutput(segment.request_id) for segment in segments if segment.emits])
-        self.is_simple = is_simple
-        self.may_repeat = is_simple and len(self.outputs) == len(segments)
+        self._may_repeat: bool | None = None
+
+    def repeated(self) -> list[int]:
+        """How a batch is told that is the newest, one token further."""
+        return [-len(self.rest), len(self.segments)] if self.rest else [len(self.segments)]
+
+    def is_repeated_by(self, segments: Sequence[Segment]) -> bool:
+        """Whether these are its own, one token further, and of the simple kind."""
+        before = self.segments
+        if not segments or len(segments) != len(before) or segments[-1].request_id != before[-1].request_id:
+            return False
+        if self._may_repeat is None:
+            self._may_repeat = len(self.outputs) == len(before) and all(map(_is_simple, before))
+        return self._may_repeat and _is_same_again(segments, before)
 
 
 class RecordEncoder:
@@ -134,34 +145,30 @@ class RecordEncoder:
 
     def _batch(self, batch: RunBatch) -> Any:
         """A number alone: the group of the batch that ended goes on, one token further."""
-        batch_id, group, segments = batch.batch_id, batch.group, batch.segments
-        base = self._history.latest.get(group)
-        if base is not None and base.may_repeat and _is_same_again(segments, base.segments):
+        history, batch_id, group, segments = self._history, batch.batch_id, batch.group, batch.segments
+        base = history.latest.get(group)
+        if base is not None and base.is_repeated_by(segments):
             base.segments = segments
             self._running[batch_id] = batch, base
-            return batch_id if group == self._history.group else ["run", batch_id, group, len(segments)]
+            return batch_id if group == history.group else ["run", batch_id, group, *base.repeated()]
         if base is None:
-            line = _Line(segments, all(map(_is_simple, segments)))
-            code = ["run", batch_id, group, *map(self._segment, segments)]
+            parts: list[Any] = [self._segment(segment) for segment in segments]
+            rest: tuple[Segment, ...] = ()
         else:
-            parts, is_simple = self._parts(segments, base)
-            line = _Line(segments, is_simple)
-            goes_on = group == self._history.group and parts == [len(base.segments)]
-            code = batch_id if goes_on else ["run", batch_id, group, *parts]  # type: ignore[assignment]
+            parts = self._parts(segments, [*base.rest, *base.segments])
+            repeats = parts == base.repeated()
+            rest = base.rest if repeats else history.rest_behind(segments, base.rest, base.segments)
+        line = _Line(segments, rest)
         self._running[batch_id] = batch, line
-        self._history.set_latest(group, line)
-        return code
+        history.set_latest(group, line)
+        if base is not None and group == history.group and parts == base.repeated():
+            return batch_id
+        return ["run", batch_id, group, *parts]
 
-    def _parts(self, segments: Sequence[Segment], base: _Line) -> tuple[list[Any], bool]:
-        """Numbers: so many of the base's segments go on, or if it is below 0, are left out. Lists: one segment.
-
-        And whether all are simple.
-        """
-        before = base.segments
-        goes_on = _goes_on_simply if base.is_simple else _goes_on
+    def _parts(self, segments: Sequence[Segment], before: Sequence[Segment]) -> list[Any]:
+        """Numbers: so many of those before go on, or if it is below 0, are left out. Lists: one segment."""
         parts: list[Any] = []
         places: dict[str, int] | None = None
-        is_simple = base.is_simple
         place = count = 0
         for segment in segments:
             if place < len(before) and before[place].request_id == segment.request_id:
@@ -170,23 +177,21 @@ class RecordEncoder:
                 if places is None:
                     places = {old.request_id: number for number, old in enumerate(before)}
                 found = places.get(segment.request_id, -1)
-            if found >= place and goes_on(segment, before[found]):
-                if found == place and segment.length == 1 and segment.emits:
-                    place += 1
-                    count += 1
-                    continue
-                parts += [count] * (count > 0) + [place - found] * (found > place)
-                place, count = found + 1, 0
-                if segment.length == 1 and segment.emits:
-                    count = 1
-                else:
-                    parts.append([segment.length] if segment.emits else [segment.length, False])
-            else:
+            if found < place or not _goes_on(segment, before[found]):
                 parts += [count] * (count > 0)
                 count = 0
                 parts.append(self._segment(segment))
-                is_simple = is_simple and _is_simple(segment)
-        return ([*parts, count] if count else parts), is_simple
+                continue
+            is_step = segment.length == 1 and segment.emits
+            if found > place or not is_step:
+                parts += [count] * (count > 0) + [place - found] * (found > place)
+                count = 0
+            place = found + 1
+            if is_step:
+                count += 1
+            else:
+                parts.append([segment.length] if segment.emits else [segment.length, False])
+        return [*parts, count] if count else parts
 
     def _segment(self, segment: Segment) -> list[Any]:
         """In full, without what follows from the rest: that the one that computes keeps all, no context, a token."""
@@ -259,18 +264,17 @@ def _is_same_again(segments: Sequence[Segment], before: Sequence[Segment]) -> bo
     return True
 
 
-def _goes_on_simply(new: Segment, old: Segment) -> bool:
-    """`_goes_on`, of a simple one."""
-    if new.start != old.start + old.length or new.request_id != old.request_id or new.compute != old.compute:
-        return False
-    return new.start > 0 and _is_simple(new)
-
-
 def _goes_on(new: Segment, old: Segment) -> bool:
     """Whether `new` is what `continued` makes of `old`."""
-    if new.request_id != old.request_id or len(old.compute) != 1:
+    start, compute, store = old.start + old.length, old.compute, new.store
+    if new.start != start or new.request_id != old.request_id or new.compute != compute:
         return False
-    return new == continued(old, new.length, new.emits)
+    if len(compute) != 1 or len(store) != 1:
+        return False
+    kept = store[0]
+    if kept.start != start or kept.end != start + new.length or kept.instance != compute[0]:
+        return False
+    return new.context == context_behind(old)
 
 
 def _store(segment: Segment) -> list[int] | list[tuple[int, int, int]] | None:

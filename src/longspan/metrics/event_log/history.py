@@ -24,7 +24,8 @@ class History(Generic[T]):
     """One piece's past. T: what is kept of a batch.
 
     numbers: short names of requests, by id; they count from 0, in the order in which lines first name them.
-    latest: the newest batch of each group; what the group's next one is told by.
+    latest: of each group, what its next batch is told by: the segments of its newest, behind a rest: the last ones of
+        requests that it ran before and that are alive, but not in the newest. (A prefill comes between decodes.)
     group: of the batch whose end is the present line's event.
     """
 
@@ -46,6 +47,15 @@ class History(Generic[T]):
         number = self.numbers.pop(request_id, None)
         if number is not None:
             del self.names[number]
+
+    def rest_behind(
+        self, segments: Sequence[Segment], rest: Sequence[Segment], before: Sequence[Segment]
+    ) -> tuple[Segment, ...]:
+        """Of a group whose newest batch has these segments, and had a rest and others before."""
+        present = {segment.request_id for segment in segments}
+        return tuple(
+            [old for old in (*rest, *before) if old.request_id not in present and old.request_id in self.numbers]
+        )
 
     def set_latest(self, group: tuple[int, ...], batch: T) -> None:
         if len(self.latest) >= _MOST_GROUPS and group not in self.latest:
@@ -99,8 +109,13 @@ def continued(old: Segment, length: int, emits: bool) -> Segment:
 
 def context_behind(old: Segment) -> tuple[tuple[int, int], ...]:
     """Where the KV is once `old` has run."""
-    held = dict(old.context)
-    for kept in old.store:
+    context, store = old.context, old.store
+    if len(context) == 1 and len(store) == 1:  # as most are: one instance has all
+        (instance, tokens), kept = context[0], store[0]
+        if instance == kept.instance:
+            return ((instance, tokens + kept.end - kept.start),)
+    held = dict(context)
+    for kept in store:
         held[kept.instance] = held.get(kept.instance, 0) + kept.end - kept.start
     return tuple(held.items())
 
