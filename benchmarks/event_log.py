@@ -37,7 +37,7 @@ from longspan.workload.traces import TraceRequest
 OPTIONS = (
     ("policies", "elastic_fcfs,medha", "names, joined by commas"),
     ("rates", "0.3,4,16", "requests a second, joined by commas"),
-    ("requests", 100, "how many"),
+    ("requests", 300, "how many"),
     ("rounds", 7, "of measuring CPU time"),
     ("json", "", "name of the result to save"),
 )

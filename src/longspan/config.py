@@ -24,7 +24,7 @@ _MOST = 2**31 - 1  # of anything that is counted: it travels as an int32 somewhe
 _MOST_SECONDS = 1e9
 _MOST_BYTES = 2**62
 _MOST_CHARS = 256
-_MIN_EVENT_LOG_BYTES = 65536  # a file's header alone has thousands, where many requests are alive
+_MIN_EVENT_LOG_BYTES = 4096  # a file's header alone has about a thousand, and more where many requests are alive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -217,7 +217,7 @@ def test_looking_whether_a_path_can_be_written_never_removes_what_another_server
 
 
 def test_sizes_that_are_none() -> None:
-    with pytest.raises(ConfigError, match="event_log_max_bytes is 10, but must be at least 65536"):
+    with pytest.raises(ConfigError, match="event_log_max_bytes is 10, but must be at least 4096"):
         EngineConfig(event_log_max_bytes=10)
     with pytest.raises(ConfigError, match="event_log_keep is 0"):
         EngineConfig(event_log_keep=0)
