@@ -36,7 +36,7 @@ class Outcome:
 
 
 async def carry_out(attack: Attack, port: int, answer_within_s: float, close_within_s: float) -> Outcome:
-    """answer_within_s, close_within_s: after the last byte was sent; more is a hang."""
+    """answer_within_s, close_within_s: after the last byte was sent, for each answer; more is a hang."""
     outcome = Outcome(attack)
     begin = time.monotonic()
     try:
@@ -45,7 +45,8 @@ async def carry_out(attack: Attack, port: int, answer_within_s: float, close_wit
         outcome.failure = f"no connection: {type(error).__name__}: {error}"
         return outcome
     try:
-        within = answer_within_s if attack.due in ("answer", "nothing") else close_within_s
+        one = answer_within_s if attack.due in ("answer", "nothing") else close_within_s
+        within = one * max(1, len(attack.methods))  # pipelined requests are answered one after the other
         await _steps_and_end(outcome, reader, writer, within)
     finally:
         outcome.seconds = time.monotonic() - begin
