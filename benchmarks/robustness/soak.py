@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import os
 import random
 import resource
 import sys
@@ -39,17 +40,9 @@ from common import arguments, save, say
 
 MODEL = "smollm2-135m"
 ROTATED_BYTES, LEFT_ON_DISK_BYTES = 128 * 1024, 8 * 1024
-SERVER = (
-    "--dtype",
-    "float32",
-    "--max-model-len",
-    "600",
-    "--max-body-mb",
-    "8",
-    "--event-log-max-bytes",
-    str(ROTATED_BYTES),
-)
-AT_ONCE, LOOKS = 6, 10
+SERVER = ("--dtype", "float32", "--max-model-len", "600", "--max-body-mb", "8", "--header-timeout-s", "6",
+          "--body-timeout-s", "6", "--event-log-max-bytes", str(ROTATED_BYTES))  # fmt: skip
+AT_ONCE, LOOKS = 6, 6
 ANSWER_WITHIN_S, CLOSE_WITHIN_S, IDLE_WITHIN_S = 300.0, 90.0, 120.0
 FIXED_TOKENS, LEAST_MARGIN = 24, 1e-3
 VOCAB = 49_000
@@ -85,6 +78,7 @@ class Fixed:
 
 def fixed_prompts() -> list[Fixed]:
     """Greedy continuations by transformers, in fp32, with the same weights; up to where two tokens are as likely."""
+    os.environ["TQDM_DISABLE"] = "1"
     import torch
     from transformers import AutoModelForCausalLM
 
