@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -175,3 +176,33 @@ def test_what_a_template_makes_is_bounded_like_any_prompt(ask: Callable[[str], A
 )
 def test_variables_that_are_not_the_templates_own(ask: Callable[[str], Ask], kwargs: dict[str, Any]) -> None:
     assert error_of(ask(PLAIN)(USER, chat_template_kwargs=kwargs), 400)["param"] == "chat_template_kwargs"
+
+
+def test_a_template_that_was_quick_is_still_ended_when_it_is_not(
+    ask: Callable[[str], Ask], templated: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short conversations are rendered on the event loop once the template has shown to be quick; the first that is not
+    costs the loop a moment, and no other one is rendered there."""
+    monkeypatch.setattr(texts, "TEMPLATE_CPU_S", 0.3)
+    threads: list[str] = []
+    tokenizer = templated.engine.tokenizer
+    post = ask(
+        "{% if messages[0].content == 'slow' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+        "{% endfor %}{% endif %}{{ messages[0].content }}"
+    )
+    render = tokenizer.current.render_chat
+
+    def recording(*args: Any, **kwargs: Any) -> str:
+        threads.append(threading.current_thread().name)
+        return render(*args, **kwargs)
+
+    monkeypatch.setattr(tokenizer.current, "render_chat", recording)
+    for _ in range(40):
+        assert post(USER).status_code == 200
+    assert threads[0].startswith("texts-")
+    for _ in range(2):
+        slow = error_of(post({"role": "user", "content": "slow"}), 400)
+        assert slow["code"] == "chat_template_failed"
+    assert threads[-1].startswith("texts-")
+    assert post(USER).status_code == 200
+    assert threads[-1].startswith("texts-")

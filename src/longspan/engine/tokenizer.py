@@ -41,6 +41,7 @@ class Tokenizer:
         self.backend.no_padding()
         self.backend.encode_special_tokens = hf_tokenizer.split_special_tokens
         self._lengths = TokenLengths.of(self.backend)
+        self._own_parameters = frozenset(inspect.signature(hf_tokenizer.apply_chat_template).parameters)
 
     @classmethod
     def load(cls, model: ResolvedModel) -> Tokenizer:
@@ -110,8 +111,7 @@ class Tokenizer:
             raise RequestError("the model has no chat template; send it plain prompts", param="messages")
         if not messages:
             raise RequestError("there are no messages", param="messages")
-        own_parameters = inspect.signature(self._hf.apply_chat_template).parameters
-        if reserved := template_kwargs.keys() & own_parameters.keys():
+        if reserved := template_kwargs.keys() & self._own_parameters:
             raise RequestError(
                 f"{', '.join(sorted(reserved))} cannot be set for a chat template",
                 param="chat_template_kwargs",

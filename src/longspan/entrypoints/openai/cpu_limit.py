@@ -11,7 +11,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_LOOK_EVERY_S = 0.1
+_LOOK_EVERY_S = 0.02
+_REST_AFTER = 100  # looks at nothing
 
 
 class CpuLimitExceeded(BaseException):
@@ -22,48 +23,61 @@ class CpuLimitExceeded(BaseException):
 class _Watched:
     clock: Callable[[], float]
     until: float
+    ended: bool = False
 
 
 class CpuLimit:
     """Ends functions that use too much of their thread's CPU time, at the next Python instruction.
 
-    One watching thread serves all; while nothing runs it sleeps.
+    One watching thread serves all; it ends when nothing has run for some seconds.
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # not a Condition: what is raised into a thread must not come between its steps
         self._watched: dict[int, _Watched] = {}
-        self._watching = False
+        self._awake = False
 
     def run(self, work: Callable[[], T], seconds: float) -> T:
         """What `work` returns. Raises CpuLimitExceeded after `seconds` of CPU time of this thread."""
         thread = threading.get_ident()
         clock = _cpu_clock(thread)
+        watched = _Watched(clock, clock() + seconds)
+        self._watch(thread, watched)
         try:
-            self._watch(thread, _Watched(clock, clock() + seconds))
             return work()
         finally:
-            with self._changed:
-                self._watched.pop(thread, None)
-                _raise_in(thread, None)  # what was sent and has not arrived yet would hit what this thread does next
+            while True:
+                try:
+                    with self._lock:
+                        self._watched.pop(thread, None)
+                    # What was raised into this thread and has not arrived yet would hit what it does next.
+                    for _ in range(1000 if watched.ended else 0):
+                        pass
+                    break
+                except CpuLimitExceeded:
+                    pass
 
     def _watch(self, thread: int, watched: _Watched) -> None:
-        with self._changed:
+        with self._lock:
             self._watched[thread] = watched
-            if not self._watching:
-                self._watching = True
-                threading.Thread(target=self._look, name="cpu-limit", daemon=True).start()
-            self._changed.notify()
+            if self._awake:
+                return
+            self._awake = True
+        threading.Thread(target=self._look, name="cpu-limit", daemon=True).start()
 
     def _look(self) -> None:
+        idle = 0
         while True:
-            with self._changed:
-                while not self._watched:
-                    self._changed.wait()
+            time.sleep(_LOOK_EVERY_S)
+            with self._lock:
+                idle = 0 if self._watched else idle + 1
+                if idle > _REST_AFTER:
+                    self._awake = False
+                    return
                 for thread, watched in self._watched.items():  # they live: they need the lock to leave
                     if watched.clock() > watched.until:
+                        watched.ended = True
                         _raise_in(thread, CpuLimitExceeded)
-            time.sleep(_LOOK_EVERY_S)
 
 
 def _cpu_clock(thread: int) -> Callable[[], float]:
@@ -73,7 +87,5 @@ def _cpu_clock(thread: int) -> Callable[[], float]:
     return lambda: time.clock_gettime(clock)
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), None if error is None else ctypes.py_object(error)
-    )
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,34 @@ _DENSE = 8
 _PIECE = 65536
 _SLACK = 1.1
 
+_FEW_MESSAGES = 16
+_TRIALS = 16
+_NEXT_TO_NOTHING_S = 0.005
+
 Check = Callable[[], None]
+
+
+class _TemplateTooSlow(RequestError):
+    pass
+
+
+@dataclass(slots=True)
+class TemplateTrust:
+    """Whether the model's template is known to take next to no time for short conversations without variables.
+
+    Then these are rendered where they are, which spares a change of threads. One that takes long nevertheless is ended
+    soon, and no other is rendered there again.
+    """
+
+    trials: int = 0
+    broken: bool = False
+
+    @property
+    def given(self) -> bool:
+        return not self.broken and self.trials >= _TRIALS
+
+    def saw(self, seconds: float) -> None:
+        self.trials = self.trials + 1 if seconds <= _NEXT_TO_NOTHING_S else 0  # the first one compiles it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +65,7 @@ class Texts:
     bounds: Bounds
     pool: TextPool
     cpu_limit: CpuLimit = field(default_factory=CpuLimit)
+    trust: TemplateTrust = field(default_factory=TemplateTrust)
 
     async def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[np.ndarray]:
         """int32 token ids of each text. Raises RequestError, QueueFullError."""
@@ -55,21 +84,33 @@ class Texts:
         Raises RequestError, QueueFullError.
         """
 
-        def work(check: Check) -> np.ndarray:
-            text = self._render(messages, template_kwargs)
+        seconds = TEMPLATE_CPU_S + _TEMPLATE_CPU_S_PER_MESSAGE * len(messages)
+        short = size <= SHORT_TEXT and len(messages) <= _FEW_MESSAGES and not template_kwargs
+
+        def work(check: Check, limit_s: float = seconds) -> np.ndarray:
+            begin = time.thread_time()
+            text = self._render(messages, template_kwargs, limit_s)
+            if short:
+                self.trust.saw(time.thread_time() - begin)
             if len(text) > self.bounds.prompt_chars:
                 raise too_long("messages", f"{len(text)} characters in the chat template", self.bounds)
             check()
             return self._encode(text, False, "messages", check)
 
+        if short and self.trust.given:
+            try:
+                return work(_nothing, _NEXT_TO_NOTHING_S)
+            except _TemplateTooSlow:
+                self.trust.broken = True
         return await self.pool.run(work, size)
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
-        seconds = TEMPLATE_CPU_S + _TEMPLATE_CPU_S_PER_MESSAGE * len(messages)
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any], seconds: float
+    ) -> str:
         try:
             return self.cpu_limit.run(lambda: self.tokenizer.render_chat(messages, **template_kwargs), seconds)
         except CpuLimitExceeded:
-            raise RequestError(
+            raise _TemplateTooSlow(
                 f"the model's chat template takes more than {seconds:g} s of CPU time for these messages",
                 param="chat_template_kwargs" if template_kwargs else "messages", code="chat_template_failed",
             ) from None  # fmt: skip
