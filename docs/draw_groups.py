@@ -37,6 +37,8 @@ async def record(log: Path) -> None:
     await asyncio.gather(*(ask(n, *load) for n, load in enumerate([(2.0, 3000, 90), (9.0, 5000, 60), *shorts])))
     await engine.idle()
     await engine.close()
+    assert engine.core.event_log is not None
+    print(f"recorded {engine.core.event_log.path}")  # a new file, if there was one by that name
 
 
 def draw(log: Path, out: Path) -> None:
