@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from longspan.config import EngineConfig
 from longspan.engine.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ class InstantEngine:
     max_model_len = request_limit = total_kv_tokens = 8192
     vocab_size = 49152
     fingerprint = "fp_0123456789"
+    default_sampling: ClassVar[dict[str, float]] = {}
     error = stalled = None
     draining = False
 

@@ -13,6 +13,7 @@ from longspan.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
+GenerationDefaults = Literal["auto", "none"]
 Quantization = Literal["auto", "none", "gguf", "int8"]
 ExecutorName = Literal["multiproc", "inproc"]
 TransportName = Literal["auto", "shared_memory", "gloo", "nccl"]
@@ -102,6 +103,8 @@ class EngineConfig:
         in flight at once (Medha's SPP).
     pp_layers: decoder layers of each stage, in order; None balances them by the measured cost of a layer and the head.
     dtype: of weights, activations and KV; auto is bfloat16 where the device computes it natively.
+    generation_config: where a request over the API does not say, auto takes temperature, top_p, top_k, min_p and
+        repetition_penalty from the model's generation_config.json; none takes OpenAI's defaults (temperature 1).
     quantization: what matrices are kept in: gguf, 4 and 8 bits as a .gguf file stores them; int8, 8 bits whatever the
         model; none, dtype. auto is gguf where it is faster, on CPUs in bfloat16, else none.
     max_model_len: longest prompt plus output, tokens; None is the model's own limit.
@@ -123,6 +126,7 @@ class EngineConfig:
     pp: int = 1
     pp_layers: tuple[int, ...] | None = None
     dtype: DType = "auto"
+    generation_config: GenerationDefaults = "auto"
     quantization: Quantization = "auto"
     device: Device = "auto"
     executor: ExecutorName = "multiproc"
@@ -172,6 +176,7 @@ class EngineConfig:
             check_count("event_log_max_bytes", self.event_log_max_bytes, _MIN_EVENT_LOG_BYTES, _MOST_BYTES)
         for name, value, allowed in (("dtype", self.dtype, DType), ("device", self.device, Device),
                                      ("quantization", self.quantization, Quantization),
+                                     ("generation_config", self.generation_config, GenerationDefaults),
                                      ("executor", self.executor, ExecutorName),
                                      ("transport", self.transport, TransportName)):
             if value not in get_args(allowed):

@@ -55,6 +55,7 @@ class FakeEngine:
 
     def __post_init__(self) -> None:
         self.tokenizer = FakeTokenizer()
+        self.default_sampling: Mapping[str, float] = {}
         self.gate = asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.tokens_sent: queue.Queue[str] = queue.Queue()

@@ -97,6 +97,20 @@ def test_sampling_fields_reach_the_engine(client: openai.OpenAI, server: LiveSer
     assert params.ignore_eos and params.stop_token_ids == (5,) and params.include_stop_str_in_output
 
 
+def test_what_the_models_makers_advise_holds_where_a_request_says_nothing(
+    http: httpx2.Client, server: LiveServer
+) -> None:
+    server.engine.default_sampling = {"temperature": 0.25, "top_k": 20, "repetition_penalty": 1.1}
+    try:
+        http.post("/v1/completions", json={"prompt": "x", "top_p": 0.5, "temperature": None})
+        http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}], "temperature": 0})
+    finally:
+        server.engine.default_sampling = {}
+    told, chat = server.engine.params.values()
+    assert (told.temperature, told.top_p, told.top_k, told.repetition_penalty) == (0.25, 0.5, 20, 1.1)
+    assert (chat.temperature, chat.top_p, chat.top_k) == (0.0, 1.0, 20)
+
+
 def test_load_generators_fields_are_let_through(client: openai.OpenAI, server: LiveServer) -> None:
     extra = {
         "min_tokens": 4,

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +37,7 @@ from longspan.executor.base import DeviceInfo, Executor, make_executor
 from longspan.metrics.event_log import EventLogWriter
 from longspan.models.catalog import resolve_model
 from longspan.models.config import load_model_config
+from longspan.models.generation_config import load_generation_config
 from longspan.outputs import EngineStats, RequestOutput, RequestTimes
 from longspan.phases import OnPhase, Phase, ignore
 from longspan.sampling_params import SamplingParams
@@ -61,6 +63,7 @@ class AsyncLLM:
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
         self.fingerprint = ""
+        self.default_sampling: Mapping[str, float] = {}
         self.tokenizer = tokenizer
         self.core = core
         self.executor = executor
@@ -179,6 +182,8 @@ class AsyncLLM:
             await _to_its_end(executor.close)
             raise
         engine.fingerprint = await asyncio.to_thread(fingerprint, model.path, deployment)
+        if config.generation_config == "auto":
+            engine.default_sampling = _default_sampling(model.path)
         engine._watching = loop.create_task(engine._watch())
         logger.info(
             "%s on %d instances x %s layers x tp %d, %s %s, %d KV tokens each, context up to %d",
@@ -364,6 +369,14 @@ class AsyncLLM:
         await _to_its_end(self.executor.close)
         if self.core.event_log is not None:
             await asyncio.to_thread(self.core.event_log.close)
+
+
+def _default_sampling(model: Path) -> Mapping[str, float]:
+    advised = {name: value for name, value in load_generation_config(model).items() if isinstance(value, int | float)}
+    if advised:
+        told = ", ".join(f"{name} {value:g}" for name, value in advised.items())
+        logger.info("requests that do not say are sampled as the model's generation_config.json advises: %s", told)
+    return advised
 
 
 async def _to_its_end(work: Callable[[], None]) -> None:

@@ -62,6 +62,11 @@ class EngineClient(Protocol):
         ...
 
     @property
+    def default_sampling(self) -> Mapping[str, float]:
+        """Fields of `SamplingParams` for requests over the API that do not say: what the model's makers advise."""
+        ...
+
+    @property
     def vocab_size(self) -> int:
         """Token ids go from 0 up to this: the rows of the model's embedding."""
         ...

@@ -68,6 +68,8 @@ def serve(
             other through them, under policies that chunk prompts, such as medha.
         engine.pp_layers: Decoder layers of each stage, in order; balanced by their measured cost by default.
         engine.dtype: Of weights, activations and KV; auto is bfloat16 where the device computes it natively.
+        engine.generation_config: Sampling of requests that do not say: auto, as the model's generation_config.json
+            advises; none, OpenAI's defaults.
         engine.quantization: What matrices are kept in: gguf, as a .gguf file stores them; int8, 8 bits; none, the
             dtype. auto is gguf where that is faster, else none.
         engine.device: Where to run; auto is CUDA if there is one.

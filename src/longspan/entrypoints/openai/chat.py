@@ -52,7 +52,8 @@ def chat_router(context: Context) -> APIRouter:
 
 async def _answer(context: Context, body: ChatCompletionRequest, arrival: Arrival, request_id: str) -> Response:
     check_servable(context, body.model)
-    params = body.sampling_params(max_tokens=body.token_limit, logprobs=body.num_logprobs)
+    defaults = context.engine.default_sampling
+    params = body.sampling_params(defaults, max_tokens=body.token_limit, logprobs=body.num_logprobs)
     messages, size = [message.for_template() for message in body.messages], body.num_characters
     prompt = await context.texts.encode_chat(messages, body.chat_template_kwargs or {}, size)
     answer_id = f"chatcmpl-{request_id}"

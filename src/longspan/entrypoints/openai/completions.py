@@ -48,7 +48,7 @@ def completions_router(context: Context) -> APIRouter:
 async def _answer(context: Context, body: CompletionRequest, arrival: Arrival, request_id: str) -> Response:
     check_servable(context, body.model)
     check_choices(context.engine, body.choices_per_prompt * len(body.prompt), body.choices_name)
-    params = body.sampling_params(max_tokens=body.max_tokens, logprobs=body.logprobs)
+    params = body.sampling_params(context.engine.default_sampling, max_tokens=body.max_tokens, logprobs=body.logprobs)
     prompts = await _token_ids(context, body)
     engine = context.engine
     whole = CompletionAnswer(f"cmpl-{request_id}", int(time.time()), engine.model_name, [], engine.fingerprint)

@@ -6,6 +6,7 @@ other unknown field is let through unread.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
@@ -125,9 +126,11 @@ class SamplingFields(BaseModel):
             priority=self.priority or 0,
         )
 
-    def sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        """Raises RequestError for a value out of its range."""
-        given: dict[str, Any] = {
+    def sampling_params(
+        self, defaults: Mapping[str, float], *, max_tokens: int | None, logprobs: int | None
+    ) -> SamplingParams:
+        """defaults: of fields that the request leaves out. Raises RequestError for a value out of its range."""
+        given: dict[str, Any] = dict(defaults) | {
             name: value
             for name in (
                 "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "presence_penalty",
