@@ -6,7 +6,7 @@ ARGS ?=
 # A folder of traces, in the format of docs/simulator.md: with it `make results` simulates anew before it draws.
 TRACES ?=
 
-.PHONY: serve test check soak results clean
+.PHONY: serve test test-clients test-browser test-cluster check soak results clean
 
 serve: $(VENV)/.installed
 	$(BIN)/longspan serve $(ARGS)
@@ -14,6 +14,9 @@ serve: $(VENV)/.installed
 test: $(VENV)/.installed
 	scripts/check
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-clients test-browser test-cluster: $(VENV)/.installed
+	scripts/acceptance $(@:test-%=%) $(ARGS)
 
 check: $(VENV)/.installed
 	scripts/check

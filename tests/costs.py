@@ -44,7 +44,7 @@ class Costs:
         self._begun = Cost()
         self.is_worker = hasattr(config, "workerinput")
         if not self.is_worker and MEMORY.is_dir():
-            self.folder = tempfile.mkdtemp(prefix="longspan-tests-", dir=MEMORY)
+            self.folder = tempfile.mkdtemp(prefix="tests-of-longspan-", dir=MEMORY)
             os.environ[MARK] = os.environ["LONGSPAN_SHM"] = self.folder
 
     # -- what a test costs ----------------------------------------------------------------------------------------

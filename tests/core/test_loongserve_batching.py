@@ -103,7 +103,7 @@ def problems(draw: st.DrawFn) -> Problem:
     )
 
 
-@settings(max_examples=4000)
+@settings(max_examples=1200)
 @given(problems())
 def test_exact_whatever_the_limits(problem: Problem) -> None:
     plan, least = problem.plan(), problem.brute_force()

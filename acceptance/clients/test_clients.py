@@ -1,0 +1,90 @@
+"""Programs of others, as their users have them, against the real server and the real model: npm's, curl, LangChain."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import Server, serve
+
+HERE = Path(__file__).parent
+FOLDER = tempfile.TemporaryDirectory()
+TRIES = re.findall(r"^  async (\w+)\(", (HERE / "client.mjs").read_text(), re.MULTILINE)
+ASK = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serve() as running:
+        yield running
+
+
+@pytest.mark.parametrize("attempt", TRIES)
+def test_openai_of_npm(server: Server, attempt: str) -> None:
+    run("node", "client.mjs", server.url, attempt)
+    server.wait_until_free()
+
+
+def test_curl_streams(server: Server) -> None:
+    out = curl(server, "--no-buffer", body={**ASK, "stream": True})
+    pieces = [line.removeprefix("data: ") for line in out.splitlines() if line]
+    assert pieces[-1] == "[DONE]"
+    assert all(json.loads(piece)["object"] == "chat.completion.chunk" for piece in pieces[:-1])
+
+
+def test_curl_asks_before_it_sends_much(server: Server) -> None:
+    """A body beyond a megabyte: `Expect: 100-continue`. What is not the server's to answer is refused as JSON."""
+    out = curl(server, "--header", "Expect: 100-continue", "--write-out", "\n%{http_code}",
+               body={**ASK, "messages": [{"role": "user", "content": "a b " * 400_000}]})  # fmt: skip
+    text, _, status = out.rpartition("\n")
+    assert status == "400" and json.loads(text)["error"]["code"] == "context_length_exceeded"
+
+
+def test_curl_over_one_connection(server: Server) -> None:
+    """Three requests; curl says how many connections it made."""
+    urls = [f"{server.url}/v1/models"] * 3
+    assert run("curl", "--silent", "--write-out", "%{num_connects} ", *urls).count("1 ") == 1
+
+
+def test_curl_that_leaves(server: Server) -> None:
+    started = subprocess.Popen(
+        curl_command(server, "--no-buffer", body={**ASK, "max_tokens": 4000, "stream": True}), stdout=subprocess.PIPE
+    )
+    assert started.stdout is not None and started.stdout.readline()
+    started.kill()
+    started.communicate()
+    server.wait_until_free()
+
+
+def test_langchain(server: Server) -> None:
+    """Whole answers, streams, and usage, in an environment of its own."""
+    out = run(str(HERE / ".venv" / "bin" / "python"), "langchain_client.py", server.url)
+    whole, streamed, tokens = json.loads(out)
+    assert whole == streamed and "Paris" in whole
+    assert tokens > 0
+
+
+def curl_command(server: Server, *options: str, body: object) -> list[str]:
+    return ["curl", "--silent", "--show-error", *options, f"{server.url}/v1/chat/completions",
+            "--header", "Content-Type: application/json", "--data-binary", f"@{_file(body)}"]  # fmt: skip
+
+
+def curl(server: Server, *options: str, body: object) -> str:
+    return run(*curl_command(server, *options, body=body))
+
+
+def _file(body: object) -> Path:
+    path = Path(FOLDER.name, "body.json")
+    path.write_text(json.dumps(body))
+    return path
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
