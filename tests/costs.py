@@ -142,5 +142,7 @@ def processes_of_run() -> list[str]:
                 continue
         except OSError:
             continue  # it has ended, or is another user's
+        if "multiprocessing.resource_tracker" in command:
+            continue  # Python's own: it ends with whom it serves
         found.append(f"process {process.name}: {command[:300]}")
     return found
