@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from longspan.engine.detokenizer import Detokenizer, OutputProcessor, TextStream
-from longspan.engine.stop_strings import StopScanner
+from longspan.engine.stop_strings import StopScanner, stop_strings
 from longspan.sampling_params import SamplingParams
 
 BROKEN = "�"
@@ -209,6 +209,25 @@ def test_stop_strings(text: str, stops: list[str], cuts: list[int], include: boo
         assert shown == read[: len(read) - could_begin(read, stops)]  # no more and no less is held back
     assert expected is None
     assert shown + scanner.flush() == text
+
+
+def test_choices_share_their_stop_strings() -> None:
+    stops = ("END", "\n\n")
+    assert stop_strings(stops) is stop_strings(("END", "\n\n"))
+
+
+@pytest.mark.parametrize("stop", ["ab" * 2000, "a" * 4000 + "b", "".join(map(str, range(1000)))])
+def test_a_long_stop_string_is_found_at_once_whatever_came_before(stop: str) -> None:
+    """The work for it is done as far as text matches it: nothing at the start, and no more than the text's length."""
+    scanner = StopScanner([stop])
+    text = stop[:-1] + stop[:-1] + stop
+    shown, found = "", None
+    for start in range(0, len(text), 7):
+        piece, found = scanner.push(text[start : start + 7])
+        shown += piece
+        if found is not None:
+            break
+    assert (shown, found) == (text[: text.index(stop)], stop)
 
 
 Ending = tuple[str, str | None, str | int | None, int]  # text, finish reason, stop reason, tokens taken

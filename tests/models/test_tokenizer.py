@@ -100,3 +100,9 @@ def test_importing_loads_neither_transformers_nor_torch() -> None:
     check = ("import sys, longspan.engine.tokenizer, longspan.models.catalog, longspan.models.config as c; "
              "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))")  # fmt: skip
     assert subprocess.run([sys.executable, "-c", check], timeout=60).returncode == 0
+
+
+def test_half_of_a_surrogate_pair_is_the_users_mistake(model: ResolvedModel) -> None:
+    with pytest.raises(RequestError, match="not valid Unicode") as refused:
+        Tokenizer.load(model).encode("a\ud800b")
+    assert refused.value.code == "invalid_unicode"

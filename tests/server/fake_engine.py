@@ -25,7 +25,10 @@ class FakeTokenizer:
     may_shrink = False
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return list(text.encode())
+        try:
+            return list(text.encode())
+        except UnicodeEncodeError:
+            raise RequestError("the text is not valid Unicode", param="prompt", code="invalid_unicode") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(token for token in ids if token < 256).decode(errors="replace")

@@ -8,8 +8,11 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from longspan.entrypoints.openai.bounds import Bounds
 from longspan.entrypoints.openai.text_pool import LARGE, MAX_WAITING, TextPool
-from longspan.errors import QueueFullError
+from longspan.entrypoints.openai.texts import Texts
+from longspan.errors import QueueFullError, RequestError
+from tests.server.fake_engine import FakeEngine, FakeTokenizer
 
 
 class Gate:
@@ -108,6 +111,53 @@ async def test_what_waits_is_bounded_by_characters_and_by_number(pool: TextPool)
         await pool.run(lambda _: 1, 0)
     gate.opened.set()
     await asyncio.gather(*many, *running)
+
+
+class CountingTokenizer(FakeTokenizer):
+    """Drops text without end, so that only the body's size bounds a prompt; knows what it was given."""
+
+    may_shrink = True
+
+    def __init__(self, gate: threading.Event | None = None) -> None:
+        self.seen: list[int] = []
+        self.began = threading.Semaphore(0)
+        self.gate = gate
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        self.seen.append(len(text))
+        self.began.release()
+        if self.gate is not None:
+            assert self.gate.wait(30)
+        return super().encode(text.replace(" ", ""))
+
+
+def texts_of(tokenizer: CountingTokenizer, pool: TextPool) -> Texts:
+    engine = FakeEngine()
+    engine.tokenizer = tokenizer
+    return Texts(tokenizer, Bounds.of(engine, 2**26), pool)
+
+
+async def test_a_text_that_cannot_fit_is_not_tokenised_to_its_end(pool: TextPool) -> None:
+    tokenizer = CountingTokenizer()
+    with pytest.raises(RequestError) as refused:
+        await texts_of(tokenizer, pool).encode(["x" * 5_000_000], True)
+    assert refused.value.code == "context_length_exceeded" and refused.value.param == "prompt"
+    assert sum(tokenizer.seen) < 100_000  # characters, of five million
+    blanks = " " * 1_000_000 + "x"
+    ((ids),) = await texts_of(tokenizer, pool).encode([blanks], True)
+    assert ids.tolist() == [ord("x")]  # one that fits is not refused
+
+
+async def test_a_text_that_nobody_wants_is_not_tokenised_to_its_end(pool: TextPool) -> None:
+    gate = threading.Event()
+    tokenizer = CountingTokenizer(gate)
+    work = asyncio.ensure_future(texts_of(tokenizer, pool).encode([" " * 5_000_000], True))
+    await asyncio.to_thread(tokenizer.began.acquire)
+    work.cancel()
+    await asyncio.wait({work})
+    gate.set()
+    await pool.run(lambda _: None, LARGE + 1)  # its thread is free again
+    assert len(tokenizer.seen) == 1
 
 
 async def test_short_texts_overtake_long_ones_and_one_thread_takes_no_long_ones() -> None:

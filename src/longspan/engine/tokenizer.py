@@ -72,7 +72,11 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Releases Python's lock meanwhile: a very long prompt may be encoded in a thread of its own."""
-        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        try:
+            (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        except TypeError:
+            said = "the text is not valid Unicode: it holds half of a surrogate pair"
+            raise RequestError(said, param="prompt", code="invalid_unicode") from None
         return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
