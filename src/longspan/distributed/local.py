@@ -2,6 +2,9 @@
 
 A send is a rendezvous: the receiver copies straight out of the sender's tensor, and only then does the sender's
 `wait` return, so a buffer that is reused too early goes wrong here just as it would over a network.
+
+Each thread has a stream of its own on its device. A tensor goes with the event behind which it is there, and the sender
+hears the event behind which it has been read; either puts that event before its own further work.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from longspan.distributed.stream import Event, HostStream, Stream
 from longspan.distributed.transport import Exchange
 from longspan.errors import EngineDeadError
 
@@ -41,12 +45,17 @@ class LocalWorld:
 class _MeetingRoom:
     def __init__(self, size: int) -> None:
         self.barrier = threading.Barrier(size)
-        self.table: list[torch.Tensor | None] = [None] * size
+        self.table: list[tuple[torch.Tensor, Event] | None] = [None] * size
+        self.read: list[Event | None] = [None] * size
 
 
 @dataclass
 class _Letter:
+    """written, copied: events of the sender's stream, and of the receiver's once it has `read`."""
+
     tensor: torch.Tensor
+    written: Event
+    copied: Event | None = None
     read: threading.Event = field(default_factory=threading.Event)
 
 
@@ -79,18 +88,20 @@ class _Channel:
 
 
 class LocalTransport:
-    """`Transport` over channels in memory."""
+    """`Transport` over channels in memory. stream: of the thread that exchanges."""
 
-    def __init__(self, world: LocalWorld, rank: int) -> None:
+    def __init__(self, world: LocalWorld, rank: int, stream: Stream | None = None) -> None:
         self.world = world
         self.rank = rank
+        self.stream = stream or HostStream()
 
     def exchange(
         self, sends: Sequence[tuple[torch.Tensor, int]], receives: Sequence[tuple[torch.Tensor, int]]
     ) -> Exchange:
         letters = []
+        written = self.stream.record()
         for tensor, dst in sends:
-            letters.append(_Letter(tensor))
+            letters.append(_Letter(tensor, written))
             self.world.channels[self.rank, dst].send(letters[-1])
         expected = [(tensor, src, self.world.channels[src, self.rank].expect()) for tensor, src in receives]
         return _LocalExchange(self, letters, expected)
@@ -105,18 +116,22 @@ class _LocalExchange:
         self.expected = expected
 
     def wait(self) -> None:
-        world, rank = self.transport.world, self.transport.rank
+        world, rank, stream = self.transport.world, self.transport.rank, self.transport.stream
         for tensor, src, number in self.expected:
             letter = world.channels[src, rank].take(number, world)
             assert letter.tensor.shape == tensor.shape and letter.tensor.dtype == tensor.dtype, (
                 f"rank {src} sent {letter.tensor.dtype}{tuple(letter.tensor.shape)}, "
                 f"rank {rank} expected {tensor.dtype}{tuple(tensor.shape)}"
             )
+            stream.wait_for(letter.written)
             tensor.copy_(letter.tensor)
+            letter.copied = stream.record()
             letter.read.set()
         for letter in self.letters:
             while not letter.read.wait(_POLL_S):
                 _check(world)
+            assert letter.copied is not None
+            stream.wait_for(letter.copied)  # the tensor's memory is used again by what comes behind
 
 
 def _check(world: LocalWorld) -> None:
@@ -127,8 +142,9 @@ def _check(world: LocalWorld) -> None:
 class LocalTensorParallel:
     """`TensorParallelGroup` over threads: everyone lays a tensor on the table, then everyone reads them all."""
 
-    def __init__(self, world: LocalWorld, rank: int) -> None:
+    def __init__(self, world: LocalWorld, rank: int, stream: Stream | None = None) -> None:
         self.size = world.tp_size
+        self.stream = stream or HostStream()
         self.tp_rank = rank % world.tp_size
         self.room = world.tp_rooms[rank // world.tp_size]
 
@@ -136,20 +152,31 @@ class LocalTensorParallel:
         parts = self._gather(tensor)
         # The same order on every rank, so that all ranks go on with bitwise equal activations.
         total = torch.stack(parts).sum(dim=0)
-        self._meet()  # nobody writes into its tensor before all have read
+        self._meet_after_reading()
         return tensor.copy_(total)
 
     def all_gather_vocab(self, local_logits_EV: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         parts = self._gather(local_logits_EV)
         assert [part.shape[-1] for part in parts] == list(sizes)
         whole = torch.cat(parts, dim=-1)
-        self._meet()
+        self._meet_after_reading()
         return whole
 
     def _gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        self.room.table[self.tp_rank] = tensor
+        self.room.table[self.tp_rank] = tensor, self.stream.record()
         self._meet()
-        return [part for part in self.room.table if part is not None]
+        entries = [entry for entry in self.room.table if entry is not None]
+        for _, written in entries:
+            self.stream.wait_for(written)
+        return [part.to(tensor.device) for part, _ in entries]
+
+    def _meet_after_reading(self) -> None:
+        """Nobody writes into its tensor before all have read it."""
+        self.room.read[self.tp_rank] = self.stream.record()
+        self._meet()
+        for read in self.room.read:
+            assert read is not None
+            self.stream.wait_for(read)
 
     def _meet(self) -> None:
         try:

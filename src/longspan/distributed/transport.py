@@ -2,6 +2,11 @@
 
 One world spans every device of every instance. A parallel group is just a list of ranks in it, so that forming,
 growing or dissolving a group builds no communicator and moves no weights (LoongServe section 4.1).
+
+One scheduler gives one total order: it numbers batches and migrations, and every rank takes its own in the order of
+those numbers. That keeps a transport free of deadlock whose exchanges begin only behind the one before, as NCCL's do on
+a stream: of all exchanges that are not over, the first in that order has all its ranks' attention. An order that any
+two ranks agree on is not enough: of three batches over (A, B), (B, C) and (C, A) each rank could begin another one.
 """
 
 from __future__ import annotations

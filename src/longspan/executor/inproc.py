@@ -35,7 +35,7 @@ class InprocExecutor:
     """`Executor` over threads."""
 
     def __init__(self, specs: list[WorkerSpec]) -> None:
-        self.specs = specs
+        self.specs = [replace(spec, shares_devices=True) for spec in specs]
         self.per_instance = specs[0].pp * specs[0].tp
         self.inboxes: list[queue.SimpleQueue[Command]] = [queue.SimpleQueue() for _ in specs]
         self.startup: queue.SimpleQueue[Ready | KVAllocated | str] = queue.SimpleQueue()
@@ -47,6 +47,8 @@ class InprocExecutor:
     ) -> DeviceInfo:
         # torch comes with the workers, not with the executor.
         from longspan.distributed.local import LocalTensorParallel, LocalTransport, LocalWorld
+        from longspan.distributed.stream import stream_on
+        from longspan.worker.device import resolve_device
         from longspan.worker.stages import measured_stages
         from longspan.worker.worker import Worker, failure_message
 
@@ -63,9 +65,11 @@ class InprocExecutor:
 
         def serve(spec: WorkerSpec) -> None:
             try:
-                tp = LocalTensorParallel(self.world, spec.rank) if spec.tp > 1 else None
-                transport = LocalTransport(self.world, spec.rank)
-                worker = Worker(spec, transport, tp, shared[spec.rank % self.per_instance].model)
+                stream = stream_on(resolve_device(spec))  # of this thread
+                tp = LocalTensorParallel(self.world, spec.rank, stream) if spec.tp > 1 else None
+                transport = LocalTransport(self.world, spec.rank, stream)
+                model = shared[spec.rank % self.per_instance].model
+                worker = Worker(spec, transport, tp, model, stream=stream)
                 self.startup.put(worker.ready())
                 while not isinstance(command := self.inboxes[spec.rank].get(), Stop):
                     reply = worker.execute(command)

@@ -11,12 +11,13 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -144,10 +145,13 @@ class MultiprocExecutor:
     def _start_processes(self) -> None:
         context = multiprocessing.get_context("spawn")
         log_level = logging.getLogger("longspan").getEffectiveLevel()
-        with _default_environment(_LARGE_PAGES):
+        with _default_environment(_LARGE_PAGES), socket.create_server(("127.0.0.1", 0)) as listener:
+            port: int = listener.getsockname()[1]
+            self.specs = [replace(spec, rendezvous_port=port) for spec in self.specs]
             for spec in self.specs:
                 ours, theirs = context.Pipe()
-                arguments = (spec, theirs, str(self.place.path), log_level)
+                meeting = listener if spec.rank == 0 and spec.world_size > 1 else None
+                arguments = (spec, theirs, str(self.place.path), log_level, meeting)
                 worker = context.Process(target=process.main, args=arguments, name=spec.name, daemon=True)
                 worker.start()
                 theirs.close()

@@ -9,25 +9,42 @@ from pathlib import Path
 
 import torch
 
-from longspan.config import Device, DType, Quantization, TransportName
+from longspan.config import DType, Quantization, TransportName
 from longspan.distributed import shared_memory
 from longspan.errors import ConfigError
 from longspan.layers.quantized_linear import quantized_kernels_serve
 from longspan.models.weights import WeightFormat
 from longspan.native.library import best_library
+from longspan.worker.messages import WorkerSpec
 
 _KV_SHARE_CPU = 0.4  # of the free memory; the rest is the system's, activations', and other programs'
 _KV_SHARE_CUDA = 0.85
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
-def resolve_device(device: Device, rank: int) -> torch.device:
-    """`auto` is a GPU where there is one."""
-    if device == "cuda" and not torch.cuda.is_available():
+def resolve_device(spec: WorkerSpec) -> torch.device:
+    """`auto` is a GPU where there is one.
+
+    Each process has a GPU of its own: ConfigError where there are fewer. Instances that are threads of one process are
+    on the same GPUs, whose weights they share.
+    """
+    if spec.device == "cpu" or (spec.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch finds no GPU here; use --device cpu")
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", rank % torch.cuda.device_count())
-    return torch.device("cpu")
+    found = torch.cuda.device_count()
+    if spec.devices_wanted > found and not spec.shares_devices:
+        raise ConfigError(
+            f"{spec.num_instances} instances of pp {spec.pp} and tp {spec.tp} need {spec.devices_wanted} GPUs, but "
+            f"here are {found}; use fewer, --device cpu, or --executor inproc for several instances on one GPU"
+        )
+    return torch.device("cuda", spec.rank % spec.devices_wanted % found)
+
+
+def workers_on_device(spec: WorkerSpec, device: torch.device) -> int:
+    """How many workers have this one's device, at most."""
+    devices = min(spec.devices_wanted, torch.cuda.device_count()) if device.type == "cuda" else 1
+    return -(-spec.world_size // devices)
 
 
 def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:

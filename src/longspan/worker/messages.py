@@ -20,6 +20,8 @@ class WorkerSpec:
     """What a worker is: one device of one stage of one instance, and the model that it loads its share of.
 
     pp_layers: of each stage; None until they are balanced.
+    shares_devices: all instances are on the same devices, as threads of one process may be.
+    rendezvous_port: where workers that meet through torch.distributed do so, on the loopback interface.
     """
 
     model_path: str
@@ -35,6 +37,13 @@ class WorkerSpec:
     threads: int | None
     transport: TransportName = "auto"
     quantization: Quantization = "auto"
+    shares_devices: bool = False
+    rendezvous_port: int | None = None
+
+    @property
+    def devices_wanted(self) -> int:
+        """Of this machine."""
+        return self.world_size // self.num_instances if self.shares_devices else self.world_size
 
     @property
     def rank(self) -> int:
@@ -134,9 +143,10 @@ class KVAllocated(msgspec.Struct, frozen=True, tag=True):
 
 
 class BatchDone(msgspec.Struct, frozen=True, tag=True):
-    """This instance's part of a batch is done.
+    """This instance's part of a batch is done: its device has come to the end of it.
 
-    tokens: what was sampled here, by request. model_s: seconds inside the model; total_s: in the worker.
+    tokens: what was sampled here, by request. model_s: seconds inside the model, on the device's clock; total_s: in the
+        worker, on the host's.
     not_finite: requests that got no token here, since their logits are not finite.
     """
 

@@ -13,6 +13,7 @@ from longspan.attention.backend import AttentionBackend
 from longspan.attention.elastic import ElasticAttention
 from longspan.attention.layout import BatchLayout, plan_layout, positions_of
 from longspan.core.actions import MigrateKV
+from longspan.distributed.stream import HostStream, Stream
 from longspan.distributed.tensor_parallel import TensorParallelGroup
 from longspan.distributed.transport import Transport
 from longspan.models.architecture import ModelConfig
@@ -46,7 +47,7 @@ class ModelRunner:
 
     rank_of: the rank of another instance's device of the same stage, with the same tensor-parallel rank.
     previous, next: the ranks of the pipeline stages before and behind this one; None at the ends.
-    on_progress: called at every layer.
+    on_progress: called at every layer. stream: of the thread that runs batches, on the pool's device.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class ModelRunner:
         on_progress: Callable[[], None],
         previous: int | None = None,
         next: int | None = None,
+        stream: Stream | None = None,
     ) -> None:
         self.model = model
         self.pool = pool
@@ -72,12 +74,13 @@ class ModelRunner:
         self.previous = previous
         self.next = next
         self.on_progress = on_progress
+        self.stream = stream or HostStream()
         self.sampler = Sampler()
         self.sampling: dict[str, SamplingState] = {}
         self.last_token: dict[str, int] = {}
 
     def run(self, command: Run) -> BatchDone:
-        """Run this instance's part of a batch."""
+        """Run this instance's part of a batch, to its end on the device."""
         begin = time.perf_counter()
         batch = command.batch
         self.sampling.update(command.sampling)
@@ -93,13 +96,15 @@ class ModelRunner:
         )
         positions_T = torch.from_numpy(positions_of(layout)).to(self.pool.device)
         x_TD = self._enter(layout, command.token_ids)
-        model_begin = time.perf_counter()
+        model_begin = self.stream.record()
         x_TD = self.model.run_layers(x_TD, positions_T, attention, self.tp)
         sampled = self._leave(layout, x_TD)
-        end = time.perf_counter()
+        end = self.stream.record()
+        end.wait()
         tokens = {request_id: token for request_id, token in sampled.items() if token is not None}
         without = tuple(request_id for request_id, token in sampled.items() if token is None)
-        return BatchDone(batch.batch_id, self.instance, tokens, end - model_begin, end - begin, without)
+        model_s, total_s = end.seconds_since(model_begin), time.perf_counter() - begin
+        return BatchDone(batch.batch_id, self.instance, tokens, model_s, total_s, without)
 
     def _enter(self, layout: BatchLayout, token_ids: dict[str, bytes]) -> torch.Tensor:
         """The residual stream [T, D], fp32, as it comes into this stage."""
@@ -123,7 +128,7 @@ class ModelRunner:
         return self._sample(logits_EV, [request_id for request_id, _ in layout.emits])
 
     def migrate(self, action: MigrateKV) -> None:
-        """Send or receive the KV of a migration; the source's slots are free afterwards."""
+        """Send or receive the KV of a migration, to its end on the device; the source's slots are free afterwards."""
         if action.source == self.instance:
             kv_2LGTK = self.pool.read(action.request_id, action.ranges)
             self.transport.exchange([(kv_2LGTK, self.rank_of(action.target))], []).wait()
@@ -134,6 +139,7 @@ class ModelRunner:
             kv_2LGTK = self.pool.k_LGNK.new_empty(shape)
             self.transport.exchange([], [(kv_2LGTK, self.rank_of(action.source))]).wait()
             self.pool.insert(action.request_id, action.ranges, kv_2LGTK)
+        self.stream.record().wait()
 
     def free(self, request_id: str) -> None:
         """Forget a request."""

@@ -6,6 +6,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -25,9 +26,12 @@ logger = logging.getLogger(__name__)
 BEAT_S = 0.5
 
 
-def main(spec: WorkerSpec, pipe: Connection, folder: str, log_level: int) -> None:
+def main(
+    spec: WorkerSpec, pipe: Connection, folder: str, log_level: int, listener: socket.socket | None = None
+) -> None:
     """Serve commands from the pipe until `Stop`, an error, or the engine's end.
 
+    folder: where workers find shared memory. listener: bound to the spec's `rendezvous_port`; the first worker's only.
     log_level: of what is told to the engine, whose log has it.
     """
     end_with_parent()
@@ -37,13 +41,17 @@ def main(spec: WorkerSpec, pipe: Connection, folder: str, log_level: int) -> Non
     line = _Line(pipe)
     _log_to(line, log_level)
     # torch is imported here, in the process that needs it.
+    from longspan.distributed.stream import stream_on
+    from longspan.worker.device import resolve_device
     from longspan.worker.stages import agree_on_stages
     from longspan.worker.worker import Worker, failure_message
 
     try:
-        transport, tp = _join(spec, folder)
+        stream = stream_on(resolve_device(spec))
+        stream.enter()  # NCCL too goes by the thread's device
+        transport, tp = _join(spec, folder, listener)
         spec = agree_on_stages(spec, transport)
-        worker = Worker(spec, transport, tp, on_loading=line.send)
+        worker = Worker(spec, transport, tp, on_loading=line.send, stream=stream)
         line.start_beating(worker.progress.value)
         line.send(worker.ready())
         while not isinstance(command := line.commands.get(), Stop):
@@ -58,8 +66,10 @@ def main(spec: WorkerSpec, pipe: Connection, folder: str, log_level: int) -> Non
     os._exit(0)  # likewise: the process group's threads would keep the process for a while
 
 
-def _join(spec: WorkerSpec, folder: str) -> tuple[Transport, TensorParallelGroup | None]:
-    """Transport and tensor-parallel group in the world of all workers.
+def _join(
+    spec: WorkerSpec, folder: str, listener: socket.socket | None
+) -> tuple[Transport, TensorParallelGroup | None]:
+    """Transport and tensor-parallel group in the world of all workers, every pair of which is connected.
 
     folder: empty at first, the same for all; not needed any more once every worker is ready.
     """
@@ -69,14 +79,19 @@ def _join(spec: WorkerSpec, folder: str) -> tuple[Transport, TensorParallelGroup
 
     if spec.world_size == 1:
         return SoleDevice(), None
-    device = resolve_device(spec.device, spec.rank)
+    device = resolve_device(spec)
     name = resolve_transport(spec.transport, device)
     if name == "shared_memory":
+        if listener is not None:
+            listener.close()
         transport = shared_memory.SharedMemoryTransport(folder, spec.rank, spec.world_size)
         return transport, shared_memory.SharedMemoryTensorParallel(transport, spec.tp) if spec.tp > 1 else None
-    process_group.init_world(name, spec.rank, spec.world_size, os.path.join(folder, "rendezvous"), device)
-    tp = process_group.ProcessTensorParallel(spec.tp) if spec.tp > 1 else None
-    return process_group.ProcessTransport(), tp
+    assert spec.rendezvous_port is not None
+    process_group.init_world(name, spec.rank, spec.world_size, spec.rendezvous_port, listener, device)
+    distributed = process_group.ProcessTransport(device)
+    distributed.connect_all()
+    tp = process_group.ProcessTensorParallel(spec.tp, device) if spec.tp > 1 else None
+    return distributed, tp
 
 
 def _log_to(line: _Line, level: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from longspan.attention.elastic import ElasticAttention
 from longspan.attention.layout import plan_layout, positions_of
 from longspan.core.actions import KVRange, RunBatch, Segment
 from longspan.core.pipeline import balanced_stages
+from longspan.distributed.stream import Stream
 from longspan.distributed.transport import SoleDevice, Transport
 from longspan.worker.device import resolve_device
 from longspan.worker.messages import AllocateKV, WorkerSpec
@@ -27,13 +27,13 @@ def agree_on_stages(spec: WorkerSpec, transport: Transport) -> WorkerSpec:
         return spec
     if spec.rank == 0:
         return _tell_others(measured_stages(spec), transport)
-    sizes_S = torch.empty(spec.pp, dtype=torch.int64, device=resolve_device(spec.device, spec.rank))
+    sizes_S = torch.empty(spec.pp, dtype=torch.int64, device=resolve_device(spec))
     transport.exchange([], [(sizes_S, 0)]).wait()
     return replace(spec, pp_layers=tuple(sizes_S.tolist()))
 
 
 def _tell_others(spec: WorkerSpec, transport: Transport) -> WorkerSpec:
-    sizes_S = torch.tensor(spec.pp_layers, dtype=torch.int64, device=resolve_device(spec.device, spec.rank))
+    sizes_S = torch.tensor(spec.pp_layers, dtype=torch.int64, device=resolve_device(spec))
     transport.exchange([(sizes_S, rank) for rank in range(1, spec.world_size)], []).wait()
     return spec
 
@@ -54,23 +54,24 @@ def measured_stages(spec: WorkerSpec) -> WorkerSpec:
     positions_T = torch.from_numpy(positions_of(layout)).to(worker.device)
     token_ids_T = torch.zeros(_CHUNK, dtype=torch.int64, device=worker.device)
     x_TD = model.embed(token_ids_T, worker.tp)
+    stream = worker.stream
     sizes = balanced_stages(
         num_layers,
         spec.pp,
-        layer_s=_seconds(lambda: model.run_layers(x_TD.clone(), positions_T, attention, worker.tp)),
-        first_s=_seconds(lambda: model.embed(token_ids_T, worker.tp)),
-        last_s=_seconds(lambda: model.logits(x_TD[-1:], worker.tp)),
+        layer_s=_seconds(stream, lambda: model.run_layers(x_TD.clone(), positions_T, attention, worker.tp)),
+        first_s=_seconds(stream, lambda: model.embed(token_ids_T, worker.tp)),
+        last_s=_seconds(stream, lambda: model.logits(x_TD[-1:], worker.tp)),
     )
     return replace(spec, pp_layers=sizes)
 
 
-def _seconds(run: Callable[[], torch.Tensor]) -> float:
+def _seconds(stream: Stream, run: Callable[[], torch.Tensor]) -> float:
     """The least of a few times, after one that does not count."""
     times = []
     for _ in range(1 + _ROUNDS):
-        begin = time.perf_counter()
+        begin = stream.record()
         run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
+        end = stream.record()
+        end.wait()
+        times.append(end.seconds_since(begin))
     return min(times[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from longspan.attention.backend import backend_for
 from longspan.core.pipeline import PipelineStage
+from longspan.distributed.stream import Event, Stream, stream_on
 from longspan.distributed.tensor_parallel import SingleDevice, TensorParallelGroup
 from longspan.distributed.transport import Transport
 from longspan.models.config import ModelConfig, load_model_config
@@ -27,6 +29,7 @@ from longspan.worker.device import (
     resolve_device,
     resolve_dtype,
     resolve_quantization,
+    workers_on_device,
 )
 from longspan.worker.kv_pool import KVPool
 from longspan.worker.messages import (
@@ -50,20 +53,32 @@ _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory"
 
 
 class Progress:
-    """A number that grows while the thread that made it works: by layers done, and by its processor time.
+    """A number that grows while the thread that made it works: by layers that its device has done, and where that is
+    the host itself, by the thread's processor time. A host that spins while it waits for its device shows none.
 
     Another thread may read it; one that stands still for long belongs to a worker that hangs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stream: Stream) -> None:
         self.layers = 0
+        self._stream = stream
+        self._under_way: deque[Event] = deque()
+        self._counting = threading.Lock()
         self._clock = time.pthread_getcpuclockid(threading.get_ident())
 
     def step(self) -> None:
-        self.layers += 1
+        self._under_way.append(self._stream.record())
+        self._count_passed()
 
     def value(self) -> int:
-        return self.layers + int(10 * time.clock_gettime(self._clock))
+        self._count_passed()
+        return self.layers + (int(10 * time.clock_gettime(self._clock)) if self._stream.host_computes else 0)
+
+    def _count_passed(self) -> None:
+        with self._counting:
+            while self._under_way and self._under_way[0].done():
+                self._under_way.popleft()
+                self.layers += 1
 
 
 class Worker:
@@ -72,6 +87,7 @@ class Worker:
     model: a share that another thread of this process has loaded already, to use together with it.
     only_layers: to load no more than these.
     on_loading: hears how far the loading is.
+    stream: of the thread that makes the worker, which is the one that works; None: a new one.
     """
 
     def __init__(
@@ -82,14 +98,17 @@ class Worker:
         model: Model | None = None,
         only_layers: range | None = None,
         on_loading: Callable[[Loading], None] = lambda loading: None,
+        stream: Stream | None = None,
     ) -> None:
         torch.set_num_threads(threads_of(spec, len(os.sched_getaffinity(0))))
         keep_freed_memory()
         self.spec = spec
         self.transport = transport
         self.tp = tp or SingleDevice()
-        self.progress = Progress()
-        self.device = resolve_device(spec.device, spec.rank)
+        self.device = resolve_device(spec)
+        self.stream = stream or stream_on(self.device)
+        self.stream.enter()
+        self.progress = Progress(self.stream)
         if self.device.type == "cpu" and must_be_built():
             on_loading(Loading("kernels"))
         self.dtype = resolve_dtype(spec.dtype, self.device)
@@ -100,6 +119,7 @@ class Worker:
         layers = (self.config.num_layers,) if spec.pp_layers is None else spec.pp_layers
         self.stage = PipelineStage(only_layers) if only_layers else PipelineStage.of(spec.stage, layers)
         self.model: Model = model or self._load_model(on_loading)
+        self.stream.record().wait()  # other threads may use the weights, on streams of their own
         self.runner: ModelRunner | None = None
 
     def _load_model(self, on_loading: Callable[[Loading], None]) -> Model:
@@ -112,15 +132,13 @@ class Worker:
 
     def ready(self) -> Ready:
         """What the worker found out about its device."""
-        devices = torch.cuda.device_count() if self.device.type == "cuda" else 1
-        sharing = -(-self.spec.world_size // devices)
         per_token = self.config.kv_bytes_per_token(
             self.dtype.itemsize, self.shard.num_kv_heads, len(self.stage.layers)
         )
         return Ready(
             dtype=str(self.dtype).removeprefix("torch."),
             device=str(self.device),
-            kv_tokens_fit=memory_for_kv(self.device, sharing) // per_token,
+            kv_tokens_fit=memory_for_kv(self.device, workers_on_device(self.spec, self.device)) // per_token,
             processor=processor_name(self.device),
             kernels=kernels_name(self.device),
             threads=torch.get_num_threads(),
@@ -172,6 +190,7 @@ class Worker:
             previous=None if self.stage.is_first else spec.rank_at(spec.instance, spec.stage - 1),
             next=None if self.stage.is_last else spec.rank_at(spec.instance, spec.stage + 1),
             on_progress=self.progress.step,
+            stream=self.stream,
         )
 
 
