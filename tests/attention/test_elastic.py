@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from longspan.attention.native import NativeCpuBackend
 from longspan.attention.reference import ReferenceBackend
 from longspan.core.actions import KVRange, RunBatch, Segment
 from longspan.distributed.local import LocalTransport, LocalWorld
+from longspan.distributed.transport import Transport
 from longspan.native.build import BuildError
 from longspan.native.isa import available_isas
 from longspan.worker.kv_pool import KVPool
@@ -59,12 +61,17 @@ def make_truth(batch: RunBatch, seed: int) -> Truth:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and in what a batch runs. on: what each thread enters. tolerance: of outputs."""
+    """Where and in what a batch runs. on: what each thread enters. tolerance: of outputs.
+
+    transport: of each instance; None: `LocalTransport`. give_up: wakes those that wait in it.
+    """
 
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32
     on: Callable[[], AbstractContextManager[object]] = nullcontext
     tolerance: float = 2e-5
+    transport: Callable[[int], Transport] | None = None
+    give_up: Callable[[], None] = lambda: None
 
 
 def run_everywhere(
@@ -72,6 +79,12 @@ def run_everywhere(
 ) -> list[KVPool]:
     """Run the batch on one thread for each instance, check every row's output, and return the pools."""
     world = LocalWorld(num_instances, tp_size=1)
+    transport_of = place.transport or partial(LocalTransport, world)
+
+    def give_up() -> None:
+        world.give_up()
+        place.give_up()
+
     slots = sum(segment.end for segment in batch.segments)  # one instance may hold and keep all of it
     with place.on():
         pools = make_pools(batch, truth, num_instances, slots, place)
@@ -83,7 +96,7 @@ def run_everywhere(
     def run_instance(instance: int) -> None:
         layout = plan_layout(batch, instance, pools[instance], place.device)
         attention = ElasticAttention(
-            layout, pools[instance], backend, LocalTransport(world, instance), lambda i: i, HEAD_DIM**-0.5
+            layout, pools[instance], backend, transport_of(instance), lambda i: i, HEAD_DIM**-0.5
         )
         positions = positions_of(layout)
         for layer in range(LAYERS):
@@ -101,7 +114,7 @@ def run_everywhere(
                     out[part.start : part.stop].float().cpu(), expected[at], atol=place.tolerance, rtol=1e-4
                 )
 
-    in_threads(instance_thread, batch.group, world.give_up)
+    in_threads(instance_thread, batch.group, give_up)
     return pools
 
 
