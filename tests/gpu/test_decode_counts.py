@@ -40,6 +40,13 @@ def test_a_decode_step_asks_no_more(
                 )
 
 
+def test_the_documented_numbers_are_the_recorded_ones(recorded: dict[str, list[dict[str, int]]]) -> None:
+    text = (RECORD.parents[3] / "docs" / "gpu.md").read_text()
+    for name, instances in recorded.items():
+        for number, totals in enumerate(instances):
+            assert f"| {name} | {number} | {' | '.join(map(str, totals.values()))} |\n" in text
+
+
 def test_what_is_counted() -> None:
     """Each way in which values cross, by number; a GPU's refusals are refused."""
     from tests.gpu.pretend_gpu import DEVICE, PretendGPU

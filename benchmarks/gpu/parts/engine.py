@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from case import Case, Figures, Where, WrongError
+import torch
+
+from case import Case, Figures, NotHereError, Where, WrongError
 from longspan import LLM, SamplingParams
+from longspan.errors import ConfigError
 from parts.instances import SHAPE
 
 BUDGET_S = 90.0
@@ -20,18 +23,31 @@ GREEDY = replace(SAMPLED, temperature=0.0)
 
 
 def cases(where: Where) -> Iterator[Case]:
-    for executor, instances in (("inproc", 1), ("inproc", 2), ("multiproc", 1)):
+    for executor, instances in (("inproc", 1), ("inproc", 2), ("multiproc", 1), ("multiproc", 2)):
         yield Case(f"{executor}, {instances} instances", lambda e=executor, n=instances: same(where, e, n))
+    yield Case("more processes than GPUs", lambda: refused(where))
 
 
 def same(where: Where, executor: str, instances: int) -> Figures:
     """In fp32, where tokens are exact."""
+    if where.is_cuda and executor == "multiproc" and instances > torch.cuda.device_count():
+        raise NotHereError(f"{torch.cuda.device_count()} GPU")
     expected, ours = generated("cpu", "inproc", 1), generated(where.device.type, executor, instances)
     agreeing = sum(a == b for a, b in zip(expected, ours, strict=True))
     figures = {"requests": len(expected), "same_tokens": agreeing}
     if agreeing < len(expected):
         raise WrongError(f"{len(expected) - agreeing} requests got other tokens than on the CPU", figures)
     return figures
+
+
+def refused(where: Where) -> Figures:
+    if not where.is_cuda:
+        raise NotHereError("no GPU")
+    try:
+        generated("cuda", "multiproc", torch.cuda.device_count() + 1)
+    except ConfigError as error:
+        return {"says": str(error)}
+    raise WrongError("they were started", {})
 
 
 @functools.cache

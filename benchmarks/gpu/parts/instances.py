@@ -17,7 +17,9 @@ import torch
 from case import Case, Figures, Where, WrongError, short
 from longspan.core.actions import KVRange, RunBatch, Segment
 from longspan.distributed.local import LocalTransport, LocalWorld
+from longspan.distributed.stream import stream_on
 from longspan.sampling_params import SamplingParams
+from longspan.worker.device import resolve_device
 from longspan.worker.messages import AllocateKV, Run, WorkerSpec
 from longspan.worker.sampling_state import SampledToken, SamplingState
 from longspan.worker.worker import Worker
@@ -67,7 +69,8 @@ def run_everywhere(specs: list[WorkerSpec]) -> list[torch.Tensor]:
 
     def serve(rank: int) -> None:
         try:
-            worker = Worker(specs[rank], LocalTransport(world, rank), model=first.model)
+            stream = stream_on(resolve_device(specs[rank]))
+            worker = Worker(specs[rank], LocalTransport(world, rank, stream), model=first.model, stream=stream)
             worker.execute(AllocateKV(REQUESTS * (PROMPT + STEPS)))
             assert worker.runner is not None
             for number, command in enumerate(commands(instances)):
@@ -131,5 +134,5 @@ def tokens(seed: int, count: int) -> bytes:
 def spec(folder: str, device: str, dtype: torch.dtype, rank: int, instances: int) -> WorkerSpec:
     return WorkerSpec(
         model_path=folder, instance=rank, tp_rank=0, num_instances=instances, tp=1,
-        dtype="float32" if dtype == torch.float32 else "bfloat16", device=device, threads=1,
+        dtype="float32" if dtype == torch.float32 else "bfloat16", device=device, threads=1, shares_devices=True,
     )  # type: ignore[arg-type]  # fmt: skip
