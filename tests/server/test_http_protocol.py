@@ -6,6 +6,8 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
+from random import Random
 
 import httpx2
 import pytest
@@ -235,6 +237,22 @@ def test_pipelined_requests_are_answered_in_order(server: LiveServer) -> None:
     assert counts == [b"%d" % count for count in range(1, 101)]
 
 
+def test_how_the_bytes_are_cut_makes_no_difference(server: LiveServer) -> None:
+    chunked = post(b"5\r\n" + X[:5] + b"\r\na\r\n" + X[5:] + b"\r\n0\r\nT: x\r\n\r\n", "Transfer-Encoding: chunked")
+    upgrade = post(X, "Connection: Upgrade", "Upgrade: h2c")
+    stream = post(b'{"prompt": "x", "stream": true}')
+    broken = post(X, "Transfer-Encoding: x")
+    whole = chunked + upgrade + post(X, path="/nope") + stream + GET + b"\r\n" + upgrade + broken
+    random = Random(16)
+    for _ in range(60):
+        cuts = sorted(random.randrange(len(whole)) for _ in range(random.randint(0, 8)))
+        with connection(server) as sock:
+            for start, end in pairwise([0, *cuts, len(whole)]):
+                sock.sendall(whole[start:end])
+            statuses = [answer.status for answer in answers(until_closed(sock))]
+        assert statuses == [200, 200, 404, 200, 200, 200, 400], cuts
+
+
 def test_garbage_behind_a_request_waits_for_its_answer(server: LiveServer) -> None:
     server.engine.hold()
     with connection(server) as sock:
@@ -244,6 +262,24 @@ def test_garbage_behind_a_request_waits_for_its_answer(server: LiveServer) -> No
         stream, refused = answers(until_closed(sock))
     assert stream.status == 200 and stream.body.endswith(b"data: [DONE]\n\n")
     assert (refused.status, refused.error["code"]) == (400, "malformed_request")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        post(X, "Transfer-Encoding: unknown"),
+        post(b"5\r\nabcdefgh\r\n", "Transfer-Encoding: chunked"),
+        post(b"zz\r\n", "Transfer-Encoding: chunked"),
+        post(b"1;" + b"x" * 300_000, "Transfer-Encoding: chunked"),
+    ],
+)
+@pytest.mark.parametrize("upgrade", [(), ("Connection: Upgrade", "Upgrade: h2c")])
+def test_a_broken_body_behind_a_request_waits_for_its_answer(
+    server: LiveServer, broken: bytes, upgrade: tuple[str, ...]
+) -> None:
+    first, second, third = exchange(server, post(X, *upgrade) + post(X) + broken)
+    assert (first.status, second.status) == (200, 200)
+    assert third.status in (400, 431) and third.error["code"] in ("malformed_request", "headers_too_large")
 
 
 def test_much_behind_a_request_is_not_kept(server: LiveServer) -> None:

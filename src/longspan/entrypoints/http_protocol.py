@@ -347,6 +347,8 @@ class BoundedHTTP(HttpToolsProtocol):
             return message
 
         cycle.receive = receive_or_refuse  # type: ignore[method-assign]
+        if self.refusal is not None:
+            cycle.message_event.set()  # no more of it will come
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
