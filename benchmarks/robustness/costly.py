@@ -22,7 +22,7 @@ from typing import Any
 from attack import Attack, Leave, Send, Wait
 from grammar import CHAT, COMPLETIONS, post
 from hostile_client import Outcome, carry_out
-from watched_server import WatchedServer, watched
+from watched_server import WatchedServer, end_cleanly_on_sigterm, watched
 
 from common import arguments, save, say
 
@@ -197,6 +197,7 @@ def main() -> int:
         [("before", "", "src folder of the version before"), ("cases", ",".join(CASES), "which"),
          ("model", "smollm2-135m", "model"), ("name", "costly", "result; empty writes none")],
     )  # fmt: skip
+    end_cleanly_on_sigterm()
     sides = {"before": Path(options.before)} if options.before else {}
     results: dict[str, Any] = {}
     for case in options.cases.split(","):

@@ -34,7 +34,7 @@ from attack import Attack, Send
 from good_client import Told, within
 from grammar import attack as make_attack
 from hostile_client import Outcome, carry_out
-from watched_server import Held, WatchedServer, replays, watched
+from watched_server import Held, WatchedServer, end_cleanly_on_sigterm, replays, watched
 
 from common import arguments, save, say
 
@@ -315,6 +315,7 @@ def main() -> int:
          ("source", "", "src folder of another version"), ("log", "", "where to keep what the server logs"),
          ("answer-within", 30.0, "seconds"), ("close-within", 90.0, "seconds")],
     )  # fmt: skip
+    end_cleanly_on_sigterm()
     with tempfile.TemporaryDirectory() as folder:
         if options.only >= 0:
             return show_one(options, Path(folder))

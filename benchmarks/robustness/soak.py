@@ -34,7 +34,7 @@ from attack import Attack, Leave, ReadSome, Send, Step, Wait
 from grammar import CHAT, COMPLETIONS, post
 from grammar import attack as hostile
 from hostile_client import Outcome, carry_out
-from watched_server import Held, WatchedServer, replays, watched
+from watched_server import Held, WatchedServer, end_cleanly_on_sigterm, replays, watched
 
 from common import arguments, save, say
 
@@ -85,6 +85,7 @@ def fixed_prompts() -> list[Fixed]:
     from longspan.engine.tokenizer import Tokenizer
     from longspan.models.catalog import resolve_model
 
+    torch.set_num_threads(1)  # more of them wait for each other on a busy machine
     resolved = resolve_model(MODEL)
     tokenizer = Tokenizer.load(resolved)
     model = AutoModelForCausalLM.from_pretrained(
@@ -317,6 +318,7 @@ def main() -> int:
         [("minutes", 30.0, "of load"), ("seed", 16, "what the requests follow from"),
          ("stages", "", "only those with this in their name"), ("name", "soak", "result; empty writes none")],
     )  # fmt: skip
+    end_cleanly_on_sigterm()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
         fixed = other.submit(fixed_prompts).result()
     say(f"{len(fixed)} fixed prompts, by transformers")

@@ -123,6 +123,11 @@ def watched(options: Sequence[str], folder: Path, source: Path | None = None) ->
         yield WatchedServer(http, probe, log)
 
 
+def end_cleanly_on_sigterm() -> None:
+    """A benchmark that is told to stop ends its server, too."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def replays(log: Path) -> bool:
     """`longspan replay` finds every decision of the event log again."""
     return (
