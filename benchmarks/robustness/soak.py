@@ -39,7 +39,7 @@ from watched_server import Held, WatchedServer, end_cleanly_on_sigterm, replays,
 from common import arguments, save, say
 
 MODEL = "smollm2-135m"
-ROTATED_BYTES, LEFT_ON_DISK_BYTES = 128 * 1024, 8 * 1024
+ROTATED_BYTES, LEFT_ON_DISK_BYTES = 128 * 1024, 2 * 1024
 SERVER = ("--dtype", "float32", "--max-model-len", "600", "--max-body-mb", "8", "--header-timeout-s", "6",
           "--body-timeout-s", "6", "--event-log-max-bytes", str(ROTATED_BYTES))  # fmt: skip
 AT_ONCE, LOOKS = 6, 6
@@ -256,7 +256,7 @@ def run_stage(stage: Stage, minutes: float, fixed: Sequence[Fixed], seed: int) -
             begin = time.monotonic()
             looks = [look(server, begin)]
             for number in range(LOOKS):
-                if stage.full_disk and number == LOOKS // 2:
+                if stage.full_disk and number == LOOKS // 3:
                     fill_disk(server, event_log)
                 asyncio.run(soak.run_until(begin + 60 * minutes * (number + 1) / LOOKS))
                 if not server.alive:
@@ -305,8 +305,7 @@ def verdicts(stage: Stage, result: dict[str, Any]) -> dict[str, bool]:
         "threads_and_files_flat": bool(looks) and threads[-1] <= threads[0] + 2 and files[-1] <= files[0] + 2,
         "exact": result["fixed_prompts_asked"] > 0 and not result["inexact"],
         "preempted": bool(result["preemptions"]) or "medha" not in stage.name,
-        "event_log": result["event_log_errors"] == 1 if stage.full_disk else result["replays"]
-        and result["event_log_errors"] == 0,
+        "event_log": result["replays"] and result["event_log_errors"] == int(stage.full_disk),
         "no_traceback": not result["tracebacks"],
         "exit_code_0": result["exit_code"] == 0,
     }  # fmt: skip
