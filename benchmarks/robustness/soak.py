@@ -185,8 +185,9 @@ class Soak:
 
 
 def text_of(outcome: Outcome) -> str:
-    body = outcome.answers[0].body.decode()
-    if not body.startswith("data: "):
+    (answer,) = outcome.answers
+    body = answer.body.decode()
+    if not answer.headers["content-type"].startswith("text/event-stream"):
         return str(json.loads(body)["choices"][0]["text"])
     events = [event.removeprefix("data: ") for event in body.split("\n\n") if event.startswith("data: {")]
     return "".join(json.loads(event)["choices"][0]["text"] for event in events)
