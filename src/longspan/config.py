@@ -174,6 +174,9 @@ class EngineConfig:
                 check_count(name, getattr(self, name))
         if self.event_log_max_bytes is not None:
             check_count("event_log_max_bytes", self.event_log_max_bytes, _MIN_EVENT_LOG_BYTES, _MOST_BYTES)
+        for name, needed in (("event_log_max_bytes", "event_log"), ("event_log_keep", "event_log_max_bytes")):
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                raise ConfigError(f"{name} needs {needed}")
         for name, value, allowed in (("dtype", self.dtype, DType), ("device", self.device, Device),
                                      ("quantization", self.quantization, Quantization),
                                      ("generation_config", self.generation_config, GenerationDefaults),

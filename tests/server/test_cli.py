@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -9,6 +10,7 @@ import pytest
 
 from longspan import __version__
 from longspan.config import EngineConfig
+from longspan.core.policies import POLICIES
 from longspan.entrypoints import cli, serve
 from longspan.entrypoints.bench import serve as bench_serve
 from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions
@@ -135,6 +137,13 @@ def test_a_bad_file(
     [
         ("serve --instances 0", "instances is 0, but must be at least 1"),
         ("serve --instances many", "many"),
+        ("serve --instances 1.5", "instances is 1.5, but must be a whole number"),
+        ("serve --kv-tokens 1e.0", "kv_tokens is 1e.0, but must be a whole number"),
+        ("serve --pp 2 --pp-layers 3 --pp-layers 2.5", "pp_layers is 2.5, but must be a whole number"),
+        ("bench latency --batch-size 0.5", "batch_size is 0.5, but must be a whole number"),
+        ("simulate --seed 1.5", "seed is 1.5, but must be a whole number"),
+        ("serve --event-log-max-bytes 4096", "event_log_max_bytes needs event_log"),
+        ("serve --event-log e.jsonl --event-log-keep 2", "event_log_keep needs event_log_max_bytes"),
         ("serve --dtype float8", "float32"),
         ("serve --quantization int3", "int8"),
         ("serve --port 70000", "port is 70000"),
@@ -167,6 +176,23 @@ def test_lists_come_from_every_source(
     assert cli.run(["serve"]) == 0
     assert cli.run(["serve", "--pp-layers", "5", "--pp-layers", "6"]) == 0
     assert [engine.pp_layers for engine, _ in started] == [(1, 2), (3, 4), (5, 6)]
+
+
+@pytest.mark.parametrize("value", ["1.5", "'1.5'", "2.0"])
+def test_counts_of_a_file_are_whole_numbers(
+    started: Started, capsys: pytest.CaptureFixture[str], tmp_path: Path, value: str
+) -> None:
+    (tmp_path / "longspan.toml").write_text(f"[serve]\nmax_waiting = {value}\n")
+    assert cli.run(["serve"]) == 2
+    assert "max_waiting is" in capsys.readouterr().err and not started
+
+
+def test_fractions_of_what_is_not_counted(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may look like a number, and seconds have fractions."""
+    monkeypatch.setenv("LONGSPAN_SERVE_TPOT_SLO_S", "0.25")
+    assert cli.run(["serve", "v1.5", "--served-model-name", "1.5", "--max-body-mb", "1.5", "--host", "127.0.0.1"]) == 0
+    ((engine, server),) = started
+    assert (engine.model, engine.served_model_name, engine.tpot_slo_s, server.max_body_mb) == ("v1.5", "1.5", 0.25, 1.5)
 
 
 def test_every_command_with_settings_has_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -226,6 +252,8 @@ def test_help_explains_every_option_and_loads_no_model_code() -> None:
         owner = "engine" if field.name in EngineConfig.__dataclass_fields__ else "server"
         assert f"{owner}.{field.name}: " in (cli.serve.__doc__ or "")
     assert "LONGSPAN_SERVE_KV_TOKENS" in shown.stdout and "longspan.toml" in shown.stdout
+    assert "--empty-" not in shown.stdout
+    assert set(re.findall(r"\w+", cli.serve.__doc__ or "")) >= POLICIES.keys()
 
 
 @pytest.mark.parametrize("asked", ["version", "--version", "-V"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -19,6 +20,8 @@ import pytest
 
 from longspan.entrypoints.serve import check_access
 from longspan.entrypoints.server_config import ServerConfig
+from longspan.entrypoints.welcome import print_welcome
+from tests.server.fake_engine import FakeEngine
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,6 +145,22 @@ def test_the_welcome_can_be_pasted() -> None:
         assert text[2].startswith(f'client = OpenAI(base_url="{url}/v1"')
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
+
+
+def test_the_welcome_of_a_server_with_keys_takes_the_key_from_the_environment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine = FakeEngine(model_name="it's \"[bold]mine[/bold]\"")
+    print_welcome(engine, "http://127.0.0.1:1", asks_for_key=True)
+    shown = capsys.readouterr().out
+    assert "export OPENAI_API_KEY" in shown and f"serves {engine.model_name} at" in shown
+    (curl,) = (line for line in shown.splitlines() if line.startswith("curl"))
+    sent = shlex.split(curl)
+    assert "Authorization: Bearer $OPENAI_API_KEY" in sent and '"Authorization:' in curl  # which the shell fills in
+    assert json.loads(sent[-1])["model"] == engine.model_name
+    python = shown[shown.index("from openai") : shown.index("Ctrl-C")]
+    assert "api_key" not in python  # so that OpenAI's client looks into the environment
+    compile(python, "pasted", "exec")
 
 
 def test_running_out_of_files_costs_connections_not_the_server() -> None:

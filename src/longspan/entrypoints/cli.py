@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from longspan.entrypoints.plan.options import PlanOptions
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.entrypoints.simulate.options import SimulateOptions
 from longspan.entrypoints.toml_config import ConfigFile, read_toml_config
+from longspan.entrypoints.whole_numbers import check_whole_numbers
 from longspan.errors import ConfigError, LongspanError
 
 FAILED = 1
@@ -33,12 +35,15 @@ app = App(
     help="Serve long-context language models with elastic sequence parallelism.",
     version=__version__,
     version_flags=("--version", "-V"),
-    config=(Env("LONGSPAN_", show=False), read_toml_config),
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-api-key: to leave it out is enough
+    config=(Env("LONGSPAN_", show=False), read_toml_config, check_whole_numbers),
 )
 
 app.command(bench)
 
 Flat = Parameter(name="*")
+EngineOptions = Parameter(name="*", group="Engine: what is served, and how")
+ServerOptions = Parameter(name="*", group="Server: who may ask, and what they may cost")
 
 
 @app.command
@@ -46,8 +51,8 @@ def serve(
     model_or_path: str | None = None,
     /,
     *,
-    engine: Annotated[EngineConfig, Flat] = EngineConfig(),  # noqa: B008  (frozen)
-    server: Annotated[ServerConfig, Flat] = ServerConfig(),  # noqa: B008
+    engine: Annotated[EngineConfig, EngineOptions] = EngineConfig(),  # noqa: B008  (frozen)
+    server: Annotated[ServerConfig, ServerOptions] = ServerConfig(),  # noqa: B008
     config: ConfigFile = None,
 ) -> int:
     """Serve a model over an OpenAI-compatible HTTP API.
@@ -77,7 +82,10 @@ def serve(
         engine.transport: How worker processes exchange; auto is NCCL between GPUs, shared memory between CPUs.
         engine.max_model_len: Longest prompt and output together, tokens; by default the model's own limit.
         engine.kv_tokens: KV slots of each instance, tokens; by default what fits.
-        engine.policy: Who runs when, and on how many instances.
+        engine.policy: Who runs when, and on how many instances: elastic_fcfs, loongserve or medha; their ablations
+            loongserve_never_splits, loongserve_no_scale_up, loongserve_reactive, loongserve_single_master; others'
+            schedulers alise, distserve, fastserve, sarathi, splitfuse, ssjf, vllm; an order, edf, fcfs, least_slack or
+            srpt; or fixed groups, replicated, static_sp or static_tp.
         engine.threads_per_device: CPU threads of each device; by default an even share of the cores.
         engine.max_waiting: Requests that may wait; more get status 429.
         engine.max_batch_tokens: Prefill tokens in one batch, for each instance that takes part.
@@ -131,7 +139,7 @@ def serve(
 
     if model_or_path is not None:
         engine = replace(engine, model=model_or_path)
-    return serve(engine, server, announce=print_welcome)
+    return serve(engine, server, announce=partial(print_welcome, asks_for_key=server.has_keys))
 
 
 @app.command

@@ -52,7 +52,10 @@ class Decoder(Protocol):
 
 def read_header(text: bytes) -> Header:
     """Raises ValueError (of which msgspec's errors are some)."""
-    content = msgspec.json.decode(text, type=dict[str, Any])
+    try:
+        content = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(f"this is no event log, whose first line is an object of JSON ({error})") from error
     version = content.get("version")
     if version == 1:
         config = content.get("config")
