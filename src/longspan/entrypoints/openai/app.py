@@ -46,7 +46,7 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     )
     app.state.context = context
     app.state.bodies = Bodies(limit=config.max_body_bytes, budget=config.body_budget_bytes)
-    routers = [router(context) for router in (models_router, completions_router, chat_router, health_router)]
+    routers = [router(context) for router in (completions_router, chat_router, models_router, health_router)]
     for router in routers:
         app.include_router(router)
     errors.install(app, metrics)

@@ -40,13 +40,16 @@ from longspan.metrics.prometheus import Arrival
 def chat_router(context: Context) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", **operation(context, ChatCompletionRequest, ChatAnswer, ChatChunk))
     async def create_chat_completion(request: Request) -> Response:
         async def work(body: ChatCompletionRequest, arrival: Arrival) -> Response:
             return await _answer(context, body, arrival, request_id_of(request.scope))
 
         return await answer(context, request, ChatCompletionRequest, work)
 
+    # The first is called; the second is for /openapi.json: it would only add what FastAPI does about dependencies.
+    router.add_route("/v1/chat/completions", create_chat_completion, methods=["POST"], include_in_schema=False)
+    described = operation(context, ChatCompletionRequest, ChatAnswer, ChatChunk)
+    router.post("/v1/chat/completions", **described)(create_chat_completion)
     return router
 
 

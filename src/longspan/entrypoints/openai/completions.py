@@ -35,13 +35,16 @@ from longspan.metrics.prometheus import Arrival
 def completions_router(context: Context) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/completions", **operation(context, CompletionRequest, CompletionAnswer, CompletionAnswer))
     async def create_completion(request: Request) -> Response:
         async def work(body: CompletionRequest, arrival: Arrival) -> Response:
             return await _answer(context, body, arrival, request_id_of(request.scope))
 
         return await answer(context, request, CompletionRequest, work)
 
+    # The first is called; the second is for /openapi.json: it would only add what FastAPI does about dependencies.
+    router.add_route("/v1/completions", create_completion, methods=["POST"], include_in_schema=False)
+    described = operation(context, CompletionRequest, CompletionAnswer, CompletionAnswer)
+    router.post("/v1/completions", **described)(create_completion)
     return router
 
 
