@@ -127,25 +127,18 @@ async def _steps(attack: Attack, reader: asyncio.StreamReader, writer: asyncio.S
 
 
 async def _read_to_the_end(outcome: Outcome, reader: asyncio.StreamReader) -> None:
-    """All answers that are due; where none is, until the server closes."""
-    attack = outcome.attack
-    methods = iter(attack.methods)
-    while True:
-        method = next(methods, None)
-        if method is None and attack.due == "answer":
-            outcome.ending = "answered"
-            return
-        answer = await read_answer(reader, method or "POST")
+    """All answers that are due; or none, if the server closes. One that says that it closes is the last."""
+    methods = outcome.attack.methods
+    while len(outcome.answers) < max(1, len(methods)):
+        method = methods[len(outcome.answers)] if methods else "POST"
+        answer = await read_answer(reader, method)
         if answer is None:
-            outcome.ending = "answered" if len(outcome.answers) >= len(attack.methods) > 0 else "closed"
+            outcome.ending = "closed"
             return
         outcome.answers.append(answer)
         if answer.headers.get("connection") == "close" or not answer.complete:
-            outcome.ending = "answered"
-            return
-        if attack.due == "answer or close" and method is not None:
-            outcome.ending = "answered"
-            return
+            break
+    outcome.ending = "answered"
 
 
 def _failure(outcome: Outcome) -> str | None:
