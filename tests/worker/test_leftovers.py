@@ -140,15 +140,17 @@ def test_workers_log_through_the_engine(
 
 def test_only_abandoned_meeting_places_are_removed(tmp_path: Path) -> None:
     alive = MeetingPlace(tmp_path)
-    abandoned, file, link = tmp_path / "longspan-old", tmp_path / "longspan-file", tmp_path / "longspan-link"
+    abandoned, file, link = (tmp_path / f"longspan-meeting-{name}" for name in ("old", "file", "link"))
     abandoned.mkdir()
+    unlocked = tmp_path / "longspan-0_a1b2c3"  # of an engine of a version that did not lock it
+    unlocked.mkdir()
     (abandoned / "0-to-1").touch()
     file.touch()
     (tmp_path / "elsewhere").mkdir()
     link.symlink_to(tmp_path / "elsewhere")
     newcomer = MeetingPlace(tmp_path)
     assert alive.path.is_dir() and newcomer.path.is_dir() and not abandoned.exists()
-    assert file.exists() and link.is_symlink() and (tmp_path / "elsewhere").is_dir()
+    assert unlocked.is_dir() and file.exists() and link.is_symlink() and (tmp_path / "elsewhere").is_dir()
     for place in (alive, newcomer, newcomer):
         place.close()
     assert not alive.path.exists() and not newcomer.path.exists()

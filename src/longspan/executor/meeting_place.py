@@ -13,7 +13,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-_PREFIX = "longspan-"
+_PREFIX = "longspan-meeting-"  # not that of versions that did not lock theirs
 
 
 class MeetingPlace:
