@@ -11,6 +11,7 @@ prompt. A case that is not through in CUT_OFF_S is cut off.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import tempfile
 import time
@@ -24,9 +25,9 @@ from grammar import CHAT, COMPLETIONS, post
 from hostile_client import Outcome, carry_out
 from watched_server import WatchedServer, end_cleanly_on_sigterm, watched
 
-from common import arguments, save, say
+from common import RESULTS, arguments, save, say
 
-CUT_OFF_S = 100.0
+CUT_OFF_S = 60.0
 SETTLE_S = 3.0  # then memory is read once more
 LOOK_EVERY_S = 0.05
 SERVER = ("--instances", "2", "--policy", "medha", "--kv-tokens", "16384")
@@ -181,6 +182,12 @@ def still_answers(server: WatchedServer) -> bool:
     return True
 
 
+def earlier(name: str) -> dict[str, Any]:
+    """Cases of an earlier run, which stay where they are not measured again."""
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text())["results"]["cases"]) if path.exists() else {}
+
+
 def tell(case: str, side: str, figures: dict[str, Any]) -> None:
     memory, callback = figures["memory_mib"], figures["longest_callback_ms"]
     say(
@@ -210,6 +217,7 @@ def main() -> int:
         for now in (sides["now"] for sides in results.values())
     )  # fmt: skip
     if options.name:
+        results = {case: sides for case, sides in (earlier(options.name) | results).items() if case in CASES}
         save(options.name, {"server": ["longspan", "serve", options.model, *SERVER], "cut_off_s": CUT_OFF_S,
                             "cases": results})  # fmt: skip
     return int(not met)
