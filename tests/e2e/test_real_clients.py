@@ -115,7 +115,8 @@ async def test_twenty_streams_and_five_that_leave(server: Server) -> None:
 
 
 def test_a_client_that_leaves_before_its_first_token(server: Server, moby_dick: str) -> None:
-    hasty = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=0.5)
+    patience = openai.Timeout(60, read=0.5)
+    hasty = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=patience)
     with pytest.raises(openai.APITimeoutError):
         hasty.completions.create(model=MODEL, prompt=moby_dick[:24_000], max_tokens=100)
     server.wait_until_free()

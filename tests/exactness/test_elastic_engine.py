@@ -26,7 +26,7 @@ def check(
     """All as transformers has it, and every slot free at the end."""
     with LLM(
         str(model.path), policy=policy, dtype="float32", executor=executor, threads_per_device=1,
-        kv_tokens=12_000, **settings,
+        kv_tokens=4_000, **settings,
     ) as llm:  # fmt: skip
         completions = llm.generate(prompts, GREEDY)
         llm.wait_idle()

@@ -59,7 +59,8 @@ def test_a_line_for_each_request(logged: LiveServer, caplog: pytest.LogCaptureFi
 def test_a_client_that_leaves_is_a_499(logged: LiveServer, caplog: pytest.LogCaptureFixture) -> None:
     logged.engine.hold()
     with pytest.raises(httpx2.ReadTimeout):
-        httpx2.post(f"{logged.url}/v1/completions", json={"prompt": "x"}, timeout=0.2, trust_env=False)
+        patience = httpx2.Timeout(30, read=0.2)
+        httpx2.post(f"{logged.url}/v1/completions", json={"prompt": "x"}, timeout=patience, trust_env=False)
     logged.engine.ended.get(timeout=30)
     exchange(logged, post(b"{}", "Connection: close"))  # its line comes later
     assert [line["status"] for line in lines(caplog)] == [499, 400]
