@@ -93,9 +93,6 @@ class _Bucket:
         self.rows = torch.tensor([s.start for s in segments])
         lengths_B = torch.tensor([len(s.slots) for s in segments])
         self.longest = int(lengths_B.max())
-        # Padded with a slot of its own: what weighs nothing still turns into NaN where another request's KV is.
-        padded = [torch.cat((s.slots, s.slots[:1].expand(self.longest - len(s.slots)))) for s in segments]
-        self.keys = _Keys(segments[0].slots if len(segments) == 1 else torch.cat(padded))
         positions_S = torch.arange(self.longest)
         # Padded with a slot of one's own: a weight of 0 does not help against NaN in another request's.
         slots = [s.slots[positions_S.clamp(max=len(s.slots) - 1)] for s in segments]
