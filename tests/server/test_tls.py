@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import openai
 import pytest
 import trustme
 
+from longspan.entrypoints import cli
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.entrypoints.tls import tls_settings
 from longspan.errors import ConfigError
@@ -156,3 +158,23 @@ def test_a_key_with_a_password(files: Files, tmp_path: Path, monkeypatch: pytest
 def test_what_needs_a_certificate(name: str) -> None:
     with pytest.raises(ConfigError, match="needs ssl_certfile"):
         ServerConfig(**{name: "x"})  # type: ignore[arg-type]
+
+
+def test_our_own_clients_believe_the_authorities_that_the_environment_names(
+    secure: LiveServer, files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"https://localhost:{secure.port}"
+    for command in ("chat", "bench serve --num-requests 1 --input-len 9 --output-len 4 --token-ids 1:200"):
+        monkeypatch.setattr("sys.stdin", io.StringIO("one\n"))
+        asked = [*command.split(), "--url", url]
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        assert cli.run(asked) == 1
+        error = capsys.readouterr().err
+        assert "is not trusted" in error and "SSL_CERT_FILE" in error and error.count("\n") == 1
+        monkeypatch.setenv("SSL_CERT_FILE", str(files["authority"]))
+        assert cli.run(asked) == 0, capsys.readouterr().err
+    assert [each.id for each in openai.OpenAI(base_url=f"{url}/v1", api_key="none").models.list()] == [MODEL]
+    for broken in ("nonsense", "key"):
+        monkeypatch.setenv("SSL_CERT_FILE", str(files[broken]))
+        assert cli.run(["chat", "--url", url]) == 2
+        assert "SSL_CERT_FILE" in capsys.readouterr().err

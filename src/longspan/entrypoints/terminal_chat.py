@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from longspan.entrypoints.bearer import authorization
+from longspan.entrypoints.trust import VARIABLES, no_connection, own_authorities
 from longspan.errors import ConfigError, LongspanError
 
 CONNECT_TIMEOUT_S = 5.0  # answers may take as long as they need: a long prompt is prefilled first
@@ -41,7 +42,12 @@ class Conversation:
             raise ConfigError(f"url is {url!r}, but must be like http://127.0.0.1:8000")
         local = parts.hostname in ("127.0.0.1", "localhost", "::1")
         authorized = authorization(api_key)
+        try:
+            authorities = own_authorities()
+        except OSError as error:
+            raise ConfigError(f"{' or '.join(VARIABLES)} names certificates that cannot be read: {error}") from error
         self.client = httpx2.Client(
+            verify=True if authorities is None else authorities,
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
             trust_env=not local,  # no proxy leads to this machine
             headers={} if authorized is None else {"authorization": authorized},
@@ -110,7 +116,9 @@ class Conversation:
         try:
             yield
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL) as error:
-            raise ChatError(f"no server answers at {self.url} ({error}); start one with: longspan serve") from error
+            why = no_connection(self.url, error)
+            hint = "; start one with: longspan serve" if why.startswith("no server") else ""
+            raise ChatError(f"{why}{hint}") from error
         except httpx2.HTTPError as error:
             raise ChatError(f"the connection to {self.url} broke: {error or type(error).__name__}") from error
 

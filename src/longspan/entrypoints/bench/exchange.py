@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 import httptools
 
 from longspan.entrypoints.bearer import authorization
+from longspan.entrypoints.trust import no_connection
 from longspan.errors import ConfigError, LongspanError
 
 clock = time.monotonic
@@ -99,7 +100,7 @@ async def _exchange(endpoint: Endpoint, request: bytes, on_data: OnData) -> int:
             lambda: _Exchange(on_data, loop.create_future()), endpoint.host, endpoint.port, ssl=endpoint.tls
         )
     except OSError as error:
-        raise ExchangeError(f"no server answers at {endpoint.url} ({error})") from error
+        raise ExchangeError(no_connection(endpoint.url, error)) from error
     try:
         transport.write(request)
         return await protocol.done

@@ -108,7 +108,7 @@ def parse_range(name: str, text: str, most: int = MOST_TOKENS) -> tuple[int, int
         parsed = (0, 0)
     if not 1 <= parsed[0] <= parsed[1] <= most:
         raise ConfigError(
-            f"{name} is {text!r}, but must be a number such as 512, or a range such as 128:384, of at most {most}"
+            f"{name} is {text!r}, but must be a number such as 512, or a range such as 128:384, from 1 to {most}"
         )
     return parsed
 
