@@ -7,44 +7,40 @@ lists of a bounded length.
 
 from __future__ import annotations
 
-import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 from msgspec import UNSET, Raw, Struct, UnsetType
 from pydantic import ValidationError
 
+from longspan.entrypoints.openai.body_fields import cut_body
 from longspan.entrypoints.openai.bounds import (
-    MAX_DEPTH,
     MAX_ENVELOPE_BYTES,
     MAX_NODES,
     MAX_SCALAR_BYTES,
     MAX_STOPS_CHARS,
     Bounds,
 )
-from longspan.entrypoints.openai.json_place import bad_utf8, join, lone_surrogate, place_of, repeated_name
+from longspan.entrypoints.openai.json_counts import Counting, at_least_lists, at_least_strings, count_one
+from longspan.entrypoints.openai.json_values import bounded, num_nodes, scalar, too_large, typed
 from longspan.entrypoints.openai.messages import ChatMessage
+from longspan.entrypoints.openai.problems import request_error
 from longspan.entrypoints.openai.protocol import INT32_MAX, SamplingFields, whole
 from longspan.entrypoints.openai.quoting import quoted
 from longspan.entrypoints.openai.unsupported import refuse_unsupported
 from longspan.errors import RequestError
 
-T = TypeVar("T")
 R = TypeVar("R", bound=SamplingFields)
 Decode = Callable[[bytes, str], Any]
 
 LARGE_BODY = 32 * 1024
 """Bytes; a body beyond them is worth a thread."""
 
-MAX_PROBLEMS_NAMED = 3
 _STOPS_BYTES = MAX_STOPS_CHARS * 12
 _TOOLS_BYTES = 2**20
-_LOOKED_THROUGH = 2**20  # bytes; beyond, of a field that is given twice the last counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +51,11 @@ class BodyReader:
 
     def read(self, body: bytes | bytearray, content_type: str, kind: type[R]) -> R:
         """Raises RequestError, which names the field."""
-        fields = self._decoded(_cut(body, content_type, kind), kind)
+        fields = self._decoded(cut_body(body, content_type, kind), kind)
         try:
             request = kind.model_validate(fields)
         except ValidationError as error:
-            raise _request_error(error) from None
+            raise request_error(error) from None
         self._check_limits(fields)
         return request
 
@@ -76,11 +72,11 @@ class BodyReader:
         special: dict[str, Decode] = {
             "messages": self._messages,
             "prompt": self._prompt,
-            "stop": partial(_bounded, max_bytes=_STOPS_BYTES),
-            "stop_token_ids": partial(_bounded, max_bytes=MAX_ENVELOPE_BYTES),
-            "tools": partial(_bounded, max_bytes=_TOOLS_BYTES),
-            "tool_choice": partial(_bounded, max_bytes=MAX_ENVELOPE_BYTES),
-            "chat_template_kwargs": partial(_bounded, max_bytes=MAX_ENVELOPE_BYTES),
+            "stop": partial(bounded, max_bytes=_STOPS_BYTES),
+            "stop_token_ids": partial(bounded, max_bytes=MAX_ENVELOPE_BYTES),
+            "tools": partial(bounded, max_bytes=_TOOLS_BYTES),
+            "tool_choice": partial(bounded, max_bytes=MAX_ENVELOPE_BYTES),
+            "chat_template_kwargs": partial(bounded, max_bytes=MAX_ENVELOPE_BYTES),
         }
         fields = {}
         for name, cut in given.items():
@@ -88,7 +84,7 @@ class BodyReader:
             if name in kind.unsupported:
                 refuse_unsupported(name, raw, kind.unsupported[name])
             else:
-                fields[name] = special.get(name, _scalar)(raw, name)
+                fields[name] = special.get(name, scalar)(raw, name)
         return fields
 
     # -- prompts
@@ -100,14 +96,14 @@ class BodyReader:
         if first == b'"':
             return [self._text(raw, place)]
         if inner == b'"':
-            self._check_count(_at_least_strings, raw, place)
-            texts: list[str] = _typed(raw, list[str], place, _NO_PROMPT)
+            self._check_count(at_least_strings, raw, place)
+            texts: list[str] = typed(raw, list[str], place, _NO_PROMPT)
             for number, text in enumerate(texts):
                 self._check_chars(len(text), f"{place}[{number}]")
             return texts
         if inner == b"[":
-            self._check_count(_at_least_lists, raw, place)
-            lists = _typed(raw, list[Raw], place, _NO_PROMPT)
+            self._check_count(at_least_lists, raw, place)
+            lists = typed(raw, list[Raw], place, _NO_PROMPT)
             return [self._token_ids(bytes(ids), f"{place}[{number}]") for number, ids in enumerate(lists)]
         if inner and inner in b"-0123456789":
             return [self._token_ids(raw, place)]
@@ -118,7 +114,7 @@ class BodyReader:
         count = raw.count(b",") + 1
         if count > self.bounds.prompt_tokens:
             raise too_long(place, f"{count} tokens", self.bounds)
-        numbers: list[Any] = _typed(raw, list[int | float], place, _NO_PROMPT)
+        numbers: list[Any] = typed(raw, list[int | float], place, _NO_PROMPT)
         if b"." in raw or b"e" in raw or b"E" in raw:
             numbers = list(map(whole, numbers))  # 16.0 is a whole number in JSON
         ids = token_array(numbers, place)
@@ -142,7 +138,7 @@ class BodyReader:
         # No character takes more than 4 bytes, but those of escapes, each of which begins with a backslash.
         if (len(raw) - 2 - 6 * raw.count(b"\\")) / 4 > self.bounds.prompt_chars:
             raise too_long(place, f"{len(raw)} bytes", self.bounds)
-        text: str = _typed(raw, str, place)
+        text: str = typed(raw, str, place)
         self._check_chars(len(text), place)
         return text
 
@@ -154,9 +150,9 @@ class BodyReader:
 
     def _messages(self, raw: bytes, place: str) -> object:
         if not raw.startswith(b"["):
-            return _scalar(raw[:MAX_SCALAR_BYTES] if raw.startswith(b'"') else b"{}", place)  # of the wrong type
-        with _counting(self.bounds.prompt_tokens, _too_many_messages(self.bounds)):
-            cut = _typed(raw, list[_Message], place)
+            return scalar(raw[:MAX_SCALAR_BYTES] if raw.startswith(b'"') else b"{}", place)  # of the wrong type
+        with Counting(self.bounds.prompt_tokens, _too_many_messages(self.bounds)):
+            cut = typed(raw, list[_Message], place)
         chars, nodes, messages = 0, 0, []
         for number, message in enumerate(cut):
             fields: dict[str, Any] = {}
@@ -172,13 +168,13 @@ class BodyReader:
                     text = fields[name] = self._content(content, f"{where}.{name}")
                     chars += len(text) if isinstance(text, str) else 0
                 elif name == "tool_calls":
-                    nodes += _num_nodes(content)
+                    nodes += num_nodes(content)
                     if nodes > MAX_NODES:
-                        raise _too_large(f"{where}.{name}", "the tool calls of all messages hold more than can be read")
+                        raise too_large(f"{where}.{name}", "the tool calls of all messages hold more than can be read")
                     chars += len(content) // 12
-                    fields[name] = _typed(content, list[_ToolCall] | None, f"{where}.{name}")
+                    fields[name] = typed(content, list[_ToolCall] | None, f"{where}.{name}")
                 else:
-                    fields[name] = _scalar(content, f"{where}.{name}")
+                    fields[name] = scalar(content, f"{where}.{name}")
             if chars > self.bounds.prompt_chars:
                 raise too_long(place, f"more than {chars} characters", self.bounds)
             messages.append(_validated(fields, where))
@@ -189,12 +185,12 @@ class BodyReader:
         if raw.startswith(b'"'):
             return self._text(raw, place)
         if not raw.startswith(b"["):
-            return _scalar(raw, place) if len(raw) < MAX_SCALAR_BYTES else {}
-        with _counting(self.bounds.prompt_tokens, _too_many_messages(self.bounds)):
-            parts = _typed(raw, list[_Part], place)
+            return scalar(raw, place) if len(raw) < MAX_SCALAR_BYTES else {}
+        with Counting(self.bounds.prompt_tokens, _too_many_messages(self.bounds)):
+            parts = typed(raw, list[_Part], place)
         texts, chars = [], 0
         for number, part in enumerate(parts):
-            kind = None if part.type is UNSET else _scalar(bytes(part.type), f"{place}[{number}].type")
+            kind = None if part.type is UNSET else scalar(bytes(part.type), f"{place}[{number}].type")
             if kind != "text":
                 raise RequestError(
                     f"{place}: part {number} is of type {quoted(kind)}, but only parts of type 'text' are supported",
@@ -231,207 +227,16 @@ def _no_token_id(place: str) -> RequestError:
     return RequestError(f"{place} holds a number that is no token id", param=place, code="invalid_value")
 
 
-# -- the body as a whole
-
-
-def _cut(body: bytes | bytearray, content_type: str, kind: type[SamplingFields]) -> dict[str, Raw]:
-    """The JSON of each known field that is given."""
-    if not _is_json(content_type):
-        raise _invalid("send the body as JSON, with the header 'Content-Type: application/json'")
-    if not body:
-        raise _invalid("the request has no body; send a JSON object")
-    if body.startswith(b"\xef\xbb\xbf"):
-        raise _invalid("the request body begins with a byte order mark; send UTF-8 without it")
-    if (bad := bad_utf8(body)) is not None:
-        raise _broken_text(body, bad, "bytes that are not UTF-8")
-    try:
-        given = msgspec.json.decode(body, type=_body_type(kind))
-    except msgspec.ValidationError as error:
-        raise _invalid(f"the request body is no JSON object: {error}") from None
-    except msgspec.DecodeError as error:
-        if (lone := lone_surrogate(body)) is not None:
-            raise _broken_text(body, lone, "half of a surrogate pair") from None
-        raise _invalid(f"the request body is not valid JSON: {_lower(str(error))}") from None
-    except RecursionError:
-        raise _invalid("the request body is nested too deeply") from None
-    fields = {name: raw for name in given.__struct_fields__ if (raw := getattr(given, name)) is not UNSET}
-    for name in fields if len(body) <= _LOOKED_THROUGH else ():
-        if body.count(b'"%s"' % name.encode()) > 1 and repeated_name(body, name):
-            raise RequestError(f"{name} is given twice", param=name, code="duplicate_field")
-    return fields
-
-
-@cache
-def _body_type(kind: type[SamplingFields]) -> type[Struct]:
-    """The known names, so that nothing is built of any other."""
-    names = dict.fromkeys((*kind.model_fields, *kind.unsupported))
-    return msgspec.defstruct("Body", [(name, Raw | UnsetType, UNSET) for name in names])
-
-
-def _is_json(content_type: str) -> bool:
-    media = content_type.partition(";")[0].strip().lower()
-    return media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
-
-
-def _invalid(message: str) -> RequestError:
-    return RequestError(message, code="invalid_json")
-
-
-def _broken_text(body: bytes | bytearray, position: int, what: str) -> RequestError:
-    place = place_of(body, position)
-    where = f"{quoted_place(place)} holds" if place else "the request body holds"
-    return RequestError(
-        f"{where} {what}, at byte {position}; a text must be valid Unicode",
-        param=quoted_place(place), code="invalid_unicode",
-    )  # fmt: skip
-
-
-def quoted_place(place: str | None) -> str | None:
-    """Names come from clients."""
-    return place if place is None or len(place) <= 200 else place[:200] + "…"
-
-
-def _request_error(error: ValidationError) -> RequestError:
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    named = [f"{join(problem['loc']) or 'body'}: {problem['msg']}" for problem in problems[:MAX_PROBLEMS_NAMED]]
-    if len(problems) > MAX_PROBLEMS_NAMED:
-        named.append(f"and {len(problems) - MAX_PROBLEMS_NAMED} more")
-    first = problems[0]
-    return RequestError("; ".join(named), param=join(first["loc"]) or None, code=_code(first["type"]))
-
-
-def _code(problem: str) -> str:
-    """OpenAI's code for a problem of pydantic's."""
-    if problem == "missing":
-        return "missing_required_parameter"
-    if problem.endswith(("_type", "_parsing")) or problem in ("int_from_float", "model_attributes_type"):
-        return "invalid_type"
-    return _CODES.get(problem, "invalid_value")
-
-
-_CODES = {
-    "too_long": "array_above_max_length",
-    "too_short": "empty_array",
-    "string_too_long": "string_above_max_length",
-    "string_too_short": "empty_string",
-    "literal_error": "unsupported_value",
-}
-
-
-# -- values
-
-
-def _scalar(raw: bytes, place: str) -> Any:
-    return _bounded(raw, place, max_bytes=MAX_SCALAR_BYTES)
-
-
-def _bounded(raw: bytes, place: str, *, max_bytes: int) -> Any:
-    """Any JSON within `max_bytes`, not too many values in it, and none nested too deeply."""
-    if len(raw) > max_bytes:
-        raise _too_large(place, f"it has {len(raw)} bytes, but at most {max_bytes} are read")
-    if _num_nodes(raw) > MAX_NODES:
-        raise _too_large(place, f"it holds more than {MAX_NODES} values")
-    value = _typed(raw, Any, place)
-    if _deeper_than(value, MAX_DEPTH):
-        raise _too_large(place, f"it is nested deeper than {MAX_DEPTH} levels")
-    return value
-
-
-def _typed(raw: bytes, kind: Any, place: str, otherwise: str | None = None) -> Any:
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.ValidationError as error:
-        what, _, inner = str(error).partition(" - at `$")
-        where = place + inner.rstrip("`").replace("[...]", "")
-        if what == "Number out of range":
-            raise RequestError(f"{where}: the number is not finite", param=where, code="invalid_value") from None
-        raise RequestError(f"{where}: {otherwise or what}", param=where, code="invalid_type") from None
-    except (msgspec.DecodeError, ValueError) as error:
-        raise RequestError(f"{place}: {_lower(str(error))[:200]}", param=place, code="invalid_value") from None
-    except RecursionError:
-        raise _too_large(place, "it is nested too deeply") from None
-
-
 def _validated(fields: dict[str, Any], place: str) -> ChatMessage:
     try:
         message = ChatMessage.model_validate(fields)
         message.check(place)
         return message
     except ValidationError as error:
-        found = _request_error(error)
+        found = request_error(error)
         where = f"{place}.{found.param}" if found.param else place
         said = str(found).replace(f"{found.param}: ", f"{where}: ", 1)
         raise RequestError(said, param=where, code=found.code) from None
-
-
-def _too_large(place: str, why: str) -> RequestError:
-    return RequestError(f"{place} is too large: {why}", param=place, code="value_too_large")
-
-
-def _num_nodes(raw: bytes) -> int:
-    """At least as many as there are values in it."""
-    return raw.count(b",") + raw.count(b"[") + raw.count(b"{") + 1
-
-
-def _deeper_than(value: Any, levels: int) -> bool:
-    layer = [value]
-    for _ in range(levels + 1):
-        layer = [
-            inner
-            for outer in layer
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not layer:
-            return False
-    return True
-
-
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]
-
-
-# -- counting without building: a text that has N members and a comma behind each of them has more than N
-
-
-@cache
-def _repeated(member: bytes, times: int) -> re.Pattern[bytes]:
-    return re.compile(rb"\[(?:\s*+" + member + rb"\s*+,){%d}+" % times, re.DOTALL)
-
-
-def _at_least_strings(raw: bytes, count: int) -> bool:
-    return _repeated(rb'"(?:[^"\\]++|\\.)*+"', count - 1).match(raw) is not None
-
-
-def _at_least_lists(raw: bytes, count: int) -> bool:
-    return _repeated(rb"\[[^\]]*+\]", count - 1).match(raw) is not None
-
-
-class _Count(threading.local):
-    left = 0
-    too_many: RequestError | None = None
-
-    def one(self) -> None:
-        self.left -= 1
-        if self.left < 0 and self.too_many is not None:
-            raise self.too_many
-
-
-_count = _Count()
-
-
-class _counting:
-    """While it is entered, structs that count themselves are refused beyond `limit`."""
-
-    def __init__(self, limit: int, too_many: RequestError) -> None:
-        self.limit = limit
-        self.too_many = too_many
-
-    def __enter__(self) -> None:
-        _count.left, _count.too_many = self.limit, self.too_many
-
-    def __exit__(self, *_: object) -> None:
-        _count.too_many = None
 
 
 class _Message(Struct, gc=False):
@@ -445,7 +250,7 @@ class _Message(Struct, gc=False):
     function_call: Raw | UnsetType = UNSET
 
     def __post_init__(self) -> None:
-        _count.one()
+        count_one()
 
 
 class _Part(Struct, gc=False):
@@ -453,7 +258,7 @@ class _Part(Struct, gc=False):
     text: Raw | UnsetType = UNSET
 
     def __post_init__(self) -> None:
-        _count.one()
+        count_one()
 
 
 class _CalledFunction(Struct, gc=False):
