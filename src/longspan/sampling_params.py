@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 from longspan.errors import RequestError
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
@@ -12,16 +15,21 @@ MAX_LOGPROBS = 20
 MIN_REPETITION_PENALTY = 0.01  # logits are divided by it, and must stay finite
 
 
+_WHOLE = ("max_tokens", "top_k", "seed", "logprobs")
+_REAL = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """Sampling settings, in OpenAI's and vLLM's names.
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 are off. `max_tokens` None means
     "as many as fit". `logprobs` None means none; 0 gives the chosen token's only; n adds the n best.
-    `service`: deadlines and priority, for policies that go by them.
+    `service`: deadlines and priority, for policies that go by them. A single stop string may stand for itself, and
+    numbers may be numpy's.
 
     Raises:
-        RequestError: a value is out of range; the message names field, value and range.
+        RequestError: a value is of another type or out of range; the message names field, value and range.
     """
 
     max_tokens: int | None = None
@@ -41,6 +49,7 @@ class SamplingParams:
     service: ServiceLevel = DEFAULT_SERVICE
 
     def __post_init__(self) -> None:
+        self._settle_types()
         _check_range("temperature", self.temperature, 0.0, 2.0)
         _check_range("top_p", self.top_p, 0.0, 1.0, low_open=True)
         _check_range("min_p", self.min_p, 0.0, 1.0)
@@ -60,6 +69,23 @@ class SamplingParams:
         if any(not text for text in self.stop):
             raise RequestError("stop holds an empty string; leave it out", param="stop")
 
+    def _settle_types(self) -> None:
+        """Fields become what they are declared as, where that says the same; nothing else can travel to a worker."""
+        settled: dict[str, Any] = {"stop": _texts(self.stop)}
+        settled["stop_token_ids"] = tuple(_whole("stop_token_ids", one) for one in _several(self.stop_token_ids))
+        for name in _WHOLE:
+            if (value := getattr(self, name)) is not None or name == "top_k":
+                settled[name] = _whole(name, value)
+        for name in _REAL:
+            settled[name] = _real(name, getattr(self, name))
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+        for name in ("include_stop_str_in_output", "ignore_eos"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise _wrong_type(name, value, "True or False")
+        if not isinstance(self.service, ServiceLevel):
+            raise _wrong_type("service", self.service, "a ServiceLevel")
+
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
@@ -74,3 +100,37 @@ def _check_range(name: str, value: float, low: float, high: float, *, low_open: 
     if not inside:  # also catches NaN
         bracket = "(" if low_open else "["
         raise RequestError(f"{name} is {value}, but must lie in {bracket}{low}, {high}]", param=name)
+
+
+def _whole(name: str, value: object) -> int:
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise _wrong_type(name, value, "a whole number")
+    return int(value)
+
+
+def _real(name: str, value: object) -> float:
+    if type(value) is float or type(value) is int:
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise _wrong_type(name, value, "a number")
+    return float(value)
+
+
+def _texts(stop: object) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        return (stop,)
+    texts = _several(stop)
+    if not all(isinstance(text, str) for text in texts):
+        raise _wrong_type("stop", stop, "a text, or several")
+    return texts
+
+
+def _several(value: object) -> tuple[Any, ...]:
+    """What is no collection stands for itself, so that the message can name it."""
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+
+
+def _wrong_type(name: str, value: object, wanted: str) -> RequestError:
+    return RequestError(f"{name} is {repr(value)[:100]}, but must be {wanted}", param=name, code="invalid_type")

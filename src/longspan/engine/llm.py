@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import Future
+from collections.abc import Coroutine, Iterable, Mapping, Sequence, Set
+from concurrent.futures import CancelledError, Future
 from contextlib import nullcontext
 from dataclasses import fields
+from numbers import Integral
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,7 +21,7 @@ from longspan.config import DEFAULT_MODEL, EngineConfig
 from longspan.core.policies.base import Policy
 from longspan.engine.async_llm import AsyncLLM
 from longspan.engine.phase_display import shown_phases
-from longspan.errors import ConfigError
+from longspan.errors import ConfigError, EngineDeadError, RequestError
 from longspan.outputs import Completion, EngineStats, PositionLogprobs
 from longspan.phases import OnPhase
 from longspan.sampling_params import SamplingParams
@@ -27,9 +29,14 @@ from longspan.sampling_params import SamplingParams
 T = TypeVar("T")
 Prompt = str | Sequence[int]
 
+_CLOSED = "the engine was closed"
+
 
 class LLM:
     """A model on elastic instances, in this program. Also a context manager; `close` ends the workers.
+
+    Threads may share one. A call that is interrupted (Ctrl-C) takes its requests with it. After `close`, and after the
+    engine has died, every call raises EngineDeadError.
 
     settings: the fields of `EngineConfig`. policy: a name, or a policy of your own. on_phase: hears how far the start
     is; without one, a terminal shows it.
@@ -40,19 +47,22 @@ class LLM:
     """
 
     def __init__(
-        self, model: str = DEFAULT_MODEL, *, policy: str | Policy | None = None, on_phase: OnPhase | None = None,
-        **settings: Any,
+        self, model: str | os.PathLike[str] = DEFAULT_MODEL, *, policy: str | Policy | None = None,
+        on_phase: OnPhase | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         known = {f.name for f in fields(EngineConfig)}
         if unknown := sorted(set(settings) - known):
             raise ConfigError(f"unknown settings {', '.join(unknown)}; there are {', '.join(sorted(known))}")
         if isinstance(policy, str):
             settings["policy"], policy = policy, None
-        config = EngineConfig(model=model, **settings)
+        config = EngineConfig(model=os.fspath(model), **settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
         self._ids = 0
+        self._room = asyncio.Semaphore(config.max_waiting)  # of all threads' calls together
+        self._submitting, self._ending = threading.Lock(), threading.RLock()
+        self._closed = False
         try:
             with nullcontext(on_phase) if on_phase else shown_phases(say=None) as told:
                 self.engine = self._call(AsyncLLM.start(config, policy, told))
@@ -62,20 +72,16 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompt | Iterable[Prompt],
+        params: SamplingParams | Iterable[SamplingParams] | None = None,
     ) -> list[Completion]:
         """One completion for each prompt (text or token ids), in order.
 
         Raises RequestError before anything runs, if a prompt or setting cannot be served.
         """
         texts = _as_list(prompts)
-        settings = [params or SamplingParams()] * len(texts) if not isinstance(params, Sequence) else list(params)
-        if len(settings) != len(texts):
-            raise ConfigError(f"{len(texts)} prompts, but {len(settings)} sampling params")
-        token_ids = [
-            self.engine.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts
-        ]
+        settings = _one_each(params, len(texts))
+        token_ids = [self.engine.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
         resolved = [self.engine.validate(ids, p) for ids, p in zip(token_ids, settings, strict=True)]
         return self._call(self._generate_all(texts, token_ids, resolved))
 
@@ -96,10 +102,13 @@ class LLM:
         return self._call(read())
 
     def close(self) -> None:
-        """End the workers. May be called twice."""
-        if self._thread.is_alive():
-            self._call(self.engine.close())
-            self._stop_loop()
+        """End the workers. May be called twice, and while other threads wait for answers, which fail."""
+        with self._ending:
+            with self._submitting:
+                self._closed = True
+            if self._thread.is_alive():
+                asyncio.run_coroutine_threadsafe(self.engine.close(), self._loop).result()
+                self._stop_loop()
 
     def __enter__(self) -> Self:
         return self
@@ -112,19 +121,16 @@ class LLM:
     async def _generate_all(
         self, prompts: list[Prompt], token_ids: list[list[int]], params: list[SamplingParams]
     ) -> list[Completion]:
-        room = asyncio.Semaphore(self.engine.config.max_waiting)
         with Progress(console=Console(stderr=True), disable=len(prompts) < 2 or not sys.stderr.isatty()) as bar:
             task = bar.add_task("prompts", total=len(prompts))
 
             async def one(prompt: Prompt, ids: list[int], p: SamplingParams) -> Completion:
-                async with room:
+                async with self._room:
                     completion = await self._complete(prompt, ids, p)
                 bar.advance(task)
                 return completion
 
-            tasks = [
-                asyncio.create_task(one(*each)) for each in zip(prompts, token_ids, params, strict=True)
-            ]
+            tasks = [asyncio.create_task(one(*each)) for each in zip(prompts, token_ids, params, strict=True)]
             try:
                 return await asyncio.gather(*tasks)
             finally:
@@ -154,12 +160,22 @@ class LLM:
         )
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return future.result()
+        with self._submitting:  # nothing comes behind what `close` asks for: nobody would answer it
+            if self._closed:
+                work.close()
+                raise EngineDeadError(_CLOSED)
+            future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise EngineDeadError(_CLOSED) from None
+        except BaseException:
+            future.cancel()  # nothing, unless Ctrl-C came while it ran
+            raise
 
     def _stop_loop(self) -> None:
         """What still runs there is cancelled and ends first: a start that was interrupted ends its workers."""
-        self._call(_cancel_others())
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -172,8 +188,37 @@ async def _cancel_others() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def _as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     """One prompt, given alone, is a list of one. (The types do not tell token ids from prompts; the values do.)"""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    if isinstance(prompts, str):
+        return [prompts]
+    if not _is_sequence(prompts):
+        raise _no_prompt("prompts are", prompts, "texts, lists of token ids")
+    several: list[Any] = list(prompts)
+    if several and isinstance(several[0], Integral):
+        return [several]
+    for number, prompt in enumerate(several):
+        if not (isinstance(prompt, str) or _is_sequence(prompt)):
+            raise _no_prompt(f"prompt {number} is", prompt, "a text or a list of token ids")
+    return several
+
+
+def _is_sequence(value: object) -> bool:
+    """Generators and arrays are; what has no order, or is bytes of a text in some encoding, is not."""
+    return isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping | Set)
+
+
+def _no_prompt(what: str, value: object, wanted: str) -> RequestError:
+    return RequestError(f"{what} of type {type(value).__name__}; give {wanted}", param="prompt", code="invalid_type")
+
+
+def _one_each(params: SamplingParams | Iterable[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    settings: list[Any] = list(params) if _is_sequence(params) else [params]
+    for one in settings:
+        if not isinstance(one, SamplingParams):
+            raise ConfigError(f"params are SamplingParams, or one of them for each prompt, not {type(one).__name__}")
+    if len(settings) != count:
+        raise ConfigError(f"{count} prompts, but {len(settings)} sampling params")
+    return settings
