@@ -43,7 +43,7 @@ async def tokens(engine: AsyncLLM, request_id: str, params: SamplingParams, prom
 class Breaks(ElasticFcfs):
     """Raises at the n-th event."""
 
-    def __init__(self, at: int, error: Exception) -> None:
+    def __init__(self, at: int, error: BaseException) -> None:
         super().__init__()
         self.left = at
         self.error = error
@@ -85,6 +85,22 @@ async def test_what_a_policy_raises_ends_the_engine_loudly(
     (log,) = tmp_path.iterdir()
     with pytest.raises((ReplayError, type(error)), match=str(error)):
         replay(log, Breaks(at, error))
+
+
+@pytest.mark.parametrize(
+    ("at", "error"),
+    [(1, asyncio.CancelledError()), (5, asyncio.CancelledError()), (1, GeneratorExit()), (5, SystemExit(0))],
+)
+async def test_what_asyncio_or_the_interpreter_would_swallow_ends_the_engine_too(
+    tiny: Path, at: int, error: BaseException
+) -> None:
+    engine = await AsyncLLM.start(config(tiny), Breaks(at, error))
+    got = await asyncio.gather(
+        *(tokens(engine, f"r{number}", greedy(40)) for number in range(3)), return_exceptions=True
+    )
+    assert all(isinstance(outcome, EngineDeadError) for outcome in got)
+    assert type(error).__name__ in await engine.dead()
+    await engine.close()
 
 
 @pytest.mark.parametrize("reply", [BatchDone(999, 0, {}, 0.0, 0.0), "no reply at all"])

@@ -210,12 +210,15 @@ class EngineCore:
 
     @contextmanager
     def _failing_loudly(self, when: str) -> Iterator[None]:
-        """Whatever is raised inside ends the engine."""
+        """Whatever is raised inside ends the engine. That goes for what asyncio and the interpreter would take for
+        their own, too, such as a policy's CancelledError or SystemExit; only Ctrl-C goes on to its reader."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             logger.exception("the engine failed when %s", when)
             self.fail(f"the engine failed when {when}: {type(error).__name__}: {error}")
+            if isinstance(error, KeyboardInterrupt):
+                raise
 
     def _tell(self, request: EngineRequest, news: RequestOutput | LongspanError) -> None:
         """Hand over a request's output; a reader that cannot take it loses its request, and nobody else's."""
@@ -336,7 +339,7 @@ class EngineCore:
         now = self.clock()
         try:
             actions = self.scheduler.handle(event, now)
-        except Exception:
+        except BaseException:
             if self.event_log is not None:
                 self.event_log.write(now, event, ())  # so that a replay meets the same error
             raise
