@@ -17,7 +17,7 @@ class ServiceLevel:
     priority: requests with a higher one go first, whatever the others' deadlines; 0 is ordinary.
 
     Raises:
-        RequestError: a time is no number above 0, or the priority no whole number of 64 bits.
+        RequestError: a time is no number above 0, or the priority no whole number.
     """
 
     ttft_s: float | None = None
@@ -28,10 +28,8 @@ class ServiceLevel:
         for name, seconds in (("ttft_s", self.ttft_s), ("tpot_s", self.tpot_s)):
             if seconds is not None and not (isinstance(seconds, int | float) and 0.0 < seconds < math.inf):
                 raise RequestError(f"{name} is {seconds}, but must be a number of seconds above 0", param=name)
-        if type(self.priority) is not int or not -(2**63) <= self.priority < 2**63:
-            raise RequestError(
-                f"priority is {self.priority}, but must be a whole number of at most 64 bits", param="priority"
-            )
+        if type(self.priority) is not int:
+            raise RequestError(f"priority is {self.priority!r}, but must be a whole number", param="priority")
 
 
 DEFAULT_SERVICE = ServiceLevel()
