@@ -19,7 +19,7 @@ STOPS_AFTER = 6
 """Tokens before the one that stops."""
 TOP = 5
 STUCK_S = 120.0
-_LENGTHS = {1: (17, 12, 9, 7, 5, 3), 7: (45, 31, 22, 15, 9, 5)}
+_LENGTHS = {1: (24, 12, 9, 7, 5, 3), 7: (45, 31, 22, 15, 9, 5)}
 _OTHERWISE = (150, 90, 60, 31, 12, 5)
 _SAMPLING = {
     "greedy": SamplingParams(temperature=0.0, logprobs=TOP, ignore_eos=True),
