@@ -265,7 +265,8 @@ def run_stage(stage: Stage, minutes: float, fixed: Sequence[Fixed], seed: int) -
                 looks.append(look(server, begin))
             gauges = server.gauges() if server.alive else {}
             exit_code = server.stop() if server.alive else server.http.process.returncode
-            slow = [call[1] for call in server.probe()["slow"] if call[0] >= begin]
+            slow = [call for call in server.probe()["slow"] if call[0] >= begin]
+            longest = max(slow, key=lambda call: call[1], default=[begin, 0.0, "", ""])
             tracebacks = server.tracebacks()
         pieces = len(list(Path(folder).glob("events*")))
         result = {
@@ -284,7 +285,8 @@ def run_stage(stage: Stage, minutes: float, fixed: Sequence[Fixed], seed: int) -
             "looks": [asdict(each) for each in looks],
             "memory_growth": growth([each.held.server_mib + each.held.workers_mib for each in looks]),
             "server_memory_growth": growth([each.held.server_mib for each in looks]),
-            "longest_callback_ms": 1000 * max(slow, default=0.0),
+            "longest_callback_ms": 1000 * longest[1],
+            "longest_callback": longest[2:],
             "exit_code": exit_code,
             "tracebacks": sorted(set(tracebacks))[:8],
         }
