@@ -17,8 +17,8 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import uvloop
 SLOW_S = 0.010  # is noted
 LOOK_S = 0.030  # is looked at: which line is running
 WRITE_EVERY_S = 0.5
+STACK_LINES = 14
 PROTOCOL_CALLS = ("connection_made", "data_received", "eof_received", "connection_lost", "pause_writing",
                   "resume_writing")  # fmt: skip
 
@@ -83,10 +84,9 @@ class Probe:
             now = time.monotonic()
             began = self.began
             if began is not None and now - began > LOOK_S and not self.stack:
-                frame = sys._current_frames().get(self.loop_thread)
-                if frame is not None:
-                    lines = traceback.extract_stack(frame)[-14:]
-                    self.stack = " < ".join(f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in reversed(lines))
+                stack = stack_of(self.loop_thread)
+                if self.began == began:  # else it has ended meanwhile
+                    self.stack = stack
             if now - written_at > WRITE_EVERY_S and self.calls != calls:
                 written_at, calls = now, self.calls
                 self.write()
@@ -117,6 +117,16 @@ class ProbedLoop(uvloop.Loop):  # type: ignore[misc]
             return protocol
 
         return await super().create_server(make, *args, **kwargs)
+
+
+def stack_of(thread: int) -> str:
+    """Where the thread is, the innermost line first."""
+    frame, lines = sys._current_frames().get(thread), []
+    with suppress(AttributeError):  # a frame that runs on while it is looked at may have come apart
+        while frame is not None and len(lines) < STACK_LINES:
+            lines.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}")
+            frame = frame.f_back
+    return " < ".join(lines)
 
 
 def name_of(callback: Callable[..., Any]) -> str:
