@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from longspan import LLM, SamplingParams
+from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.errors import ConfigError, EngineDeadError, RequestError
 from longspan.models.catalog import ResolvedModel
 from longspan.service_level import ServiceLevel
@@ -45,6 +46,12 @@ def running(llm: LLM, count: int) -> None:
     """Waits until so many requests run."""
     while llm.stats().num_running != count:
         pass
+
+
+@pytest.mark.parametrize("policy", [5, ElasticFcfs, object()])
+def test_what_is_no_policy_is_refused_before_anything_starts(policy: Any) -> None:
+    with pytest.raises(ConfigError, match="must be a name or an object that schedules"):
+        LLM("no-such-model", policy=policy)
 
 
 @pytest.mark.parametrize(

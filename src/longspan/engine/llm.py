@@ -42,8 +42,9 @@ class LLM:
     is; without one, a terminal shows it.
 
     Example:
-        llm = LLM("smollm2-135m", instances=2)
-        print(llm.generate(["The capital of France is"], SamplingParams(max_tokens=8))[0].text)
+        if __name__ == "__main__":  # workers are processes of their own
+            with LLM("smollm2-135m", instances=2) as llm:
+                print(llm.generate(["The capital of France is"], SamplingParams(max_tokens=8))[0].text)
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class LLM:
             raise ConfigError(f"unknown settings {', '.join(unknown)}; there are {', '.join(sorted(known))}")
         if isinstance(policy, str):
             settings["policy"], policy = policy, None
+        if policy is not None and (isinstance(policy, type) or not hasattr(policy, "schedule")):
+            raise ConfigError(f"policy is {policy!r}, but must be a name or an object that schedules")
         config = EngineConfig(model=os.fspath(model), **settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
