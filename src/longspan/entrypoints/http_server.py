@@ -84,7 +84,7 @@ def connection_limits(config: ServerConfig) -> ConnectionLimits:
         header_bytes=config.max_header_kb * 1024,
         header_s=config.header_timeout_s,
         body_s=config.body_timeout_s,
-        drop_bytes=config.max_body_bytes,
+        drop_bytes=2 * config.max_body_bytes,  # of a body less than twice too large its sender gets the answer
     )
 
 
