@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.ma  # np.unique would import it at its first use: 60 ms of the engine's loop
 from numpy.typing import NDArray
 
 from longspan.sampling_params import SamplingParams
