@@ -184,7 +184,7 @@ class EngineCore:
         """A worker reports."""
         if self.error is not None:
             return
-        with self._failing_loudly(f"a {type(reply).__name__} was taken in"):
+        with self._failing_loudly("a %s was taken in", type(reply).__name__):
             match reply:
                 case BatchDone():
                     self._on_batch_part(reply)
@@ -209,14 +209,18 @@ class EngineCore:
         self.on_dead()
 
     @contextmanager
-    def _failing_loudly(self, when: str) -> Iterator[None]:
+    def _failing_loudly(self, when: str, what: object) -> Iterator[None]:
         """Whatever is raised inside ends the engine. That goes for what asyncio and the interpreter would take for
-        their own, too, such as a policy's CancelledError or SystemExit; only Ctrl-C goes on to its reader."""
+        their own, too, such as a policy's CancelledError or SystemExit; only Ctrl-C goes on to its reader.
+
+        when: says what was done, with a place for `what`, which is written out only where it is needed.
+        """
         try:
             yield
         except BaseException as error:
-            logger.exception("the engine failed when %s", when)
-            self.fail(f"the engine failed when {when}: {type(error).__name__}: {error}")
+            done = when % (what,)
+            logger.exception("the engine failed when %s", done)
+            self.fail(f"the engine failed when {done}: {type(error).__name__}: {error}")
             if isinstance(error, KeyboardInterrupt):
                 raise
 
@@ -332,7 +336,7 @@ class EngineCore:
     def _handle(self, event: Event) -> None:
         if self.error is not None:
             return
-        with self._failing_loudly(f"the scheduler was told {event}"):
+        with self._failing_loudly("the scheduler was told %s", event):
             self._decide_and_do(event)
 
     def _decide_and_do(self, event: Event) -> None:
