@@ -178,12 +178,12 @@ class AsyncLLM:
                 )  # fmt: skip
                 logger.info("the event log is %s", log.path)
             engine = assemble(scheduler_config, policy, cost_model, log)
+            engine.fingerprint = await asyncio.to_thread(fingerprint, model.path, deployment)
+            if config.generation_config == "auto":
+                engine.default_sampling = _default_sampling(model.path)
         except BaseException:
             await _to_its_end(executor.close)
             raise
-        engine.fingerprint = await asyncio.to_thread(fingerprint, model.path, deployment)
-        if config.generation_config == "auto":
-            engine.default_sampling = _default_sampling(model.path)
         engine._watching = loop.create_task(engine._watch())
         logger.info(
             "%s on %d instances x %s layers x tp %d, %s %s, %d KV tokens each, context up to %d",
