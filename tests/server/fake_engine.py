@@ -198,14 +198,15 @@ class FakeEngine:
         raise AssertionError("the server closes iterators instead")
 
     def stats(self) -> EngineStats:
+        alive = self.error is None  # a dead engine runs nothing
         return EngineStats(
-            num_running=len(self.running),
-            num_waiting=3,
-            kv_tokens_used=256,
+            num_running=len(self.running) if alive else 0,
+            num_waiting=3 if alive else 0,
+            kv_tokens_used=256 if alive else 0,
             kv_tokens_total=self.total_kv_tokens,
             num_instances=2,
             num_preemptions=5,
-            kv_tokens_used_by_instance=(156, 100),
+            kv_tokens_used_by_instance=(156, 100) if alive else (0, 0),
             num_migrations=4,
             num_bad_logits=6,
         )

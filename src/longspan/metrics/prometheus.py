@@ -6,7 +6,6 @@ Histograms and token counters are fed by what each request gives back; gauges ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -197,11 +196,6 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats, alive = self._stats(), self._error() is None
-        if not alive:
-            idle = (0,) * len(stats.kv_tokens_used_by_instance)
-            stats = replace(
-                stats, num_running=0, num_waiting=0, kv_tokens_used=0, kv_tokens_used_by_instance=idle
-            )
         total = max(1, stats.kv_tokens_total)
         yield self._gauge("num_requests_running", "Requests in a batch.", stats.num_running)
         yield self._gauge("num_requests_waiting", "Requests that wait.", stats.num_waiting)
@@ -213,26 +207,16 @@ class _EngineCollector(Collector):
         yield self._gauge("cache_config_info", "The KV pool: a block is one token.", 1, info)
         no_lora = {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
         yield self._gauge("lora_requests_info", "No adapters here.", 0, no_lora)
-        preemptions = CounterMetricFamily(
-            "vllm:num_preemptions", "Requests paused for others.", labels=LABELS
-        )
-        preemptions.add_metric(self._labels, stats.num_preemptions)
-        yield preemptions
-        migrations = CounterMetricFamily(
-            "longspan:num_migrations", "Times that KV moved between instances.", labels=LABELS
-        )
-        migrations.add_metric(self._labels, stats.num_migrations)
-        yield migrations
-        bad_logits = CounterMetricFamily(
-            "longspan:non_finite_logits", "Requests ended since the model's logits were not finite.", labels=LABELS
-        )
-        bad_logits.add_metric(self._labels, stats.num_bad_logits)
-        yield bad_logits
-        log_errors = CounterMetricFamily(
-            "longspan:event_log_errors", "Errors that ended the event log.", labels=LABELS
-        )
-        log_errors.add_metric(self._labels, stats.event_log_errors)
-        yield log_errors
+        for name, text, count in (
+            ("vllm:num_preemptions", "Requests paused for others.", stats.num_preemptions),
+            ("longspan:num_migrations", "Times that KV moved between instances.", stats.num_migrations),
+            ("longspan:non_finite_logits", "Requests ended since the model's logits were not finite.",
+             stats.num_bad_logits),
+            ("longspan:event_log_errors", "Errors that ended the event log.", stats.event_log_errors),
+        ):  # fmt: skip
+            counter = CounterMetricFamily(name, text, labels=LABELS)
+            counter.add_metric(self._labels, count)
+            yield counter
         by_instance = GaugeMetricFamily(
             "longspan:instance_kv_tokens_used", "KV slots in use.", labels=(*LABELS, "instance")
         )
