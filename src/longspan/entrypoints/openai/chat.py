@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from msgspec import UNSET
 
 from longspan.entrypoints.openai import sse
@@ -22,10 +22,8 @@ from longspan.entrypoints.openai.generation import (
     run,
 )
 from longspan.entrypoints.openai.logprobs import chat_logprobs
-from longspan.entrypoints.openai.openapi import operation
 from longspan.entrypoints.openai.protocol import ChatCompletionRequest
-from longspan.entrypoints.openai.request_id import request_id_of
-from longspan.entrypoints.openai.requests import answer
+from longspan.entrypoints.openai.requests import endpoint
 from longspan.entrypoints.openai.responses import (
     AnswerMessage,
     ChatAnswer,
@@ -38,19 +36,9 @@ from longspan.metrics.prometheus import Arrival
 
 
 def chat_router(context: Context) -> APIRouter:
-    router = APIRouter()
-
-    async def create_chat_completion(request: Request) -> Response:
-        async def work(body: ChatCompletionRequest, arrival: Arrival) -> Response:
-            return await _answer(context, body, arrival, request_id_of(request.scope))
-
-        return await answer(context, request, ChatCompletionRequest, work)
-
-    # The first is called; the second is for /openapi.json: it would only add what FastAPI does about dependencies.
-    router.add_route("/v1/chat/completions", create_chat_completion, methods=["POST"], include_in_schema=False)
-    described = operation(context, ChatCompletionRequest, ChatAnswer, ChatChunk)
-    router.post("/v1/chat/completions", **described)(create_chat_completion)
-    return router
+    return endpoint(
+        context, "/v1/chat/completions", "create_chat_completion", ChatCompletionRequest, ChatAnswer, ChatChunk, _answer
+    )
 
 
 async def _answer(context: Context, body: ChatCompletionRequest, arrival: Arrival, request_id: str) -> Response:

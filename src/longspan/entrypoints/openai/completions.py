@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from msgspec import UNSET
 
 from longspan.engine.protocol import TokenIds
@@ -24,28 +24,16 @@ from longspan.entrypoints.openai.generation import (
 )
 from longspan.entrypoints.openai.limits import check_choices
 from longspan.entrypoints.openai.logprobs import StreamedLogprobs, completion_logprobs
-from longspan.entrypoints.openai.openapi import operation
 from longspan.entrypoints.openai.protocol import CompletionRequest
-from longspan.entrypoints.openai.request_id import request_id_of
-from longspan.entrypoints.openai.requests import answer
+from longspan.entrypoints.openai.requests import endpoint
 from longspan.entrypoints.openai.responses import CompletionAnswer, CompletionChoice
 from longspan.metrics.prometheus import Arrival
 
 
 def completions_router(context: Context) -> APIRouter:
-    router = APIRouter()
-
-    async def create_completion(request: Request) -> Response:
-        async def work(body: CompletionRequest, arrival: Arrival) -> Response:
-            return await _answer(context, body, arrival, request_id_of(request.scope))
-
-        return await answer(context, request, CompletionRequest, work)
-
-    # The first is called; the second is for /openapi.json: it would only add what FastAPI does about dependencies.
-    router.add_route("/v1/completions", create_completion, methods=["POST"], include_in_schema=False)
-    described = operation(context, CompletionRequest, CompletionAnswer, CompletionAnswer)
-    router.post("/v1/completions", **described)(create_completion)
-    return router
+    return endpoint(
+        context, "/v1/completions", "create_completion", CompletionRequest, CompletionAnswer, CompletionAnswer, _answer
+    )
 
 
 async def _answer(context: Context, body: CompletionRequest, arrival: Arrival, request_id: str) -> Response:

@@ -5,17 +5,42 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from fastapi import Request, Response
+import msgspec
+from fastapi import APIRouter, Request, Response
 
 from longspan.entrypoints.openai.body import Body, read_body
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.decoding import LARGE_BODY
 from longspan.entrypoints.openai.disconnect import unless_disconnected
 from longspan.entrypoints.openai.errors import ending
+from longspan.entrypoints.openai.openapi import operation
 from longspan.entrypoints.openai.protocol import SamplingFields
+from longspan.entrypoints.openai.request_id import request_id_of
 from longspan.metrics.prometheus import Arrival
 
 R = TypeVar("R", bound=SamplingFields)
+
+
+def endpoint(
+    context: Context, path: str, name: str, kind: type[R], whole: type[msgspec.Struct], chunk: type[msgspec.Struct],
+    work: Callable[[Context, R, Arrival, str], Awaitable[Response]],
+) -> APIRouter:  # fmt: skip
+    """POST at `path`: what `work` makes of the context, the request, its arrival and its id.
+
+    name: of the operation in /openapi.json. whole, chunk: what it answers with, at once or in a stream.
+    """
+    router = APIRouter()
+
+    async def create(request: Request) -> Response:
+        async def work_on(body: R, arrival: Arrival) -> Response:
+            return await work(context, body, arrival, request_id_of(request.scope))
+
+        return await answer(context, request, kind, work_on)
+
+    # The first is called; the second is for /openapi.json: it would only add what FastAPI does about dependencies.
+    router.add_route(path, create, methods=["POST"], include_in_schema=False)
+    router.post(path, name=name, **operation(context, kind, whole, chunk))(create)
+    return router
 
 
 async def answer(
