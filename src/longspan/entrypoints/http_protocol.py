@@ -23,7 +23,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from longspan.entrypoints.openai.errors import ErrorAnswer, Refusal
+from longspan.entrypoints.openai.errors import ErrorAnswer, Refusal, overloaded
 from longspan.entrypoints.openai.request_id import HEADER as REQUEST_ID_HEADER
 from longspan.entrypoints.openai.request_id import assign_request_id
 
@@ -32,7 +32,6 @@ logger = logging.getLogger("longspan.server")
 SLICE = 8192  # bytes given to the parser at once
 TURN_S = 0.005  # how long one connection may be parsed before others have their turn
 MAX_UNFED = 65536  # bytes that may wait behind a request that is not answered yet
-RETRY_AFTER_S = 1
 CLOSE = {"connection": "close"}
 
 OnRefused = Callable[[Scope, ErrorAnswer], None]
@@ -82,8 +81,7 @@ class Connections:
             longest.make_room()
         if len(self.all) > self.limits.connections:
             message = f"this server has {self.limits.connections} connections already; try again"
-            headers = {"retry-after": str(RETRY_AFTER_S)}
-            new.refuse(ErrorAnswer(503, message, "server_error", None, "server_overloaded", headers))
+            new.refuse(overloaded(message))
         else:
             self.idle[new] = None
 
@@ -165,8 +163,7 @@ class BoundedHTTP(HttpToolsProtocol):
         """Closes this idle connection because another one needs its place."""
         if self.phase is Phase.HEADERS:
             message = "this server has too many connections to wait for the rest of this request; try again"
-            headers = {"retry-after": str(RETRY_AFTER_S)}
-            self._send_refusal(ErrorAnswer(503, message, "server_error", None, "server_overloaded", headers))
+            self._send_refusal(overloaded(message))
         self._stop_parsing()
         if self.transport.get_write_buffer_size():
             self.transport.abort()

@@ -6,11 +6,10 @@ from contextlib import suppress
 
 from starlette.requests import ClientDisconnect, Request
 
-from longspan.entrypoints.openai.errors import ClientDisconnectedError, ErrorAnswer, Refusal
+from longspan.entrypoints.openai.errors import ClientDisconnectedError, ErrorAnswer, Refusal, overloaded
 
 MIB = 1024 * 1024
 SMALL = MIB  # bytes
-RETRY_AFTER_S = 1
 
 
 class Bodies:
@@ -32,9 +31,7 @@ class Bodies:
                 ErrorAnswer(413, message, "invalid_request_error", None, "request_too_large", {"connection": "close"})
             )
         if self.held + more > (self.budget if size <= SMALL else self.budget * 3 // 4):
-            message = "the server holds as many bytes of unfinished requests as it may; try again"
-            headers = {"retry-after": str(RETRY_AFTER_S), "connection": "close"}
-            raise Refusal(ErrorAnswer(503, message, "server_error", None, "server_overloaded", headers))
+            raise Refusal(overloaded("the server holds as many bytes of unfinished requests as it may; try again"))
 
 
 class Body(bytearray):

@@ -30,6 +30,7 @@ from longspan.metrics.prometheus import Ending, ServerMetrics
 logger = logging.getLogger("longspan.server")
 
 MAX_MESSAGE_CHARS = 2000
+RETRY_AFTER_S = 1
 
 
 class ModelNotFoundError(RequestError):
@@ -59,6 +60,12 @@ class ErrorAnswer:
     def response(self) -> Response:
         """For an answer that `refuse` has counted."""
         return Response(self.json(), self.status, dict(self.headers), media_type="application/json")
+
+
+def overloaded(message: str) -> ErrorAnswer:
+    """The server holds as much as it may; the connection is closed, and its client may try again."""
+    headers = {"retry-after": str(RETRY_AFTER_S), "connection": "close"}
+    return ErrorAnswer(503, message, "server_error", None, "server_overloaded", headers)
 
 
 class Refusal(HTTPException):
