@@ -21,6 +21,7 @@ from longspan.entrypoints.openai.generation import (
     make_jobs,
     run,
 )
+from longspan.entrypoints.openai.limits import check_choices
 from longspan.entrypoints.openai.logprobs import chat_logprobs
 from longspan.entrypoints.openai.protocol import ChatCompletionRequest
 from longspan.entrypoints.openai.requests import endpoint
@@ -43,6 +44,7 @@ def chat_router(context: Context) -> APIRouter:
 
 async def _answer(context: Context, body: ChatCompletionRequest, arrival: Arrival, request_id: str) -> Response:
     check_servable(context, body.model)
+    check_choices(context.engine, body.choices_per_prompt, "n")
     defaults = context.engine.default_sampling
     params = body.sampling_params(defaults, max_tokens=body.token_limit, logprobs=body.num_logprobs)
     messages, size = [message.for_template() for message in body.messages], body.num_characters

@@ -14,7 +14,7 @@ from longspan.engine.protocol import EngineClient, TokenIds
 from longspan.entrypoints.openai.api_keys import charge_tokens
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.errors import ModelNotFoundError, ending
-from longspan.entrypoints.openai.limits import check_choices, choices_at_once
+from longspan.entrypoints.openai.limits import choices_at_once
 from longspan.entrypoints.openai.quoting import quoted
 from longspan.entrypoints.openai.responses import Usage
 from longspan.errors import EngineDeadError, EngineDrainingError, RequestError
@@ -101,7 +101,6 @@ def make_jobs(
 ) -> list[Job]:
     """`n` choices for each prompt, all checked before the first one runs. Raises RequestError."""
     engine = context.engine
-    check_choices(engine, n * len(prompts), names.prompt if n == 1 else "n")
     resolved = [_validate(engine, prompt, params, names) for prompt in prompts]
     lengths = (len(prompt) + (settled.max_tokens or 0) for prompt, settled in zip(prompts, resolved, strict=True))
     charge_tokens(n * sum(lengths))
