@@ -372,7 +372,7 @@ class AsyncLLM:
 
 
 def _default_sampling(model: Path) -> Mapping[str, float]:
-    advised = {name: value for name, value in load_generation_config(model).items() if isinstance(value, int | float)}
+    advised = load_generation_config(model)
     if advised:
         told = ", ".join(f"{name} {value:g}" for name, value in advised.items())
         logger.info("requests that do not say are sampled as the model's generation_config.json advises: %s", told)

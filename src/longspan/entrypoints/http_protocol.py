@@ -143,7 +143,7 @@ class BoundedHTTP(HttpToolsProtocol):
 
     # -- the connection
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
         self.flow = Flow(transport)
         self.since = self.loop.time()
@@ -343,7 +343,7 @@ class BoundedHTTP(HttpToolsProtocol):
                 raise Refusal(self.refusal)
             return message
 
-        cycle.receive = receive_or_refuse  # type: ignore[method-assign]
+        cycle.receive = receive_or_refuse  # type: ignore[method-assign]  # of this one request
         if self.refusal is not None:
             cycle.message_event.set()  # no more of it will come
         super()._start_asgi_task(cycle, app)

@@ -6,24 +6,13 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from longspan.sampling_params import MIN_REPETITION_PENALTY
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "generation_config.json"
-
-
-class GenerationConfig(TypedDict, total=False):
-    """Names and ranges are those of `SamplingParams`; what is missing has no default of the model's."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-
 
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("[0, 2]", lambda x: 0 <= x <= 2),
@@ -36,8 +25,10 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
-def load_generation_config(model: Path | str) -> GenerationConfig:
+def load_generation_config(model: Path | str) -> dict[str, float]:
     """The sampling defaults of a model folder; empty for a .gguf file, or a folder without the file.
+
+    Names and ranges are those of `SamplingParams`; what is missing has no default of the model's.
 
     With `do_sample` false the model is greedy in transformers, whatever temperature, top_p, top_k and min_p are: they
     are left out then. So are values of the wrong type or out of range, and a file that cannot be read; a warning says
@@ -61,14 +52,12 @@ def load_generation_config(model: Path | str) -> GenerationConfig:
     return _checked(given, path)
 
 
-def _checked(given: dict[str, Any], path: Path) -> GenerationConfig:
-    found = GenerationConfig()
+def _checked(given: dict[str, Any], path: Path) -> dict[str, float]:
+    found: dict[str, float] = {}
     for name, value in given.items():
         range_text, inside = _RANGES[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not inside(value):  # NaN is never inside
             logger.warning("%s: %s is left out: it is %.80r, but must be in %s", path, name, value, range_text)
-        elif name == "top_k":
-            found["top_k"] = int(value)
         else:
-            found[name] = float(value)  # type: ignore[literal-required]
+            found[name] = int(value) if name == "top_k" else float(value)
     return found
