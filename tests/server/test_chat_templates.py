@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2
@@ -41,20 +42,33 @@ class Switch:
         return getattr(self.current, name)
 
 
-@pytest.fixture(scope="module")
-def templated() -> Iterator[LiveServer]:
+@contextmanager
+def templated_server() -> Iterator[LiveServer]:
     engine = FakeEngine(max_model_len=2000)
     engine.tokenizer = Switch()  # type: ignore[assignment]
     with live_server(engine) as server:
         yield server
 
 
+@pytest.fixture(scope="module")
+def templated() -> Iterator[LiveServer]:
+    with templated_server() as server:
+        yield server
+
+
 @pytest.fixture
-def ask(templated: LiveServer) -> Iterator[Callable[[str], Ask]]:
+def untried() -> Iterator[LiveServer]:
+    """A server that has not seen any template be quick yet."""
+    with templated_server() as server:
+        yield server
+
+
+@contextmanager
+def asking(server: LiveServer) -> Iterator[Callable[[str], Ask]]:
     """A call of /v1/chat/completions under a template."""
-    engine = templated.engine
+    engine = server.engine
     engine.reset()
-    with httpx2.Client(base_url=templated.url, timeout=60, trust_env=False) as http:
+    with httpx2.Client(base_url=server.url, timeout=60, trust_env=False) as http:
 
         def under(template: str) -> Ask:
             engine.tokenizer.current = tokenizer(template)  # type: ignore[attr-defined]
@@ -64,6 +78,18 @@ def ask(templated: LiveServer) -> Iterator[Callable[[str], Ask]]:
 
             return post
 
+        yield under
+
+
+@pytest.fixture
+def ask(templated: LiveServer) -> Iterator[Callable[[str], Ask]]:
+    with asking(templated) as under:
+        yield under
+
+
+@pytest.fixture
+def ask_untried(untried: LiveServer) -> Iterator[Callable[[str], Ask]]:
+    with asking(untried) as under:
         yield under
 
 
@@ -179,14 +205,14 @@ def test_variables_that_are_not_the_templates_own(ask: Callable[[str], Ask], kwa
 
 
 def test_a_template_that_was_quick_is_still_ended_when_it_is_not(
-    ask: Callable[[str], Ask], templated: LiveServer, monkeypatch: pytest.MonkeyPatch
+    ask_untried: Callable[[str], Ask], untried: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Short conversations are rendered on the event loop once the template has shown to be quick; the first that is not
     costs the loop a moment, and no other one is rendered there."""
     monkeypatch.setattr(texts, "TEMPLATE_CPU_S", 0.3)
     threads: list[str] = []
-    tokenizer = templated.engine.tokenizer
-    post = ask(
+    tokenizer = untried.engine.tokenizer
+    post = ask_untried(
         "{% if messages[0].content == 'slow' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
         "{% endfor %}{% endif %}{{ messages[0].content }}"
     )
