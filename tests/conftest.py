@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from hypothesis import HealthCheck, settings
 
 from longspan.models.catalog import ResolvedModel, resolve_model
 from tests.costs import Costs, Leftovers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DATA = Path(__file__).parent / "data"
 
@@ -28,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What a shell starts in the background ignores Ctrl-C, and all that it starts do; tests send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     costs = Costs(config)
     config.pluginmanager.register(costs)
     if not costs.is_worker:
@@ -38,6 +45,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def model() -> ResolvedModel:
     """The embedded default model, fetched once into the cache."""
     return resolve_model("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def hf_model(model: ResolvedModel) -> PreTrainedModel:
+    """The same GGUF, loaded and dequantised by transformers, in fp32: a quarter of a minute's work."""
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)  # OpenMP threads that wait for each other on a busy machine take forever
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model.path.parent, gguf_file=model.path.name, dtype=torch.float32
+    )
+    return loaded.eval()
 
 
 @pytest.fixture(scope="session")

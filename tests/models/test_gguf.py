@@ -9,7 +9,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig, PreTrainedModel
 
 from longspan.engine.tokenizer import Tokenizer
 from longspan.errors import ModelError, UnsupportedModelError
@@ -27,12 +27,11 @@ from .write_gguf import write_gguf
 TOKENS = [(7 * i * i + 3 * i) % 101 for i in range(150)]
 
 
-def test_the_default_model_is_what_transformers_makes_of_it(model: ResolvedModel) -> None:
-    theirs = AutoModelForCausalLM.from_pretrained(
-        model.path.parent, gguf_file=model.path.name, dtype=torch.float32
-    ).eval()
+def test_the_default_model_is_what_transformers_makes_of_it(
+    model: ResolvedModel, hf_model: PreTrainedModel
+) -> None:
     tokens = Tokenizer.load(model).encode("Call me Ishmael. Some years ago - never mind how long precisely -")
-    expected = hf_logits(theirs, tokens)
+    expected = hf_logits(hf_model, tokens)
     torch.testing.assert_close(our_logits(model.path, tokens), expected, atol=1e-3, rtol=0)
     torch.testing.assert_close(our_logits(model.path, tokens, 2), expected, atol=1e-3, rtol=0)
 

@@ -54,6 +54,10 @@ class Fit(NamedTuple):
     coefficients: tuple[float, ...]
     error: float
 
+    def is_closer(self, other: Fit) -> bool:
+        """Whether its error is smaller by more than rounding: what rounding decides differs between processors."""
+        return self.error < other.error * (1 - 1e-9) - 1e-18
+
 
 def nonnegative_least_squares(rows: Sequence[Sequence[float]], targets: Sequence[float]) -> Fit:
     """The x >= 0 that minimises sum(((row . x - target) / target)^2); targets above zero.
@@ -65,15 +69,16 @@ def nonnegative_least_squares(rows: Sequence[Sequence[float]], targets: Sequence
     scale = np.maximum(np.abs(a).max(axis=0), np.finfo(float).tiny)  # lengths and their squares are far apart
     a = a / scale
     columns = a.shape[1]
-    best, best_error = np.zeros(columns), float(len(y))
+    best = Fit((0.0,) * columns, float(len(y)))
     for count in range(1, columns + 1):
         for chosen in map(list, combinations(range(columns), count)):
             x = np.linalg.lstsq(a[:, chosen], np.ones(len(y)), rcond=None)[0]
-            error = float(((a[:, chosen] @ x - 1.0) ** 2).sum())
-            if x.min() >= 0.0 and error < best_error:
-                best, best_error = np.zeros(columns), error
-                best[chosen] = x
-    return Fit(tuple(float(x) for x in best / scale), best_error)
+            coefficients = np.zeros(columns)
+            coefficients[chosen] = x / scale[chosen]
+            fit = Fit(tuple(map(float, coefficients)), float(((a[:, chosen] @ x - 1.0) ** 2).sum()))
+            if x.min() >= 0.0 and fit.is_closer(best):
+                best = fit
+    return best
 
 
 def _fit_prefill(points: Sequence[MeasuredIteration], num_instances: int) -> PrefillCoefficients:
@@ -109,10 +114,13 @@ def _fit_decode(
         contexts = [point.shape.context_tokens for point in points]
         return nonnegative_least_squares([(1.0, *row) for row in zip(computed, contexts, strict=True)], seconds)
 
-    # At least two batch sizes must lie beyond the bend, or its place means nothing.
-    fits = {free: fit(free) for free in range(batches[-2] if len(batches) > 2 else 1)}
-    free = min(fits, key=lambda free: fits[free].error)
-    fixed, per_request, per_context_token = fits[free].coefficients
+    # At least two batch sizes must lie beyond the bend, or its place means nothing. Of bends that no measurement tells
+    # apart (0 and the smallest batch) the first is taken.
+    free, best = 0, fit(0)
+    for bend in range(1, batches[-2] if len(batches) > 2 else 1):
+        if (found := fit(bend)).is_closer(best):
+            free, best = bend, found
+    fixed, per_request, per_context_token = best.coefficients
     return DecodeCoefficients(
         num_instances=num_instances, num_masters=num_masters, fixed=fixed, per_request=per_request,
         per_context_token=per_context_token, free_requests=float(free),
