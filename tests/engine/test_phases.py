@@ -7,6 +7,8 @@ import io
 import logging
 import multiprocessing
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,11 @@ from longspan import LLM
 from longspan.config import EngineConfig
 from longspan.engine.async_llm import AsyncLLM
 from longspan.engine.phase_display import shown_phases
-from longspan.errors import ConfigError
+from longspan.errors import ConfigError, EngineDeadError
+from longspan.executor.multiproc import MultiprocExecutor
 from longspan.executor.workers_loading import WorkersLoading
 from longspan.phases import Phase
-from longspan.worker.messages import Loading
+from longspan.worker.messages import Loading, WorkerSpec
 from tests.engine.test_llm import tiny  # noqa: F401  (the fixture)
 
 SETTINGS = {"dtype": "float32", "kv_tokens": 300, "threads_per_device": 1}
@@ -120,3 +123,34 @@ def test_a_refused_start_leaves_no_thread(tiny: Path) -> None:  # noqa: F811
             LLM(str(tiny), **settings)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="must be a whole number"):
         LLM(str(tiny), kv_tokens="300")
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_closing_a_start_leaves_no_worker_behind(tiny: Path, started: int) -> None:  # noqa: F811
+    """Whether none of four processes is there yet, or some are: no other comes once `close` has returned."""
+    specs = [
+        WorkerSpec(
+            model_path=str(tiny), instance=number, tp_rank=0, num_instances=4, tp=1, dtype="float32", device="cpu",
+            threads=1,
+        )
+        for number in range(4)
+    ]  # fmt: skip
+    executor = MultiprocExecutor(specs, 30.0)
+    about_to = threading.Event()
+
+    def on_phase(phase: Phase) -> None:
+        if started == 0:  # it starts nothing before `close` has been called
+            about_to.set()
+            while not executor.closing:
+                pass
+
+    with ThreadPoolExecutor(1) as pool:
+        start = pool.submit(executor.start, lambda _: None, lambda _: None, on_phase)
+        if started == 0:
+            assert about_to.wait(60)
+        while len(executor.handles) < started:
+            pass
+        executor.close()
+        left = multiprocessing.active_children()
+        assert isinstance(start.exception(60), EngineDeadError)
+        assert not left and not multiprocessing.active_children()

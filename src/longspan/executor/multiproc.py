@@ -109,6 +109,7 @@ class MultiprocExecutor:
         self.startup = threading.Condition()
         self.failure: str | None = None
         self.closing = False
+        self.spawning = threading.Lock()
         self.told: set[tuple[str, str]] = set()
         self.over = threading.Event()
         self.place = MeetingPlace()
@@ -135,7 +136,8 @@ class MultiprocExecutor:
 
     def _parent(self, started: Future[None]) -> None:
         try:
-            self._start_processes()
+            with self.spawning:
+                self._start_processes()
         except BaseException as error:
             started.set_exception(error)
             return
@@ -149,6 +151,8 @@ class MultiprocExecutor:
             port: int = listener.getsockname()[1]
             self.specs = [replace(spec, rendezvous_port=port) for spec in self.specs]
             for spec in self.specs:
+                if self.closing:
+                    return
                 ours, theirs = context.Pipe()
                 meeting = listener if spec.rank == 0 and spec.world_size > 1 else None
                 arguments = (spec, theirs, str(self.place.path), log_level, meeting)
@@ -170,11 +174,13 @@ class MultiprocExecutor:
                 handle.send(command, data)
 
     def close(self) -> None:
-        if self.closing:
-            return
         with self.startup:
+            if self.closing:
+                return
             self.closing = True
             self.startup.notify_all()
+        with self.spawning:  # a thread that was starting them has started its last
+            pass
         stop = encode(Stop())
         for handle in self.handles:
             try:
@@ -185,6 +191,8 @@ class MultiprocExecutor:
         for handle in self.handles:
             handle.process.join(max(0.0, deadline - time.monotonic()))
         self._kill()
+        for handle in self.handles:
+            handle.process.join(_GRACE_S)
         atexit.unregister(self._abandon)
         if self.reader is not None:
             self.reader.join(_GRACE_S)
@@ -196,7 +204,7 @@ class MultiprocExecutor:
             self.startup.wait_for(lambda: condition() or self.failure is not None or self.closing)
         if self.failure is not None or self.closing:
             self.close()
-            self._kill()  # whom a `close` from another thread did not know yet
+            atexit.unregister(self._abandon)  # if a `close` from another thread came before it was registered
             raise EngineDeadError(self.failure or "closed while it was starting")
 
     def _read(self) -> None:
