@@ -21,8 +21,8 @@ from typing import Any
 import common
 from longspan.config import SchedulerConfig
 from longspan.core.actions import MigrateKV, RunBatch
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import CostModel, DecodeCoefficients, FittedCostModel, PrefillCoefficients
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import CostModel, DecodeCoefficients, FittedCostModel, PrefillCoefficients
 from longspan.core.events import BatchCompleted, Event, KVMigrated, RequestArrived, TokenOutput
 from longspan.core.scheduler import Scheduler
 

@@ -27,9 +27,9 @@ import torch
 from common import arguments, fixed_output, interleaved, paired_ratio, random_prompt, save, say, summary, timed
 from longspan import LLM
 from longspan.core.actions import RunBatch
+from longspan.core.books.request import Request
 from longspan.core.events import BatchCompleted, KVMigrated
 from longspan.core.policies.fixed import FixedPolicy
-from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 from longspan.metrics.event_log import read_event_log
 from longspan.native.isa import available_isas

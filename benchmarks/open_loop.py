@@ -9,6 +9,7 @@ from typing import Any
 
 from common import fixed_output, random_prompt, say
 from longspan.config import EngineConfig
+from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
 from longspan.errors import LongspanError
 from longspan.metrics.request_metrics import Outcome, RequestRecord
@@ -25,7 +26,7 @@ def shape(requests: Sequence[TraceRequest]) -> dict[str, Any]:
 
 async def serve(config: EngineConfig, requests: Sequence[TraceRequest]) -> list[RequestRecord]:
     """By an engine of their own. Prompts are random tokens, outputs have their lengths exactly."""
-    engine = await AsyncLLM.start(config)
+    engine = await start_engine(config)
     try:
         return await play(engine, requests)
     finally:

@@ -28,8 +28,8 @@ from typing import Any
 
 import loongserve_figures as paper
 from common import arguments, save, say
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk
 from longspan.metrics.request_metrics import measure
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.fleet import Fleet

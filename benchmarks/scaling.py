@@ -20,9 +20,9 @@ from typing import Any
 from common import arguments, fixed_output, paired_ratio, random_prompt, save, say, summary
 from longspan import LLM
 from longspan.core.actions import RunBatch
+from longspan.core.books.request import Request
 from longspan.core.events import BatchCompleted
 from longspan.core.policies.fixed import FixedPolicy
-from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 from longspan.metrics.event_log import read_event_log
 

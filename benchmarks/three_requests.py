@@ -22,9 +22,9 @@ from typing import Any
 
 from common import save, say
 from longspan.config import SchedulerConfig
-from longspan.core.cost_model import Chunk, DecodeCoefficients, FittedCostModel, PrefillCoefficients
+from longspan.core.costs.cost_model import Chunk, DecodeCoefficients, FittedCostModel, PrefillCoefficients
+from longspan.core.costs.load import batch_seconds
 from longspan.core.events import RequestArrived
-from longspan.core.load import batch_seconds
 from longspan.core.scheduler import Scheduler
 from longspan.service_level import ServiceLevel
 from longspan.workload.playback import Played, play

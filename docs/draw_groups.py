@@ -17,7 +17,7 @@ from longspan import SamplingParams
 from longspan.config import EngineConfig
 from longspan.core.actions import RunBatch
 from longspan.core.events import BatchCompleted
-from longspan.engine.async_llm import AsyncLLM
+from longspan.engine.assembly import start_engine
 from longspan.metrics.event_log import read_event_log
 
 WIDTH, ROW, GAP, LEFT, TOP = 1000, 60, 14, 90, 30
@@ -25,7 +25,7 @@ WIDTH, ROW, GAP, LEFT, TOP = 1000, 60, 14, 90, 30
 
 async def record(log: Path) -> None:
     """Two prompts of 3,000 and 5,000 tokens, and a short one every second."""
-    engine = await AsyncLLM.start(EngineConfig(instances=2, threads_per_device=1, event_log=log))
+    engine = await start_engine(EngineConfig(instances=2, threads_per_device=1, event_log=log))
 
     async def ask(number: int, after: float, tokens: int, output: int) -> None:
         await asyncio.sleep(after)

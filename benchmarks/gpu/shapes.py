@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from longspan.core.pipeline import PipelineStage
 from longspan.layers.rope_config import RopeConfig
 from longspan.models.architecture import ModelConfig
 from longspan.models.stored_shapes import stored_shapes
+from longspan.pipeline import PipelineStage
 
 
 @dataclass(frozen=True)

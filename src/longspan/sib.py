@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from longspan.core.analytic_cost_model import ModelShape
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import FittedCostModel
-from longspan.core.episode import Company
+from longspan.core.costs.analytic import ModelShape
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import FittedCostModel
+from longspan.core.costs.episode import Company
 from longspan.errors import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from longspan.core.cost_model import DecodeCoefficients, FittedCostModel, PrefillCoefficients
+from longspan.core.costs.cost_model import DecodeCoefficients, FittedCostModel, PrefillCoefficients
 
 
 def scaling_model(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch
-from longspan.core.cost_model import CostModel
+from longspan.core.costs.cost_model import CostModel
 from longspan.core.decision import Decision
 from longspan.core.events import (
     BatchCompleted,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from longspan.config import SchedulerConfig
-from longspan.core.analytic_cost_model import Hardware, ModelShape
-from longspan.core.cost_model import FittedCostModel
+from longspan.core.costs.analytic import Hardware, ModelShape
+from longspan.core.costs.cost_model import FittedCostModel
 from longspan.service_level import ServiceLevel
 
 from .cost_models import scaling_model

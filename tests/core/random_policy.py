@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from longspan.core.actions import Segment
-from longspan.core.cluster import Instance
-from longspan.core.request import Request, RequestStatus
+from longspan.core.books.cluster import Instance
+from longspan.core.books.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longspan.core.analytic_cost_model import Hardware, ModelShape, analytic_cost_model, calibrated_hardware
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk
-from longspan.core.episode import Timed
+from longspan.core.costs.analytic import Hardware, ModelShape, analytic_cost_model, calibrated_hardware
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk
+from longspan.core.costs.episode import Timed
 
 LLAMA2_7B = ModelShape(
     num_layers=32, hidden_size=4096, intermediate_size=11008, num_heads=32, num_kv_heads=32, head_dim=128,

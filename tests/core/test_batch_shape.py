@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.core.actions import KVRange, RunBatch, Segment
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk, DecodeCoefficients, FittedCostModel, PrefillCoefficients
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk, DecodeCoefficients, FittedCostModel, PrefillCoefficients
 
 MODEL = FittedCostModel(
     prefill_coefficients=tuple(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, MigrateKV, RunBatch
-from longspan.core.batch_shape import BatchShape
-from longspan.core.episode import Company, Episode, Iterate, Move, Timed
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.episode import Company, Episode, Iterate, Move, Timed
 from longspan.core.events import BatchCompleted, KVMigrated, RequestAborted, RequestArrived, TokenOutput
 from longspan.core.policies.episode import EpisodePolicy
 from longspan.core.scheduler import Scheduler

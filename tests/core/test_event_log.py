@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
-from longspan.core.cost_model import FittedCostModel
+from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.decision import Decision
 from longspan.core.events import (
     BatchCompleted,

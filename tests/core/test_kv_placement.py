@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.core.actions import KVRange
+from longspan.core.books.kv_placement import KVPlacement
 from longspan.core.internal_error import InternalError
-from longspan.core.kv_placement import KVPlacement
 
 adds = st.tuples(st.just("add"), st.integers(0, 3), st.integers(1, 6), st.just(0))
 moves = st.tuples(st.just("move"), st.integers(0, 3), st.integers(0, 3), st.integers(0, 2**30))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longspan.core.cost_model import CostModel
+from longspan.core.books.request import Request
+from longspan.core.costs.cost_model import CostModel
 from longspan.core.policies.loongserve.allocation import allocate, could_pay, emptyings
 from longspan.core.policies.loongserve.dispatching import dispatch
 from longspan.core.policies.loongserve.joining import Queue
-from longspan.core.policies.loongserve.predictions import OutputLengths, longest_prefix, peak_kv
 from longspan.core.policies.loongserve.prefill_times import PrefillTimes
 from longspan.core.policies.loongserve.scaling import (
     best_masters,
@@ -21,8 +21,8 @@ from longspan.core.policies.loongserve.scaling import (
     share_among_masters,
 )
 from longspan.core.policies.loongserve.survey import DecodeBatch, Prompt, Survey
-from longspan.core.policies.parts.decode_groups import connect
-from longspan.core.request import Request
+from longspan.core.policies.parts.connected import connect
+from longspan.core.policies.parts.predictions import OutputLengths, longest_prefix, peak_kv
 
 from .cost_models import cost_models, scaling_model
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV, MigrateKV, RunBatch
-from longspan.core.cost_model import Chunk, FittedCostModel
+from longspan.core.books.request import Request
+from longspan.core.costs.cost_model import Chunk, FittedCostModel
+from longspan.core.costs.load import batch_seconds
 from longspan.core.events import Event, RequestArrived
-from longspan.core.load import batch_seconds
 from longspan.core.policies.medha.policy import Medha
 from longspan.core.policies.medha.predictor import Predictor
 from longspan.core.policies.medha.pressure import Concessions
-from longspan.core.request import Request
 from longspan.core.scheduler import Scheduler
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 from longspan.workload.playback import Work, play

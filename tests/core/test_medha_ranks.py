@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import RunBatch
-from longspan.core.ledger import Ledger
-from longspan.core.load import batch_seconds
+from longspan.core.books.ledger import Ledger
+from longspan.core.books.request import Request
+from longspan.core.costs.load import batch_seconds
 from longspan.core.policies.medha.predictor import Predictor
 from longspan.core.policies.medha.priority import (
     earliest_deadline,
@@ -24,7 +25,6 @@ from longspan.core.policies.medha.priority import (
     shortest_remaining,
 )
 from longspan.core.policies.medha.ranking import Backlog
-from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 from longspan.service_level import ServiceLevel
 

@@ -9,8 +9,8 @@ import pytest
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, RunBatch
+from longspan.core.costs.load import batch_seconds
 from longspan.core.events import Event, RequestArrived
-from longspan.core.load import batch_seconds
 from longspan.core.scheduler import Scheduler
 from longspan.errors import ConfigError, RequestError
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.core.actions import KVRange, RunBatch
-from longspan.core.cost_model import Chunk
-from longspan.core.load import Load
+from longspan.core.costs.cost_model import Chunk
+from longspan.core.costs.load import Load
 from longspan.core.policies.medha.kvp import plan_shards
 
 from .cost_models import scaling_model

@@ -8,8 +8,8 @@ import pytest
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV, RunBatch
+from longspan.core.costs.load import batch_seconds
 from longspan.core.events import RequestArrived
-from longspan.core.load import batch_seconds
 from longspan.core.scheduler import Scheduler
 from longspan.service_level import ServiceLevel
 from longspan.workload.playback import Work, play

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV
-from longspan.core.cost_model import FittedCostModel
+from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.events import Event
 
 from .cost_models import cost_models

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.core.actions import Action, MigrateKV
-from longspan.core.cost_model import FittedCostModel
+from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.events import Event
 from longspan.core.policies.base import Policy
 from longspan.core.policies.distserve import DistServe

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from longspan.core.actions import Action, RunBatch
+from longspan.core.books.request import Request
+from longspan.core.costs.load import batch_seconds
 from longspan.core.decision import Decision
 from longspan.core.events import Event, RequestArrived
-from longspan.core.load import batch_seconds
 from longspan.core.policies.base import Policy
 from longspan.core.policies.fastserve import FastServe
 from longspan.core.policies.speculative.alise import Alise
 from longspan.core.policies.speculative.lengths import LearnedLengths
 from longspan.core.policies.speculative.ssjf import Ssjf
-from longspan.core.request import Request
 from longspan.core.scheduler import Scheduler
 from longspan.workload.playback import Played, Work, play
 

@@ -9,13 +9,13 @@ from msgspec.structs import replace
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import KVRange, Segment
+from longspan.core.books.ledger import Ledger
+from longspan.core.books.lifecycle import arrive, complete_batch
+from longspan.core.books.request import ALLOWED_TRANSITIONS, Request, RequestStatus
+from longspan.core.books.waiting_queue import WaitingQueue
 from longspan.core.events import BatchCompleted, RequestArrived, TokenOutput
 from longspan.core.internal_error import InternalError
-from longspan.core.ledger import Ledger
-from longspan.core.lifecycle import arrive, complete_batch
-from longspan.core.request import ALLOWED_TRANSITIONS, Request, RequestStatus
 from longspan.core.state import SchedulerState
-from longspan.core.waiting_queue import WaitingQueue
 
 Act = Callable[[SchedulerState], object]
 

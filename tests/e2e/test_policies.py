@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 
 from longspan.config import EngineConfig
 from longspan.core.policies import POLICIES
+from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
 from longspan.metrics.event_log import replay
 from longspan.sampling_params import SamplingParams
@@ -46,7 +47,7 @@ def outputs(
     folder: Path, policy: str, trace: list[TraceRequest], instances: int, event_log: Path | None = None
 ) -> list[list[int]]:
     async def run() -> list[list[int]]:
-        engine = await AsyncLLM.start(
+        engine = await start_engine(
             EngineConfig(
                 model=str(folder), policy=policy, instances=instances, dtype="float32", executor="inproc",
                 threads_per_device=1, kv_tokens=1500, event_log=event_log,

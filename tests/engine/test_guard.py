@@ -12,6 +12,7 @@ from longspan import SamplingParams
 from longspan.config import EngineConfig
 from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.core.state import SchedulerState
+from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
 from longspan.errors import EngineDeadError, ReplayError, RequestError, RequestFailedError
 from longspan.metrics.event_log import replay
@@ -68,7 +69,7 @@ async def test_what_a_policy_raises_ends_the_engine_loudly(
     tiny: Path, tmp_path: Path, at: int, error: Exception
 ) -> None:
     """At an arrival, or while a reply is taken in: who is there is told, who comes is refused, the log has it."""
-    engine = await AsyncLLM.start(config(tiny, event_log=tmp_path / "log.jsonl"), Breaks(at, error))
+    engine = await start_engine(config(tiny, event_log=tmp_path / "log.jsonl"), Breaks(at, error))
     got = await asyncio.gather(
         *(tokens(engine, f"r{number}", greedy(40)) for number in range(3)), return_exceptions=True
     )
@@ -94,7 +95,7 @@ async def test_what_a_policy_raises_ends_the_engine_loudly(
 async def test_what_asyncio_or_the_interpreter_would_swallow_ends_the_engine_too(
     tiny: Path, at: int, error: BaseException
 ) -> None:
-    engine = await AsyncLLM.start(config(tiny), Breaks(at, error))
+    engine = await start_engine(config(tiny), Breaks(at, error))
     got = await asyncio.gather(
         *(tokens(engine, f"r{number}", greedy(40)) for number in range(3)), return_exceptions=True
     )
@@ -105,7 +106,7 @@ async def test_what_asyncio_or_the_interpreter_would_swallow_ends_the_engine_too
 
 @pytest.mark.parametrize("reply", [BatchDone(999, 0, {}, 0.0, 0.0), "no reply at all"])
 async def test_a_reply_that_makes_no_sense_ends_the_engine_loudly(tiny: Path, reply: object) -> None:
-    engine = await AsyncLLM.start(config(tiny))
+    engine = await start_engine(config(tiny))
     stream = engine.generate([5] * 9, greedy(100), "r")
     await anext(stream)
     engine.core.on_reply(reply)
@@ -137,7 +138,7 @@ async def test_what_cannot_be_sent_to_a_worker_is_refused_and_leaves_nothing(
 
 @pytest.fixture
 async def shared(tiny: Path):
-    engine = await AsyncLLM.start(config(tiny))
+    engine = await start_engine(config(tiny))
     yield engine
     assert engine.error is None
     await engine.close()
@@ -233,7 +234,7 @@ async def test_a_batch_that_does_not_end_is_told(shared: AsyncLLM, monkeypatch: 
 
 
 async def test_a_policy_that_leaves_requests_waiting_is_told(tiny: Path) -> None:
-    engine = await AsyncLLM.start(config(tiny), Rests())
+    engine = await start_engine(config(tiny), Rests())
     engine.core.clock = clock = Later()
     answer = asyncio.create_task(tokens(engine, "r", greedy(3)))
     while not engine.core.requests:
@@ -249,7 +250,7 @@ async def test_a_policy_that_leaves_requests_waiting_is_told(tiny: Path) -> None
 
 async def test_the_limit_is_what_the_policy_can_serve(tiny: Path) -> None:
     """Without max_tokens an answer may be as long as that; one that is longer is refused by its own number."""
-    engine = await AsyncLLM.start(config(tiny, policy="vllm"))
+    engine = await start_engine(config(tiny, policy="vllm"))
     assert engine.request_limit == 120
     assert engine.validate([5] * 9, SamplingParams()).max_tokens == 111
     outputs: list[RequestOutput] = [

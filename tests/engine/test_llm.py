@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from longspan import LLM, SamplingParams
 from longspan.config import EngineConfig
+from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
 from longspan.errors import ConfigError, EngineDeadError, EngineDrainingError, QueueFullError, RequestError
 from longspan.models.catalog import ResolvedModel
@@ -38,7 +39,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def engine(tiny: Path, runner: asyncio.Runner) -> Iterator[AsyncLLM]:
-    engine = runner.run(AsyncLLM.start(config(tiny)))
+    engine = runner.run(start_engine(config(tiny)))
     yield engine
     runner.run(engine.close())
 
@@ -121,7 +122,7 @@ def test_penalties_survive_a_change_of_master(tiny: Path) -> None:
 
 
 async def test_a_full_queue(tiny: Path) -> None:
-    engine = await AsyncLLM.start(config(tiny, max_waiting=1, max_requests_per_master=1))
+    engine = await start_engine(config(tiny, max_waiting=1, max_requests_per_master=1))
     streams = [engine.generate([5] * 100, greedy(100), f"r{n}") for n in range(4)]
     tasks = [asyncio.ensure_future(anext(stream)) for stream in streams]
     done = await asyncio.gather(*tasks, return_exceptions=True)
@@ -134,7 +135,7 @@ async def test_a_full_queue(tiny: Path) -> None:
 
 
 async def test_abort_drain_and_close(tiny: Path) -> None:
-    engine = await AsyncLLM.start(config(tiny))
+    engine = await start_engine(config(tiny))
     stream = engine.generate([5] * 10, greedy(100), "r")
     await anext(stream)
     engine.abort("r")

@@ -15,7 +15,7 @@ import pytest
 
 from longspan import LLM
 from longspan.config import EngineConfig
-from longspan.engine.async_llm import AsyncLLM
+from longspan.engine.assembly import start_engine
 from longspan.engine.phase_display import shown_phases
 from longspan.errors import ConfigError, EngineDeadError
 from longspan.executor.multiproc import MultiprocExecutor
@@ -105,7 +105,7 @@ def test_a_start_that_is_cut_off_twice_ends_its_workers(tiny: Path) -> None:  # 
                 loop.call_soon_threadsafe(reached.set)
 
         config = EngineConfig(model=str(tiny), **SETTINGS)  # type: ignore[arg-type]
-        start = asyncio.create_task(AsyncLLM.start(config, on_phase=on_phase))
+        start = asyncio.create_task(start_engine(config, on_phase=on_phase))
         await reached.wait()
         start.cancel()
         start.cancel()

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from longspan.core.books.request import Request, RequestStatus
 from longspan.core.policies.base import Policy
 from longspan.core.policies.medha.baselines import Sarathi
 from longspan.core.policies.medha.predictor import Predictor, TokenBudget
 from longspan.core.policies.medha.ranking import Ranking
-from longspan.core.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from longspan.config import EngineConfig
 from longspan.core.policies.base import Policy
+from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
 from longspan.outputs import EngineStats, PositionLogprobs
 from longspan.sampling_params import SamplingParams
@@ -82,7 +83,7 @@ def engine_config(cell: Cell, model: Path, event_log: Path) -> EngineConfig:
 
 async def serve(cell: Cell, config: EngineConfig, requests: list[tuple[list[int], SamplingParams]]) -> Served:
     """Every request's answer, in order, once nothing of any is left on the instances."""
-    engine = await AsyncLLM.start(config, policy_of(cell))
+    engine = await start_engine(config, policy_of(cell))
     try:
         async with asyncio.timeout(STUCK_S):
             answers = await _Clients(cell, engine, requests).run()

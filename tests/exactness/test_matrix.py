@@ -18,7 +18,7 @@ import torch
 
 from longspan.config import SchedulerConfig
 from longspan.core.policies import POLICIES
-from longspan.engine import async_llm
+from longspan.engine import assembly
 from longspan.engine.tokenizer import Tokenizer
 from longspan.metrics.event_log import replay
 from longspan.models.catalog import ResolvedModel, resolve_model
@@ -88,7 +88,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_a_cell(cell: Cell, subject: Callable[[str], Subject], tmp_path: Path, monkeypatch) -> None:
     if cell.pool == "small":  # so that nobody keeps slots free for others' growth, and growth runs into the end
-        monkeypatch.setattr(async_llm, "SchedulerConfig", functools.partial(SchedulerConfig, decode_headroom=0))
+        monkeypatch.setattr(assembly, "SchedulerConfig", functools.partial(SchedulerConfig, decode_headroom=0))
     ours, log = subject(cell.model), tmp_path / "events.jsonl"
     prompts, params = ours.prompts(cell), params_of(cell)
     wanted = [Wanted.of(ours, prompt, params, cell.end) for prompt in prompts]

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longspan.core.pipeline import PipelineStage, balanced_stages
 from longspan.distributed.tensor_parallel import SingleDevice
 from longspan.models.config import load_model_config
 from longspan.models.llama import LlamaModel
 from longspan.models.sharding import TensorParallelShard
 from longspan.models.weights import open_weights
+from longspan.pipeline import PipelineStage, balanced_stages
 
 from .tiny import CONFIGS, CPU, CausalAttention, make_model
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk, DecodeCoefficients, FittedCostModel, PrefillCoefficients
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk, DecodeCoefficients, FittedCostModel, PrefillCoefficients
 from longspan.errors import ConfigError
 from longspan.profiler.check import check_predictions
 from longspan.profiler.fit import fit_cost_model, nonnegative_least_squares

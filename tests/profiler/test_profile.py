@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from longspan import LLM, SamplingParams
-from longspan.core.cost_model import Chunk, CostModel
+from longspan.core.costs.cost_model import Chunk, CostModel
 from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.core.state import SchedulerState
 from longspan.entrypoints import cli

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from longspan.core.analytic_cost_model import Hardware, ModelShape, analytic_cost_model
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk
+from longspan.core.costs.analytic import Hardware, ModelShape, analytic_cost_model
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk
 from longspan.errors import ConfigError
 from longspan.sib import (
     Deployment,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from longspan.engine import async_llm
+from longspan.engine import assembly
 from longspan.entrypoints import cli
 from longspan.entrypoints.plan import command as plan_command
 from longspan.errors import LongspanError
@@ -47,7 +47,7 @@ def nothing_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> Executor:
         raise StoppedHere("all is well so far")
 
-    monkeypatch.setattr(async_llm, "make_executor", stop)
+    monkeypatch.setattr(assembly, "make_executor", stop)
     monkeypatch.setattr(plan_command, "_solve_all", stop)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))

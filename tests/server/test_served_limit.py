@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from longspan.config import EngineConfig
-from longspan.engine.async_llm import AsyncLLM
+from longspan.engine.assembly import start_engine
 from longspan.entrypoints.openai.app import create_app
 from longspan.entrypoints.welcome import print_welcome
 from longspan.models.catalog import ResolvedModel
@@ -35,7 +35,7 @@ async def test_a_chat_without_max_tokens_gets_what_the_policy_can_serve(
         model=str(folder), policy=policy, kv_tokens=kv_tokens, executor="inproc", dtype="float32",
         threads_per_device=1,
     )  # fmt: skip
-    engine = await AsyncLLM.start(config)
+    engine = await start_engine(config)
     try:
         transport = httpx2.ASGITransport(create_app(engine))
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:

@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 from longspan.config import SchedulerConfig
-from longspan.core.analytic_cost_model import ModelShape
+from longspan.core.costs.analytic import ModelShape
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.fleet import Fleet, SimulatedModel
 from longspan.simulator.hardware import A800_80G

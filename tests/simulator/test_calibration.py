@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from longspan.config import SchedulerConfig
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk
 from longspan.errors import ConfigError
 from longspan.profiler.fit import fit_cost_model
 from longspan.profiler.simulated import measure_simulated

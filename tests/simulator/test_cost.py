@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.core.actions import KVRange, MigrateKV, RunBatch, Segment
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.fleet import Fleet, SimulatedModel
 from longspan.simulator.hardware import A800_80G, HARDWARE

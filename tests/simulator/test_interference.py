@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from longspan.config import SchedulerConfig
-from longspan.core.episode import Company
+from longspan.core.costs.episode import Company
 from longspan.sib import MeasuredInterference
 from longspan.simulator.interference import Interference
 from longspan.simulator.simulator import Simulator

@@ -6,8 +6,8 @@ import pytest
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import MigrateKV, RunBatch
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk
 from longspan.simulator.load import instance_seconds, offered_load
 from longspan.simulator.simulator import Simulator
 from longspan.simulator.spread import evenly_spread

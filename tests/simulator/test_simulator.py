@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import FreeKV, MigrateKV, RunBatch
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk
 from longspan.core.events import BatchCompleted, KVMigrated, RequestArrived
 from longspan.core.internal_error import InternalError
 from longspan.core.policies import POLICIES

@@ -47,18 +47,3 @@ class AttentionBackend(Protocol):
     def merge_rows_(self, result: Partial, rows: slice | torch.Tensor, part: Partial) -> None:
         """Merge a part into these rows of the result, in place; as `merge_rows_` in attention/partial.py."""
         ...
-
-
-def backend_for(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    """The fastest backend that runs there."""
-    if device.type == "cuda" and dtype != torch.float32:  # torch's flash attention on CUDA has no fp32
-        from longspan.attention.cuda import CudaBackend
-
-        return CudaBackend()
-    if device.type == "cpu":
-        from longspan.attention.native import cpu_backend
-
-        return cpu_backend()
-    from longspan.attention.reference import ReferenceBackend
-
-    return ReferenceBackend()

@@ -11,10 +11,10 @@ Not in a pipeline: there the last stage samples, and the first would need the to
 from __future__ import annotations
 
 from longspan.core.actions import RunBatch, Segment
-from longspan.core.batch_rules import involved_instances
-from longspan.core.cluster import Work
-from longspan.core.ledger import Ledger, decode_segment
-from longspan.core.request import RequestStatus
+from longspan.core.books.cluster import Work
+from longspan.core.books.ledger import Ledger, decode_segment
+from longspan.core.books.request import RequestStatus
+from longspan.core.books.rules import involved_instances
 
 
 def look_ahead(ledger: Ledger, started: list[Work[RunBatch]]) -> None:

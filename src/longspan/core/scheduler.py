@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action
-from longspan.core.cost_model import CostModel
+from longspan.core.books.invariants import check_invariants
+from longspan.core.books.ledger import Ledger
+from longspan.core.books.lifecycle import abort, arrive, complete_batch, complete_migration, free_first_stage
+from longspan.core.costs.cost_model import CostModel
 from longspan.core.decision import Decision
 from longspan.core.events import BatchCompleted, Event, FirstStageFree, KVMigrated, RequestAborted, RequestArrived
 from longspan.core.internal_error import InternalError
-from longspan.core.invariants import check_invariants
-from longspan.core.ledger import Ledger
-from longspan.core.lifecycle import abort, arrive, complete_batch, complete_migration, free_first_stage
 from longspan.core.lookahead import look_ahead
 from longspan.core.policies import create_policy
 from longspan.core.policies.base import Policy

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
-from longspan.core.batch_rules import check_batch, check_migration, check_ready, check_reservation
-from longspan.core.cluster import Cluster
-from longspan.core.cost_model import CostModel
+from longspan.core.books.cluster import Cluster
+from longspan.core.books.kv_placement import KVPlacement
+from longspan.core.books.ledger import Ledger, decode_segment
+from longspan.core.books.request import Request, RequestStatus
+from longspan.core.books.rules import check_batch, check_migration, check_ready, check_reservation
+from longspan.core.books.waiting_queue import WaitingQueue
+from longspan.core.costs.cost_model import CostModel
 from longspan.core.decision import Decision
 from longspan.core.internal_error import InternalError
-from longspan.core.kv_placement import KVPlacement
-from longspan.core.ledger import Ledger, decode_segment
-from longspan.core.request import Request, RequestStatus
-from longspan.core.waiting_queue import WaitingQueue
 from longspan.errors import ConfigError
 
 

@@ -5,25 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from longspan.config import EngineConfig, SchedulerConfig
-from longspan.core.cost_model import FittedCostModel
-from longspan.core.policies import create_policy
-from longspan.core.policies.base import Policy
-from longspan.core.policies.episode import EpisodePolicy
-from longspan.core.scheduler import Scheduler
-from longspan.engine.deployment import describe_deployment
-from longspan.engine.detokenizer import Detokenizer, OutputProcessor
+from longspan.config import EngineConfig
+from longspan.engine.detokenizer import OutputProcessor
 from longspan.engine.engine_core import EngineCore
-from longspan.engine.episodes import estimate_cost_model
-from longspan.engine.fingerprint import fingerprint
-from longspan.engine.preflight import check_model, check_settings
 from longspan.engine.protocol import TokenIds
 from longspan.engine.request import EngineRequest
 from longspan.engine.tokenizer import Tokenizer
@@ -33,26 +22,18 @@ from longspan.errors import (
     LongspanError,
     RequestError,
 )
-from longspan.executor.base import DeviceInfo, Executor, make_executor
-from longspan.metrics.event_log import EventLogWriter
-from longspan.models.catalog import resolve_model
-from longspan.models.config import load_model_config
-from longspan.models.generation_config import load_generation_config
+from longspan.executor.base import Executor
 from longspan.outputs import EngineStats, RequestOutput, RequestTimes
-from longspan.phases import OnPhase, Phase, ignore
 from longspan.sampling_params import SamplingParams
-from longspan.sib import Deployment, read_sib
-from longspan.worker.messages import Reply, WorkerSpec
+from longspan.sib import Deployment
 
 logger = logging.getLogger(__name__)
 
 _WATCH_S = 1.0  # how often the watchdog is asked
-_MIN_KV_TOKENS = 8192  # the default pool on a CPU holds at least this many on each instance,
-_CONTEXTS_IN_POOL = 4  # and this many of the longest contexts over all instances
 
 
 class AsyncLLM:
-    """One engine: `start` it, `generate` from it, `close` it; all on one event loop."""
+    """One engine, which `assembly.start_engine` makes: `generate` from it, `close` it; all on one event loop."""
 
     def __init__(
         self, config: EngineConfig, model_name: str, max_model_len: int, vocab_size: int, tokenizer: Tokenizer,
@@ -77,127 +58,6 @@ class AsyncLLM:
         core.on_dead = self._dead.set
         self._watching: asyncio.Task[None] | None = None
 
-    @classmethod
-    async def start(
-        cls, config: EngineConfig, policy: Policy | None = None, on_phase: OnPhase = ignore
-    ) -> AsyncLLM:
-        """Load the model on all instances.
-
-        policy: one of your own, instead of the named one. on_phase: hears how far the start is.
-
-        Raises ConfigError, ModelError, EngineDeadError; what can be known beforehand is refused before anything is
-        fetched or loaded.
-        """
-        begun = time.monotonic()
-        policy = policy if policy is not None else create_policy(config.policy)
-        check_settings(config, policy)
-        sib = read_sib(config.sib) if config.sib is not None else None
-        model = await asyncio.to_thread(resolve_model, config.model, on_phase)
-        on_phase(Phase(f"reading the configuration of {model.name}"))
-        model_config = load_model_config(model.path)
-        check_model(config, policy, model, model_config)
-        max_model_len = config.max_model_len or model_config.max_model_len
-        specs = [
-            WorkerSpec(
-                model_path=str(model.path), instance=instance, stage=stage, tp_rank=tp_rank,
-                num_instances=config.instances, tp=config.tp, pp=config.pp, pp_layers=config.pp_layers,
-                dtype=config.dtype, device=config.device, threads=config.threads_per_device,
-                transport=config.transport, quantization=config.quantization,
-            )
-            for instance in range(config.instances)
-            for stage in range(config.pp)
-            for tp_rank in range(config.tp)
-        ]
-        executor = make_executor(config.executor, specs, config.worker_timeout_s)
-        loop = asyncio.get_running_loop()
-        started: list[EngineCore] = []  # the last one runs
-
-        # Workers report from threads of their own; the engine lives on the loop.
-        def on_reply(reply: Reply) -> None:
-            loop.call_soon_threadsafe(lambda: started[-1].on_reply(reply))
-
-        def on_failure(message: str) -> None:
-            if started:
-                loop.call_soon_threadsafe(lambda: started[-1].fail(message))
-
-        def assemble(
-            scheduler_config: SchedulerConfig, policy: Policy, cost_model: FittedCostModel | None,
-            log: EventLogWriter | None = None,
-        ) -> AsyncLLM:  # fmt: skip
-            scheduler = Scheduler(scheduler_config, policy, cost_model)
-            core = EngineCore(
-                scheduler, executor, Detokenizer(tokenizer.backend), time.monotonic, log, cost_model,
-                config.stall_after_s,
-            )  # fmt: skip
-            started.append(core)
-            vocab_size = model_config.vocab_size
-            return cls(config, served, max_model_len, vocab_size, tokenizer, core, executor, deployment)
-
-        try:
-            tokenizer_loading = asyncio.to_thread(Tokenizer.load, model)
-            device, tokenizer = await asyncio.gather(
-                asyncio.to_thread(executor.start, on_reply, on_failure, on_phase), tokenizer_loading
-            )
-            deployment = describe_deployment(config, model.name, model_config, device)
-            if sib is not None and config.sib is not None:
-                sib.require(deployment, config.sib)
-            kv_tokens = _kv_tokens(config, max_model_len, device)
-            on_phase(Phase(f"allocating KV for {kv_tokens} tokens on each instance"))
-            await asyncio.to_thread(executor.allocate_kv, kv_tokens)
-            scheduler_config = SchedulerConfig(
-                num_instances=config.instances,
-                pp=config.pp,
-                kv_tokens=kv_tokens,
-                policy=config.policy,
-                max_waiting=config.max_waiting,
-                max_batch_tokens=config.max_batch_tokens,
-                max_requests_per_master=config.max_requests_per_master,
-                lookahead=config.lookahead,
-                ttft_slo_factor=config.ttft_slo_factor,
-                ttft_slo_floor_s=config.ttft_slo_floor_s,
-                tpot_slo_s=config.tpot_slo_s,
-                chunk_size=config.chunk_size,
-                kvp_tokens_per_shard=config.kvp_tokens_per_shard,
-            )
-            served = config.served_model_name or model.name
-            cost_model = sib.cost_model if sib is not None else None
-            if cost_model is None and policy.needs_cost_model:
-                on_phase(Phase("measuring the machine's speed"))
-                prober = EpisodePolicy()
-                probe = assemble(scheduler_config, prober, None)
-                cost_model = await estimate_cost_model(probe, prober, deployment.model_shape)
-                logger.info(
-                    "the policy %s predicts times: they are estimated from a few batches; "
-                    "`longspan profile` measures them, for --sib", policy.name,
-                )  # fmt: skip
-            log = None
-            if config.event_log is not None:
-                log = EventLogWriter(
-                    config.event_log, scheduler_config, cost_model, policy=policy,
-                    max_bytes=config.event_log_max_bytes, keep=config.event_log_keep,
-                )  # fmt: skip
-                logger.info("the event log is %s", log.path)
-            engine = assemble(scheduler_config, policy, cost_model, log)
-            engine.fingerprint = await asyncio.to_thread(fingerprint, model.path, deployment)
-            if config.generation_config == "auto":
-                engine.default_sampling = _default_sampling(model.path)
-        except BaseException:
-            await _to_its_end(executor.close)
-            raise
-        engine._watching = loop.create_task(engine._watch())
-        logger.info(
-            "%s on %d instances x %s layers x tp %d, %s %s, %d KV tokens each, context up to %d",
-            model.name, config.instances, "+".join(map(str, device.pp_layers)), config.tp, device.device, device.dtype,
-            kv_tokens, max_model_len,
-        )  # fmt: skip
-        if engine.request_limit < max_model_len:
-            logger.warning(
-                "a request may have up to %d tokens, prompt and output together, though the context is %d: that is %s; "
-                "more --kv-tokens take longer ones", engine.request_limit, max_model_len, engine._room().rstrip(","),
-            )  # fmt: skip
-        on_phase(Phase(f"ready in {time.monotonic() - begun:.1f} s", is_last=True))
-        return engine
-
     # -- requests -------------------------------------------------------------------------------------------------
 
     def validate(self, prompt_token_ids: TokenIds, params: SamplingParams) -> SamplingParams:
@@ -210,7 +70,7 @@ class AsyncLLM:
             raise RequestError("the prompt is empty; give it at least one token", param="prompt")
         limit, name = min(
             (self.max_model_len, "the model's maximum context length"),
-            (self.core.scheduler.request_limit, self._room()),
+            (self.core.scheduler.request_limit, self.room),
         )
         if length >= limit:
             raise RequestError(
@@ -306,7 +166,9 @@ class AsyncLLM:
     def request_limit(self) -> int:
         return min(self.max_model_len, self.core.scheduler.request_limit)
 
-    def _room(self) -> str:
+    @property
+    def room(self) -> str:
+        """Where the KV of one request has to fit, in words, with a comma if a clause ends there."""
         policy = self.core.scheduler.policy
         if policy.keeps_on_one_instance and self.config.instances > 1:
             return f"what an instance holds, on which the policy {policy.name!r} keeps a request,"
@@ -326,6 +188,10 @@ class AsyncLLM:
         await self._dead.wait()
         assert self.core.error is not None
         return self.core.error
+
+    def watch(self) -> None:
+        """Look out for stalls from now on, until the end."""
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
         """Tell the log once of what stalls, and when it has gone on."""
@@ -366,20 +232,12 @@ class AsyncLLM:
             self._watching.cancel()
         self.core.on_dead = lambda: None
         self.core.fail("the engine was closed")
-        await _to_its_end(self.executor.close)
+        await to_its_end(self.executor.close)
         if self.core.event_log is not None:
             await asyncio.to_thread(self.core.event_log.close)
 
 
-def _default_sampling(model: Path) -> Mapping[str, float]:
-    advised = load_generation_config(model)
-    if advised:
-        told = ", ".join(f"{name} {value:g}" for name, value in advised.items())
-        logger.info("requests that do not say are sampled as the model's generation_config.json advises: %s", told)
-    return advised
-
-
-async def _to_its_end(work: Callable[[], None]) -> None:
+async def to_its_end(work: Callable[[], None]) -> None:
     """Done in a thread, however often the caller is cancelled meanwhile: workers that were not ended would keep the
     process for ever."""
     task = asyncio.ensure_future(asyncio.to_thread(work))
@@ -392,18 +250,3 @@ async def _to_its_end(work: Callable[[], None]) -> None:
     task.result()
     if cancelled is not None:
         raise cancelled
-
-
-def _kv_tokens(config: EngineConfig, max_model_len: int, device: DeviceInfo) -> int:
-    """KV slots of each instance."""
-    if config.kv_tokens is not None:
-        if config.kv_tokens > device.kv_tokens_fit:
-            logger.warning(
-                "kv_tokens is %d; by the memory free now, up to %d are advisable",
-                config.kv_tokens, device.kv_tokens_fit,
-            )  # fmt: skip
-        return config.kv_tokens
-    if device.device.startswith("cuda"):
-        return device.kv_tokens_fit
-    wanted = max(_MIN_KV_TOKENS, _CONTEXTS_IN_POOL * max_model_len // config.instances)
-    return max(1, min(device.kv_tokens_fit, wanted))

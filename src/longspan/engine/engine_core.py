@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from longspan.core.actions import FreeKV, MigrateKV, RefuseRequest, RunBatch
-from longspan.core.cost_model import CostModel
+from longspan.core.costs.cost_model import CostModel
 from longspan.core.events import (
     BatchCompleted,
     Event,

@@ -7,9 +7,9 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from longspan.core.analytic_cost_model import ModelShape, analytic_cost_model, calibrated_hardware
-from longspan.core.cost_model import FittedCostModel
-from longspan.core.episode import Episode, Iterate, Move, Step, Timed
+from longspan.core.costs.analytic import ModelShape, analytic_cost_model, calibrated_hardware
+from longspan.core.costs.cost_model import FittedCostModel
+from longspan.core.costs.episode import Episode, Iterate, Move, Step, Timed
 from longspan.core.policies.episode import EpisodePolicy
 from longspan.errors import EngineDeadError
 from longspan.sampling_params import SamplingParams

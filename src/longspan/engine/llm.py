@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from longspan.config import DEFAULT_MODEL, EngineConfig
 from longspan.core.policies.base import Policy
-from longspan.engine.async_llm import AsyncLLM
+from longspan.engine.assembly import start_engine
 from longspan.engine.phase_display import shown_phases
 from longspan.errors import ConfigError, EngineDeadError, RequestError
 from longspan.outputs import Completion, EngineStats, PositionLogprobs
@@ -68,7 +68,7 @@ class LLM:
         self._closed = False
         try:
             with nullcontext(on_phase) if on_phase else shown_phases(say=None) as told:
-                self.engine = self._call(AsyncLLM.start(config, policy, told))
+                self.engine = self._call(start_engine(config, policy, told))
         except BaseException:
             self._stop_loop()
             raise

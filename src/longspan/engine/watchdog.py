@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from longspan.core.actions import MigrateKV, RunBatch
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import CostModel
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import CostModel
 
 TIMES_PREDICTED = 10.0
 """A batch may take so many times what the cost model predicts: others may share the machine."""

@@ -18,8 +18,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from longspan.config import EngineConfig
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk
 from longspan.engine.phase_display import shown_phases
 from longspan.errors import ConfigError
 from longspan.files import check_writable

@@ -169,10 +169,10 @@ def _do_slow_things_once(app: FastAPI) -> None:
 
 
 async def _start_engine(config: EngineConfig) -> EngineClient:
-    from longspan.engine.async_llm import AsyncLLM
+    from longspan.engine.assembly import start_engine
 
     with shown_phases(logger.info) as on_phase:
-        return await AsyncLLM.start(config, on_phase=on_phase)
+        return await start_engine(config, on_phase=on_phase)
 
 
 def _client_host(host: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from longspan.phases import OnPhase, ignore
-from longspan.worker.messages import Command, Ready, Reply, WorkerSpec
+from longspan.worker.messages import Command, Ready, Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +56,3 @@ class Executor(Protocol):
     def close(self) -> None:
         """End all workers. May be called twice."""
         ...
-
-
-def make_executor(name: str, specs: list[WorkerSpec], worker_timeout_s: float) -> Executor:
-    """The executor of that name, over one worker for each spec, in rank order."""
-    if name == "inproc":
-        from longspan.executor.inproc import InprocExecutor
-
-        return InprocExecutor(specs)
-    from longspan.executor.multiproc import MultiprocExecutor
-
-    return MultiprocExecutor(specs, worker_timeout_s)

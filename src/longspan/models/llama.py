@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from longspan.attention.elastic import ElasticAttention
-from longspan.core.pipeline import PipelineStage
 from longspan.distributed.tensor_parallel import TensorParallelGroup
 from longspan.layers.elementwise import elementwise_for
 from longspan.layers.embedding import embed, embed_share
@@ -30,6 +29,7 @@ from longspan.models.sharding import TensorParallelShard, width
 from longspan.models.stored_shapes import check_shapes
 from longspan.models.weights import CheckedReader, MatrixPart, WeightFormat, WeightSource
 from longspan.native.decoder import NativeDecoder
+from longspan.pipeline import PipelineStage
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """attention(layer, q_THK, k_TGK, v_TGK) -> out_THK. q, k are rotated; all are strided views; T may be 0."""

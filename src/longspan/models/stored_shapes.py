@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from longspan.core.pipeline import PipelineStage
 from longspan.errors import ModelError
 from longspan.models.architecture import ModelConfig
 from longspan.models.weights import WeightSource
+from longspan.pipeline import PipelineStage
 
 
 def check_shapes(config: ModelConfig, source: WeightSource, stage: PipelineStage) -> None:

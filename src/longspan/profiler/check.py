@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import CostModel
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import CostModel
 from longspan.sib import Measurements
 
 

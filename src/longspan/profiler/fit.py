@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from longspan.core.cost_model import DecodeCoefficients, FittedCostModel, PrefillCoefficients
+from longspan.core.costs.cost_model import DecodeCoefficients, FittedCostModel, PrefillCoefficients
 from longspan.errors import ConfigError
 from longspan.profiler.grid import numbers_measured
 from longspan.sib import MeasuredIteration, MeasuredMigration, Measurements

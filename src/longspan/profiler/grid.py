@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 
 from longspan.config import SchedulerConfig
-from longspan.core.episode import Episode, Iterate, Move, Step
+from longspan.core.costs.episode import Episode, Iterate, Move, Step
 
 _EVERY = 16  # instances
 _SHORTEST = 16

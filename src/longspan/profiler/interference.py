@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from longspan.core.batch_shape import BatchShape
-from longspan.core.episode import Company, Episode, Iterate
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.episode import Company, Episode, Iterate
 from longspan.core.policies.episode import EpisodePolicy
 from longspan.engine.episodes import room_of_one, run_episode
 from longspan.profiler.measure import Measured, Report

@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import CostModel
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import CostModel
 from longspan.core.policies.episode import EpisodePolicy
 from longspan.engine.async_llm import AsyncLLM
 from longspan.engine.episodes import run_episode

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from longspan.config import EngineConfig
-from longspan.core.cost_model import FittedCostModel
+from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.policies.episode import EpisodePolicy
+from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
 from longspan.errors import ConfigError
 from longspan.phases import OnPhase, ignore
@@ -76,7 +77,7 @@ async def check(
 @asynccontextmanager
 async def _engine(config: EngineConfig, on_phase: OnPhase) -> AsyncIterator[tuple[AsyncLLM, EpisodePolicy]]:
     policy = EpisodePolicy()
-    engine = await AsyncLLM.start(replace(config, sib=None, event_log=None), policy, on_phase)
+    engine = await start_engine(replace(config, sib=None, event_log=None), policy, on_phase)
     try:
         yield engine, policy
     finally:

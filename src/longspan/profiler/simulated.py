@@ -8,8 +8,8 @@ from __future__ import annotations
 from statistics import median
 
 from longspan.config import SchedulerConfig
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import FittedCostModel
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import FittedCostModel
 from longspan.profiler.fit import fit_cost_model
 from longspan.profiler.grid import fit_groups
 from longspan.sib import MeasuredIteration, MeasuredMigration, Measurements

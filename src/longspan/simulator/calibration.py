@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longspan.core.actions import MigrateKV, RunBatch
-from longspan.core.batch_shape import BatchShape
+from longspan.core.costs.batch_shape import BatchShape
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.fleet import Fleet
 from longspan.simulator.machine import Machine

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from longspan.config import SchedulerConfig
-from longspan.core.cost_model import FittedCostModel
+from longspan.core.costs.cost_model import FittedCostModel
 from longspan.metrics.request_metrics import SLO, measure
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.limits import OutputLimit

@@ -21,7 +21,7 @@ from math import ceil
 from typing import NamedTuple
 
 from longspan.core.actions import MigrateKV, RunBatch, Segment
-from longspan.core.pipeline import balanced_stages
+from longspan.pipeline import balanced_stages
 from longspan.simulator.fleet import Fleet
 
 ACTIVATION_BYTES = 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longspan.core.analytic_cost_model import ModelShape
+from longspan.core.costs.analytic import ModelShape
 from longspan.errors import ConfigError
 from longspan.simulator.machine import GIB, Machine
 

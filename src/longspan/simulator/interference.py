@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from longspan.core.actions import MigrateKV, RunBatch
-from longspan.core.episode import Company
+from longspan.core.costs.episode import Company
 from longspan.sib import MeasuredInterference
 from longspan.simulator.usage import kind_of
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from math import ceil
 
 from longspan.config import SchedulerConfig
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.spread import evenly_spread
 from longspan.workload.traces import TraceRequest

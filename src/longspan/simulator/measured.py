@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from longspan.core.batch_shape import BatchShape
+from longspan.core.costs.batch_shape import BatchShape
 from longspan.errors import ConfigError
 from longspan.sib import Deployment, ScalingInformationBase
 from longspan.simulator.calibration import Figure, Timing, calibrate, mean_error

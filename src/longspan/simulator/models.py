@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longspan.core.analytic_cost_model import ModelShape
+from longspan.core.costs.analytic import ModelShape
 from longspan.errors import ConfigError
 from longspan.simulator.fleet import SimulatedModel
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 from math import ceil
 
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk
 from longspan.simulator.calibration import Timing
 from longspan.simulator.fleet import Fleet
 from longspan.simulator.machine import Machine

@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch
-from longspan.core.cost_model import FittedCostModel
+from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.events import BatchCompleted, Event, FirstStageFree, KVMigrated, RequestArrived, TokenOutput
 from longspan.core.internal_error import InternalError
 from longspan.core.policies.base import Policy

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from longspan.config import SchedulerConfig
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk
 from longspan.metrics.request_metrics import SLO, RequestRecord
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.spread import evenly_spread

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from longspan.core.actions import KVRange, RunBatch, Segment
-from longspan.core.batch_shape import BatchShape
+from longspan.core.costs.batch_shape import BatchShape
 from longspan.core.policies.parts.sharing import share_evenly
 
 

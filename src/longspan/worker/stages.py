@@ -10,9 +10,9 @@ import torch
 from longspan.attention.elastic import ElasticAttention
 from longspan.attention.layout import plan_layout, positions_of
 from longspan.core.actions import KVRange, RunBatch, Segment
-from longspan.core.pipeline import balanced_stages
 from longspan.distributed.stream import Stream
 from longspan.distributed.transport import SoleDevice, Transport
+from longspan.pipeline import balanced_stages
 from longspan.worker.device import resolve_device
 from longspan.worker.messages import AllocateKV, WorkerSpec
 from longspan.worker.worker import Worker

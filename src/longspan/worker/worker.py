@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from longspan.attention.backend import backend_for
-from longspan.core.pipeline import PipelineStage
+from longspan.attention.choice import backend_for
 from longspan.distributed.stream import Event, Stream, stream_on
 from longspan.distributed.tensor_parallel import SingleDevice, TensorParallelGroup
 from longspan.distributed.transport import Transport
@@ -21,6 +20,7 @@ from longspan.models.registry import model_class
 from longspan.models.sharding import TensorParallelShard
 from longspan.models.weights import open_weights
 from longspan.native.library import must_be_built
+from longspan.pipeline import PipelineStage
 from longspan.worker.device import (
     keep_freed_memory,
     kernels_name,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longspan.core.cluster import Instance
+from longspan.core.books.cluster import Instance
+from longspan.core.books.request import Request
 from longspan.core.decision import Decision
-from longspan.core.policies.one_instance import StaticTP, decode_each, refuse_the_too_long
+from longspan.core.policies.one_instance import StaticTP
+from longspan.core.policies.parts.decode_batch import decode_each
 from longspan.core.policies.parts.prefill_batch import run_prefill
-from longspan.core.request import Request
+from longspan.core.policies.parts.refusal import refuse_the_too_long
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 

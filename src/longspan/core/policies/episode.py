@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 
 from longspan.core.actions import MigrateKV, RunBatch, Segment
-from longspan.core.batch_rules import involved_instances
-from longspan.core.cluster import Work
-from longspan.core.episode import Episode, Iterate, Move, Step, Timed
-from longspan.core.request import RequestStatus
+from longspan.core.books.cluster import Work
+from longspan.core.books.request import RequestStatus
+from longspan.core.books.rules import involved_instances
+from longspan.core.costs.episode import Episode, Iterate, Move, Step, Timed
 from longspan.core.state import SchedulerState
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from longspan.core.cluster import Instance
-from longspan.core.cost_model import Chunk
+from longspan.core.books.cluster import Instance
+from longspan.core.books.request import Request, RequestStatus
+from longspan.core.costs.cost_model import Chunk
 from longspan.core.decision import Decision
 from longspan.core.policies.parts.data_parallel import DataParallel
 from longspan.core.policies.parts.lanes import Lane, Rank
 from longspan.core.policies.parts.mixed_batch import MixedBatch
-from longspan.core.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
 QUANTUM_S, RATIO, STARVATION_S = 0.01, 2.0, 3.0

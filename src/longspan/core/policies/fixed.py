@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from longspan.core.actions import Segment
-from longspan.core.request import Request
+from longspan.core.books.request import Request
 from longspan.core.state import SchedulerState
 
 

@@ -13,18 +13,14 @@ A request that no instance can hold alone is refused: that is what these baselin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
-from longspan.core.cluster import Instance
-from longspan.core.policies.parts.decode_groups import (
-    choose_requests,
-    choose_victim_inside,
-    form_groups,
-    run_decode,
-)
+from longspan.core.books.cluster import Instance
+from longspan.core.books.request import Request
+from longspan.core.policies.parts.decode_batch import decode_each
 from longspan.core.policies.parts.patience import somebody_is_overdue
 from longspan.core.policies.parts.prefill_batch import run_prefill
-from longspan.core.request import Request
+from longspan.core.policies.parts.refusal import refuse_the_too_long
 from longspan.core.state import SchedulerState
 
 
@@ -64,19 +60,6 @@ class Replicated(OneInstanceEach):
         return (request for request in state.waiting if request.arrival_index % instances == instance.id)
 
 
-def refuse_the_too_long(state: SchedulerState) -> None:
-    """Called at every event, so only who has just arrived can be too long."""
-    if not state.waiting:
-        return
-    request, most = state.waiting.last, state.config.kv_tokens
-    if request.max_kv_tokens > most:
-        message = (
-            f"The prompt has {request.num_prompt_tokens} tokens and max_tokens is {request.max_tokens}, but "
-            f"the policy {state.config.policy!r} keeps a request on one instance, which holds {most}."
-        )
-        state.refuse(request.id, message)
-
-
 def _gather(state: SchedulerState, instance: Instance, queue: Iterator[Request]) -> list[Request]:
     """The queue's head and those behind it that fit into the instance and one batch."""
     gathered: list[Request] = []
@@ -88,16 +71,3 @@ def _gather(state: SchedulerState, instance: Instance, queue: Iterator[Request])
             break
         gathered.append(request)
     return gathered
-
-
-def decode_each(state: SchedulerState, held: Collection[int] = frozenset()) -> None:
-    """An iteration on each instance for itself, but for those in `held`."""
-    while True:
-        groups, _ = form_groups(state, held)
-        victim = choose_victim_inside(groups)
-        if victim is None:
-            break
-        state.preempt(victim.id)
-    for group in groups:
-        requests = choose_requests(group)
-        run_decode(state, requests, [group.instances[0].id] * len(requests))

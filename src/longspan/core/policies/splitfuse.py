@@ -7,11 +7,11 @@ the batch is below `batch_max_tokens`.
 
 from __future__ import annotations
 
-from longspan.core.cluster import Instance
-from longspan.core.policies.loongserve.predictions import peak_kv
+from longspan.core.books.cluster import Instance
+from longspan.core.books.request import Request
 from longspan.core.policies.parts.lanes import Lane
+from longspan.core.policies.parts.predictions import peak_kv
 from longspan.core.policies.vllm import Vllm
-from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from longspan.core.policies.parts.decode_groups import DecodeGroup, choose_requests, run_decode, take_quota
+from longspan.core.books.request import Request, RequestStatus
+from longspan.core.policies.parts.decode_batch import choose_requests, run_decode, take_quota
+from longspan.core.policies.parts.decode_groups import DecodeGroup
 from longspan.core.policies.parts.patience import somebody_is_overdue
 from longspan.core.policies.parts.prefill_batch import keep_evenly, run_prefill
 from longspan.core.policies.parts.sharing import share_evenly
-from longspan.core.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
 

@@ -8,11 +8,11 @@ LoongServe compares itself with, 0.3.0, did not chunk prompts: it prefilled whol
 from __future__ import annotations
 
 from longspan.core.actions import KVRange
-from longspan.core.cluster import Instance
+from longspan.core.books.cluster import Instance
+from longspan.core.books.request import Request
 from longspan.core.policies.parts.data_parallel import DataParallel
 from longspan.core.policies.parts.lanes import Lane
 from longspan.core.policies.parts.mixed_batch import MixedBatch
-from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 
 TOKEN_BUDGET = 2048

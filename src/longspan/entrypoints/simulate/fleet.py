@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from longspan.core.analytic_cost_model import ModelShape
+from longspan.core.costs.analytic import ModelShape
 from longspan.errors import ConfigError
 from longspan.models.config import ModelConfig, load_model_config
 from longspan.sib import NUMBER_BYTES, read_sib

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from longspan import __version__
 from longspan.config import SchedulerConfig
-from longspan.core.cost_model import FittedCostModel
+from longspan.core.costs.cost_model import FittedCostModel
 from longspan.entrypoints.bench.json_file import rounded, write_with_requests
 from longspan.entrypoints.bench.tables import console, distribution_table
 from longspan.metrics.request_metrics import SLO, ClassMetrics, Distribution, RequestMetrics, measure

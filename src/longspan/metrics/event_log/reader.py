@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from longspan.core.actions import Action
-from longspan.core.cost_model import FittedCostModel
+from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.decision import Decision
 from longspan.core.events import Event, RequestArrived
 from longspan.errors import LongspanError, ReplayError

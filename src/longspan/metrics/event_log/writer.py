@@ -16,7 +16,7 @@ import msgspec
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action
-from longspan.core.cost_model import FittedCostModel
+from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.decision import Decision
 from longspan.core.events import Event
 from longspan.core.policies import POLICIES, create_policy

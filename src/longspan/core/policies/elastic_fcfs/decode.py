@@ -9,18 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from longspan.core.cluster import Instance
-from longspan.core.policies.parts.decode_groups import (
-    DecodeGroup,
-    choose_requests,
-    choose_victim,
-    form_groups,
-    relieve_shortage,
-    run_decode,
-    take_quota,
-)
+from longspan.core.books.cluster import Instance
+from longspan.core.books.request import Request
+from longspan.core.policies.parts.decode_batch import choose_requests, run_decode, take_quota
+from longspan.core.policies.parts.decode_groups import DecodeGroup, form_groups
 from longspan.core.policies.parts.sharing import share_evenly
-from longspan.core.request import Request
+from longspan.core.policies.parts.shortage import choose_victim, relieve_shortage
 from longspan.core.state import SchedulerState
 
 

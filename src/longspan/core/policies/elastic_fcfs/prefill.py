@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from longspan.core.cluster import Instance
+from longspan.core.books.cluster import Instance
+from longspan.core.books.request import Request
 from longspan.core.policies.parts.prefill_batch import keep_compactly, run_prefill
-from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from longspan.core.cluster import Instance
-from longspan.core.cost_model import CostModel
+from longspan.core.books.cluster import Instance
+from longspan.core.books.request import Request
+from longspan.core.costs.cost_model import CostModel
 from longspan.core.decision import Decision
 from longspan.core.policies.loongserve.scaling import (
     ABOUT_AS_FAST,
@@ -16,17 +17,9 @@ from longspan.core.policies.loongserve.scaling import (
     num_masters_wanted,
     share_among_masters,
 )
-from longspan.core.policies.parts.decode_groups import (
-    DecodeGroup,
-    choose_requests,
-    choose_victim,
-    choose_victim_inside,
-    form_groups,
-    relieve_shortage,
-    run_decode,
-    take_quota,
-)
-from longspan.core.request import Request
+from longspan.core.policies.parts.decode_batch import choose_requests, run_decode, take_quota
+from longspan.core.policies.parts.decode_groups import DecodeGroup, form_groups
+from longspan.core.policies.parts.shortage import choose_victim, choose_victim_inside, relieve_shortage
 from longspan.core.state import SchedulerState
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from longspan.core.books.request import Request
 from longspan.core.policies.loongserve.scaling import fewest_instances
-from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 
 

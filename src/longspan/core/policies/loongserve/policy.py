@@ -13,11 +13,11 @@ from longspan.core.policies.loongserve.decoding import DecodeScaling, start_deco
 from longspan.core.policies.loongserve.dispatching import Dispatch, dispatch
 from longspan.core.policies.loongserve.joining import MAX_BATCHING, Queue
 from longspan.core.policies.loongserve.migrations import empty
-from longspan.core.policies.loongserve.predictions import OutputLengths, longest_prefix, peak_kv
 from longspan.core.policies.loongserve.prefill_times import PrefillTimes
 from longspan.core.policies.loongserve.scaling import Kept, compute_bound_requests, keep_on_fewest
 from longspan.core.policies.loongserve.survey import Prompt, Survey, survey
 from longspan.core.policies.parts.patience import somebody_is_overdue
+from longspan.core.policies.parts.predictions import OutputLengths, longest_prefix, peak_kv
 from longspan.core.policies.parts.prefill_batch import run_prefill
 from longspan.core.state import SchedulerState
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.core.cost_model import CostModel
+from longspan.core.costs.cost_model import CostModel
 
 CACHED_LENGTHS = 4096
 

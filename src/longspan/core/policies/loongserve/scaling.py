@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from longspan.core.cost_model import CostModel
+from longspan.core.costs.cost_model import CostModel
 from longspan.core.policies.loongserve.survey import Prompt
 from longspan.core.policies.parts.prefill_batch import keep_compactly, keep_evenly
 from longspan.core.policies.parts.sharing import share_evenly

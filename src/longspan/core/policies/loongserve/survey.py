@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 from longspan.core.actions import RunBatch
-from longspan.core.policies.loongserve.predictions import OutputLengths
-from longspan.core.policies.parts.decode_groups import connect, find_candidates
-from longspan.core.request import Request, RequestStatus
+from longspan.core.books.request import Request, RequestStatus
+from longspan.core.policies.parts.connected import connect
+from longspan.core.policies.parts.decode_groups import find_candidates
+from longspan.core.policies.parts.predictions import OutputLengths
 from longspan.core.state import SchedulerState
 
 

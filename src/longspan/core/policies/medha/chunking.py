@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longspan.core.actions import KVRange
+from longspan.core.books.request import Request
 from longspan.core.policies.medha.clearing import Clearing
 from longspan.core.policies.medha.iteration import Context, Iteration
 from longspan.core.policies.medha.kvp import plan_shards, span
 from longspan.core.policies.medha.ranking import Candidate, Ranking
-from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from longspan.core.request import Request, RequestStatus
+from longspan.core.books.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from longspan.core.load import Load
+from longspan.core.books.request import Request
+from longspan.core.costs.load import Load
 from longspan.core.policies.medha.predictor import Predictor, longest
-from longspan.core.request import Request
 
 Context = Sequence[tuple[int, int]]
 """(instance, tokens) for each holder of a request's KV."""

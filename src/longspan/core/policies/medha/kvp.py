@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from longspan.core.actions import KVRange
-from longspan.core.policies.parts.decode_groups import connect
-from longspan.core.request import Request, RequestStatus
+from longspan.core.books.request import Request, RequestStatus
+from longspan.core.policies.parts.connected import connect
 from longspan.core.state import SchedulerState
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import ClassVar
 
+from longspan.core.books.request import Request, RequestStatus
 from longspan.core.decision import Decision
 from longspan.core.policies.medha.chunking import Packer
 from longspan.core.policies.medha.clearing import Clearings
@@ -20,7 +21,6 @@ from longspan.core.policies.medha.predictor import Predictor
 from longspan.core.policies.medha.pressure import Concessions, Relief, junior_victim
 from longspan.core.policies.medha.priority import N, Standing, lars
 from longspan.core.policies.medha.ranking import Backlog, Candidate, Ranking
-from longspan.core.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
 

@@ -9,10 +9,10 @@ from functools import cache, cached_property, lru_cache
 from itertools import count
 
 from longspan.config import SchedulerConfig
-from longspan.core.cost_model import Chunk, CostModel
-from longspan.core.load import context_seconds, exchange_seconds
+from longspan.core.books.request import Request
+from longspan.core.costs.cost_model import Chunk, CostModel
+from longspan.core.costs.load import context_seconds, exchange_seconds
 from longspan.core.policies.medha.priority import Standing
-from longspan.core.request import Request
 
 _MANY = 1 << 20  # context tokens, to tell what one costs
 _REMEMBERED = 1 << 14  # prompts' lengths

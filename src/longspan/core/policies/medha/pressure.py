@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from longspan.core.books.request import Request, RequestStatus
 from longspan.core.policies.medha.clearing import Clearing, shard_slots
 from longspan.core.policies.medha.priority import Standing
 from longspan.core.policies.medha.ranking import Candidate, Stand
-from longspan.core.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
 

@@ -10,8 +10,8 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
+from longspan.core.books.request import Request
 from longspan.core.policies.medha.priority import Floats, Standing
-from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 
 _WIDTH = 7

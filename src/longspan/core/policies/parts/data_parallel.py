@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from longspan.core.cluster import Instance
+from longspan.core.books.cluster import Instance
+from longspan.core.books.request import Request
 from longspan.core.decision import Decision
-from longspan.core.policies.one_instance import refuse_the_too_long
 from longspan.core.policies.parts.lanes import Lane, Rank
-from longspan.core.request import Request
+from longspan.core.policies.parts.refusal import refuse_the_too_long
 from longspan.core.state import SchedulerState
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-from longspan.core.request import Request
-from longspan.core.waiting_queue import WaitingQueue
+from longspan.core.books.request import Request
+from longspan.core.books.waiting_queue import WaitingQueue
 
 Rank = tuple[float, ...]
 """The lowest goes first."""

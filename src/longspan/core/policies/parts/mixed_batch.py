@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from longspan.core.cluster import Instance
-from longspan.core.request import Request
+from longspan.core.books.cluster import Instance
+from longspan.core.books.request import Request
 from longspan.core.state import SchedulerState
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from longspan.core.actions import RunBatch
+from longspan.core.books.request import Request
 from longspan.core.policies.parts.sharing import share_evenly
-from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 
 Retention = Mapping[str, Sequence[tuple[int, int]]]

@@ -6,13 +6,13 @@ from functools import partial
 from heapq import nsmallest
 from itertools import islice
 
-from longspan.core.cluster import Instance
-from longspan.core.cost_model import Chunk
+from longspan.core.books.cluster import Instance
+from longspan.core.books.request import Request, RequestStatus
+from longspan.core.costs.cost_model import Chunk
 from longspan.core.decision import Decision
 from longspan.core.policies.parts.lanes import Lane, Rank
 from longspan.core.policies.parts.mixed_batch import MixedBatch
 from longspan.core.policies.speculative.ssjf import Ssjf
-from longspan.core.request import Request, RequestStatus
 from longspan.core.state import SchedulerState
 
 AGING = 0.1

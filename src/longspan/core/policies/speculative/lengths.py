@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from longspan.core.policies.loongserve.predictions import FIRST_GUESS, OutputLengths
-from longspan.core.request import Request
+from longspan.core.books.request import Request
+from longspan.core.policies.parts.predictions import FIRST_GUESS, OutputLengths
 
 
 class LearnedLengths:

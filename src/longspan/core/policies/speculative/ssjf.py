@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from longspan.core.books.request import Request
 from longspan.core.decision import Decision
 from longspan.core.policies.parts.lanes import Lane, Rank
 from longspan.core.policies.speculative.lengths import LearnedLengths
 from longspan.core.policies.vllm import TOKEN_BUDGET, Vllm
-from longspan.core.request import Request
 from longspan.core.state import SchedulerState
 
 STARVATION_S = 100.0

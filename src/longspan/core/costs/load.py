@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from longspan.core.actions import RunBatch, Segment
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import CostModel
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import CostModel
 
 
 class Load:

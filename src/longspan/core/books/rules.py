@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from longspan.core.actions import KVRange, Segment
+from longspan.core.books.ledger import Ledger
+from longspan.core.books.request import Request, RequestStatus
 from longspan.core.internal_error import InternalError
-from longspan.core.ledger import Ledger
-from longspan.core.request import Request, RequestStatus
 
 
 def check_batch(ledger: Ledger, group: tuple[int, ...], segments: Sequence[Segment]) -> None:

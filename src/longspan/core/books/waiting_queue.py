@@ -6,8 +6,8 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import islice
 
+from longspan.core.books.request import Request
 from longspan.core.internal_error import InternalError
-from longspan.core.request import Request
 
 
 class WaitingQueue:

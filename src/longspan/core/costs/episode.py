@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import Chunk, CostModel
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import Chunk, CostModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from longspan.core.request import Request
+from longspan.core.books.request import Request
 from longspan.core.state import SchedulerState
 
 FIRST_GUESS = 512

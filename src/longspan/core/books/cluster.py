@@ -9,8 +9,8 @@ from operator import attrgetter
 from typing import Generic, TypeVar
 
 from longspan.core.actions import MigrateKV, RunBatch
+from longspan.core.books.request import Request
 from longspan.core.internal_error import InternalError
-from longspan.core.request import Request
 
 WorkT = TypeVar("WorkT", RunBatch, MigrateKV)
 

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 
 from longspan.core.actions import MigrateKV, RunBatch
-from longspan.core.cluster import Instance, Work
+from longspan.core.books.cluster import Instance, Work
+from longspan.core.books.ledger import Ledger
+from longspan.core.books.request import Request, RequestStatus
 from longspan.core.internal_error import InternalError
-from longspan.core.ledger import Ledger
-from longspan.core.request import Request, RequestStatus
 
 AnyWork = Work[RunBatch] | Work[MigrateKV]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from longspan.core.actions import RefuseRequest, RunBatch
+from longspan.core.books.ledger import Ledger
+from longspan.core.books.request import EndReason, Request, RequestStatus
 from longspan.core.events import (
     BatchCompleted,
     FirstStageFree,
@@ -12,8 +14,6 @@ from longspan.core.events import (
     TokenOutput,
 )
 from longspan.core.internal_error import InternalError
-from longspan.core.ledger import Ledger
-from longspan.core.request import EndReason, Request, RequestStatus
 
 
 def arrive(ledger: Ledger, event: RequestArrived, now: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longspan.core.actions import RunBatch
-from longspan.core.cost_model import Chunk, CostModel
+from longspan.core.costs.cost_model import Chunk, CostModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

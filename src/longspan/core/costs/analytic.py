@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from longspan.core.batch_shape import BatchShape
-from longspan.core.cost_model import DecodeCoefficients, FittedCostModel, PrefillCoefficients
-from longspan.core.episode import Timed
+from longspan.core.costs.batch_shape import BatchShape
+from longspan.core.costs.cost_model import DecodeCoefficients, FittedCostModel, PrefillCoefficients
+from longspan.core.costs.episode import Timed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

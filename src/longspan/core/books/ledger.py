@@ -11,11 +11,11 @@ from typing import Literal
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RunBatch, Segment
-from longspan.core.cluster import Cluster, Work
+from longspan.core.books.cluster import Cluster, Work
+from longspan.core.books.kv_placement import KVPlacement
+from longspan.core.books.request import Request, RequestStatus
+from longspan.core.books.waiting_queue import WaitingQueue
 from longspan.core.decision import Decision
-from longspan.core.kv_placement import KVPlacement
-from longspan.core.request import Request, RequestStatus
-from longspan.core.waiting_queue import WaitingQueue
 
 
 class Ledger:

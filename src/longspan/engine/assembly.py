@@ -1,0 +1,239 @@
+"""The start of an engine: what a configuration asks for, put together step by step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from longspan.config import EngineConfig, SchedulerConfig
+from longspan.core.costs.cost_model import FittedCostModel
+from longspan.core.policies import create_policy
+from longspan.core.policies.base import Policy
+from longspan.core.policies.episode import EpisodePolicy
+from longspan.core.scheduler import Scheduler
+from longspan.engine.async_llm import AsyncLLM, to_its_end
+from longspan.engine.deployment import describe_deployment
+from longspan.engine.detokenizer import Detokenizer
+from longspan.engine.engine_core import EngineCore
+from longspan.engine.episodes import estimate_cost_model
+from longspan.engine.fingerprint import fingerprint
+from longspan.engine.preflight import check_model, check_settings
+from longspan.engine.tokenizer import Tokenizer
+from longspan.executor.base import DeviceInfo, Executor
+from longspan.executor.choice import make_executor
+from longspan.metrics.event_log import EventLogWriter
+from longspan.models.architecture import ModelConfig
+from longspan.models.catalog import ResolvedModel, resolve_model
+from longspan.models.config import load_model_config
+from longspan.models.generation_config import load_generation_config
+from longspan.phases import OnPhase, Phase, ignore
+from longspan.sib import Deployment, read_sib
+from longspan.worker.messages import Reply, WorkerSpec
+
+logger = logging.getLogger(__name__)
+
+_MIN_KV_TOKENS = 8192  # the default pool on a CPU holds at least this many on each instance,
+_CONTEXTS_IN_POOL = 4  # and this many of the longest contexts over all instances
+
+
+async def start_engine(
+    config: EngineConfig, policy: Policy | None = None, on_phase: OnPhase = ignore
+) -> AsyncLLM:
+    """Load the model on all instances.
+
+    policy: one of your own, instead of the named one. on_phase: hears how far the start is.
+
+    Raises ConfigError, ModelError, EngineDeadError; what can be known beforehand is refused before anything is
+    fetched or loaded.
+    """
+    begun = time.monotonic()
+    policy = policy if policy is not None else create_policy(config.policy)
+    check_settings(config, policy)
+    sib = read_sib(config.sib) if config.sib is not None else None
+    model = await asyncio.to_thread(resolve_model, config.model, on_phase)
+    on_phase(Phase(f"reading the configuration of {model.name}"))
+    model_config = load_model_config(model.path)
+    check_model(config, policy, model, model_config)
+    start = _Start(config, policy, model, model_config, on_phase)
+    try:
+        deployment = await start.load()
+        if sib is not None and config.sib is not None:
+            sib.require(deployment, config.sib)
+        await start.allocate()
+        cost_model = sib.cost_model if sib is not None else None
+        if cost_model is None and policy.needs_cost_model:
+            cost_model = await start.estimate()
+        engine = start.assemble(policy, cost_model, start.event_log(cost_model))
+        engine.fingerprint = await asyncio.to_thread(fingerprint, model.path, deployment)
+        if config.generation_config == "auto":
+            engine.default_sampling = _default_sampling(model.path)
+    except BaseException:
+        await to_its_end(start.executor.close)
+        raise
+    engine.watch()
+    start.tell(engine)
+    on_phase(Phase(f"ready in {time.monotonic() - begun:.1f} s", is_last=True))
+    return engine
+
+
+class _Start:
+    """One start, under way. What `load` and `allocate` find out is there once they are through.
+
+    cores: all that were made; the last one runs.
+    """
+
+    device: DeviceInfo
+    tokenizer: Tokenizer
+    deployment: Deployment
+    scheduler_config: SchedulerConfig
+
+    def __init__(
+        self, config: EngineConfig, policy: Policy, model: ResolvedModel, model_config: ModelConfig, on_phase: OnPhase
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.model = model
+        self.model_config = model_config
+        self.on_phase = on_phase
+        self.max_model_len = config.max_model_len or model_config.max_model_len
+        self.executor: Executor = make_executor(
+            config.executor, _specs(config, model.path), config.worker_timeout_s
+        )
+        self.loop = asyncio.get_running_loop()
+        self.cores: list[EngineCore] = []
+
+    async def load(self) -> Deployment:
+        """Start the workers, and load the tokenizer meanwhile."""
+        self.device, self.tokenizer = await asyncio.gather(
+            asyncio.to_thread(self.executor.start, self._on_reply, self._on_failure, self.on_phase),
+            asyncio.to_thread(Tokenizer.load, self.model),
+        )
+        self.deployment = describe_deployment(self.config, self.model.name, self.model_config, self.device)
+        return self.deployment
+
+    # Workers report from threads of their own; the engine lives on the loop.
+
+    def _on_reply(self, reply: Reply) -> None:
+        self.loop.call_soon_threadsafe(lambda: self.cores[-1].on_reply(reply))
+
+    def _on_failure(self, message: str) -> None:
+        if self.cores:
+            self.loop.call_soon_threadsafe(lambda: self.cores[-1].fail(message))
+
+    async def allocate(self) -> None:
+        """Make the KV pools; how large they are, the scheduler must know."""
+        kv_tokens = _kv_tokens(self.config, self.max_model_len, self.device)
+        self.on_phase(Phase(f"allocating KV for {kv_tokens} tokens on each instance"))
+        await asyncio.to_thread(self.executor.allocate_kv, kv_tokens)
+        self.scheduler_config = _scheduler_config(self.config, kv_tokens)
+
+    async def estimate(self) -> FittedCostModel:
+        """The cost model of a few batches that run now."""
+        self.on_phase(Phase("measuring the machine's speed"))
+        prober = EpisodePolicy()
+        probe = self.assemble(prober, None)
+        cost_model = await estimate_cost_model(probe, prober, self.deployment.model_shape)
+        logger.info(
+            "the policy %s predicts times: they are estimated from a few batches; "
+            "`longspan profile` measures them, for --sib", self.policy.name,
+        )  # fmt: skip
+        return cost_model
+
+    def event_log(self, cost_model: FittedCostModel | None) -> EventLogWriter | None:
+        """Begin it, if one is asked for."""
+        if self.config.event_log is None:
+            return None
+        log = EventLogWriter(
+            self.config.event_log, self.scheduler_config, cost_model, policy=self.policy,
+            max_bytes=self.config.event_log_max_bytes, keep=self.config.event_log_keep,
+        )  # fmt: skip
+        logger.info("the event log is %s", log.path)
+        return log
+
+    def assemble(
+        self, policy: Policy, cost_model: FittedCostModel | None, log: EventLogWriter | None = None
+    ) -> AsyncLLM:
+        """An engine over the workers, which report to it from now on."""
+        scheduler = Scheduler(self.scheduler_config, policy, cost_model)
+        core = EngineCore(
+            scheduler, self.executor, Detokenizer(self.tokenizer.backend), time.monotonic, log, cost_model,
+            self.config.stall_after_s,
+        )  # fmt: skip
+        self.cores.append(core)
+        return AsyncLLM(
+            self.config, self.config.served_model_name or self.model.name, self.max_model_len,
+            self.model_config.vocab_size, self.tokenizer, core, self.executor, self.deployment,
+        )  # fmt: skip
+
+    def tell(self, engine: AsyncLLM) -> None:
+        """What runs, in one line; and another, if requests may not be as long as the context."""
+        device = self.device
+        logger.info(
+            "%s on %d instances x %s layers x tp %d, %s %s, %d KV tokens each, context up to %d",
+            self.model.name, self.config.instances, "+".join(map(str, device.pp_layers)), self.config.tp,
+            device.device, device.dtype, self.scheduler_config.kv_tokens, self.max_model_len,
+        )  # fmt: skip
+        if engine.request_limit < self.max_model_len:
+            logger.warning(
+                "a request may have up to %d tokens, prompt and output together, though the context is %d: that is %s; "
+                "more --kv-tokens take longer ones", engine.request_limit, self.max_model_len, engine.room.rstrip(","),
+            )  # fmt: skip
+
+
+def _specs(config: EngineConfig, model: Path) -> list[WorkerSpec]:
+    """One for each device, in rank order."""
+    return [
+        WorkerSpec(
+            model_path=str(model), instance=instance, stage=stage, tp_rank=tp_rank,
+            num_instances=config.instances, tp=config.tp, pp=config.pp, pp_layers=config.pp_layers,
+            dtype=config.dtype, device=config.device, threads=config.threads_per_device,
+            transport=config.transport, quantization=config.quantization,
+        )
+        for instance in range(config.instances)
+        for stage in range(config.pp)
+        for tp_rank in range(config.tp)
+    ]  # fmt: skip
+
+
+def _scheduler_config(config: EngineConfig, kv_tokens: int) -> SchedulerConfig:
+    return SchedulerConfig(
+        num_instances=config.instances,
+        pp=config.pp,
+        kv_tokens=kv_tokens,
+        policy=config.policy,
+        max_waiting=config.max_waiting,
+        max_batch_tokens=config.max_batch_tokens,
+        max_requests_per_master=config.max_requests_per_master,
+        lookahead=config.lookahead,
+        ttft_slo_factor=config.ttft_slo_factor,
+        ttft_slo_floor_s=config.ttft_slo_floor_s,
+        tpot_slo_s=config.tpot_slo_s,
+        chunk_size=config.chunk_size,
+        kvp_tokens_per_shard=config.kvp_tokens_per_shard,
+    )
+
+
+def _default_sampling(model: Path) -> Mapping[str, float]:
+    advised = load_generation_config(model)
+    if advised:
+        told = ", ".join(f"{name} {value:g}" for name, value in advised.items())
+        logger.info("requests that do not say are sampled as the model's generation_config.json advises: %s", told)
+    return advised
+
+
+def _kv_tokens(config: EngineConfig, max_model_len: int, device: DeviceInfo) -> int:
+    """KV slots of each instance."""
+    if config.kv_tokens is not None:
+        if config.kv_tokens > device.kv_tokens_fit:
+            logger.warning(
+                "kv_tokens is %d; by the memory free now, up to %d are advisable",
+                config.kv_tokens, device.kv_tokens_fit,
+            )  # fmt: skip
+        return config.kv_tokens
+    if device.device.startswith("cuda"):
+        return device.kv_tokens_fit
+    wanted = max(_MIN_KV_TOKENS, _CONTEXTS_IN_POOL * max_model_len // config.instances)
+    return max(1, min(device.kv_tokens_fit, wanted))
