@@ -1,0 +1,11 @@
+"""Event logs of every policy, kept so that the scheduler can be shown to decide as it did when they were made.
+
+`logs/NAME.jsonl.gz` are written by `python -m tests.recorded.record`, which makes the runs of `runs.py`: with the
+tests' driver over a model of workers, with the simulator, and with the real engine on its own clock. They were recorded
+by the code of commit 4821149. `test_recorded_logs.py` replays them, bit for bit, and requires that they reach all that
+a policy can do.
+
+A commit that changes decisions on purpose says so, and records anew the logs that differ: `python -m
+tests.recorded.record NAME ...`, or all of them without names. The paragraph above then says by which code. A log is
+never recorded anew only because its test fails.
+"""
