@@ -151,7 +151,7 @@ class EngineConfig:
     worker_timeout_s: float = 15.0
     stall_after_s: float = 60.0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: C901
         if not self.model.strip():
             raise ConfigError("model is empty; `longspan models` lists names, and a folder or .gguf file will do")
         if self.served_model_name is not None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from longspan.core.actions import FreeKV, MigrateKV, RefuseRequest, RunBatch
+from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch
 from longspan.core.costs.cost_model import CostModel
 from longspan.core.events import (
     BatchCompleted,
@@ -341,27 +341,34 @@ class EngineCore:
 
     def _decide_and_do(self, event: Event) -> None:
         now = self.clock()
+        actions = self._decide(event, now)
+        for action in actions:
+            self._do(action, now)
+        if self.event_log is not None:
+            self.event_log.write(now, event, actions, self.scheduler.decisions)
+        self._note_rest(now)
+
+    def _decide(self, event: Event, now: float) -> list[Action]:
         try:
-            actions = self.scheduler.handle(event, now)
+            return self.scheduler.handle(event, now)
         except BaseException:
             if self.event_log is not None:
                 self.event_log.write(now, event, ())  # so that a replay meets the same error
             raise
-        for action in actions:
-            match action:
-                case RunBatch():
-                    self._run(action, now)
-                case MigrateKV():
-                    self.migrating[action.migration_id] = {action.source, action.target}
-                    self.watchdog.begin(action, now)
-                    for instance in (action.source, action.target):
-                        self.executor.submit(instance, Migrate(action))
-                case FreeKV(request_id, instances):
-                    self._free(request_id, instances)
-                case RefuseRequest(request_id):
-                    self._tell(self.requests.pop(request_id), _refusal(action))
-        if self.event_log is not None:
-            self.event_log.write(now, event, actions, self.scheduler.decisions)
+
+    def _do(self, action: Action, now: float) -> None:
+        match action:
+            case RunBatch():
+                self._run(action, now)
+            case MigrateKV():
+                self._migrate(action, now)
+            case FreeKV(request_id, instances):
+                self._free(request_id, instances)
+            case RefuseRequest(request_id):
+                self._tell(self.requests.pop(request_id), _refusal(action))
+
+    def _note_rest(self, now: float) -> None:
+        """Requests may be there while nothing runs; or there are none, and the engine is idle."""
         rests = not (self.running or self.migrating or self.scheduler.idle())
         self._resting_since = (now if self._resting_since is None else self._resting_since) if rests else None
         if self.scheduler.idle():
@@ -388,6 +395,12 @@ class EngineCore:
                 commands[segment.emitter].sampling[segment.request_id] = request.sampling_state()
         for instance, command in commands.items():
             self.executor.submit(instance, command)
+
+    def _migrate(self, action: MigrateKV, now: float) -> None:
+        self.migrating[action.migration_id] = {action.source, action.target}
+        self.watchdog.begin(action, now)
+        for instance in (action.source, action.target):
+            self.executor.submit(instance, Migrate(action))
 
     def _free(self, request_id: str, instances: Collection[int]) -> None:
         for instance in sorted({*instances, *self.emitters.pop(request_id, ())}):

@@ -415,26 +415,19 @@ def _explained(chapters: Sequence[Chapter], now: float, kinds: Sequence[Kind] | 
 
 def _describe(chapter: Chapter) -> str:
     seconds = f"{chapter.end - chapter.start:.3f} s"
-    where = f"{_instances(chapter.group)} (DoP {len(chapter.group)})"
-    company = f", with up to {chapter.others} others" if chapter.others else ""
     match chapter.kind:
         case "waits":
             return f"waits {seconds}"
         case "pauses":
             return f"pauses {seconds}; its KV stays on {_instances(chapter.group)}"
-        case "prefill":
-            parts = f" in {chapter.count} chunks" if chapter.count > 1 else ""
-            return f"prefill of {chapter.tokens} tokens{parts} on {where}, {seconds}{company}"
-        case "decode":
-            times = f"{chapter.count} decode iterations" if chapter.count > 1 else "decode iteration"
-            return f"{times} on {where}, master {_instances(chapter.masters)}, {seconds}{company}"
+        case "prefill" | "decode":
+            return f"{_describe_iterations(chapter)}, {seconds}{_describe_company(chapter)}"
         case "scales":
             how = "up" if len(chapter.group) > len(chapter.before) else "down"
             how = how if len(chapter.group) != len(chapter.before) else "over"
-            return f"scales {how}: from {_instances(chapter.before)} to {_instances(chapter.group)}"
+            return f"scales {how}: {_describe_move(chapter)}"
         case "migrates":
-            where = f"from {_instances(chapter.before)} to {_instances(chapter.group)}"
-            return f"{chapter.tokens} tokens of KV migrate {where}, {seconds}"
+            return f"{chapter.tokens} tokens of KV migrate {_describe_move(chapter)}, {seconds}"
         case "preempted":
             return "is preempted: its KV is dropped, to be computed again"
         case "refused":
@@ -443,6 +436,23 @@ def _describe(chapter: Chapter) -> str:
             return f"ends: {chapter.detail}"
         case "missing":
             return f"{seconds} are missing in this log"
+
+
+def _describe_iterations(chapter: Chapter) -> str:
+    where = f"{_instances(chapter.group)} (DoP {len(chapter.group)})"
+    if chapter.kind == "prefill":
+        parts = f" in {chapter.count} chunks" if chapter.count > 1 else ""
+        return f"prefill of {chapter.tokens} tokens{parts} on {where}"
+    times = f"{chapter.count} decode iterations" if chapter.count > 1 else "decode iteration"
+    return f"{times} on {where}, master {_instances(chapter.masters)}"
+
+
+def _describe_company(chapter: Chapter) -> str:
+    return f", with up to {chapter.others} others" if chapter.others else ""
+
+
+def _describe_move(chapter: Chapter) -> str:
+    return f"from {_instances(chapter.before)} to {_instances(chapter.group)}"
 
 
 def _describe_delayer(delayer: Delayer) -> str:

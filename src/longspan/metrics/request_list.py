@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from longspan.core.actions import FreeKV, RefuseRequest, RunBatch
-from longspan.core.events import BatchCompleted, RequestAborted, RequestArrived
+from longspan.core.events import BatchCompleted, Event, RequestAborted, RequestArrived, TokenOutput
 from longspan.metrics.event_log import EventLog, LogRecord, Piece
 
 _ENGINE_ID = re.compile(r"((?:chat)?cmpl-(.+))-[0-9a-f]{8}-[0-9]+")
@@ -63,19 +63,7 @@ class _Lives:
     def read(self, record: LogRecord) -> Iterator[RequestSummary]:
         """Those that end with it."""
         self._now = record.now
-        match record.event:
-            case RequestArrived():
-                self._arrive(record.now, record.event)
-            case RequestAborted(request_id) if request_id in self._lives:
-                yield self._end(request_id, "aborted")
-            case BatchCompleted(batch_id, outputs):
-                self._complete(self._batches.pop(batch_id, None))
-                for output in outputs:
-                    life = self._lives.get(output.request_id)
-                    if life is not None:
-                        life.summary.num_output_tokens += 1
-                        if output.finish_reason is not None:
-                            yield self._end(output.request_id, output.finish_reason)
+        yield from self._happen(record.event)
         for action in record.actions:
             match action:
                 case RunBatch():
@@ -84,6 +72,17 @@ class _Lives:
                     yield self._end(request_id, "refused")
                 case FreeKV(request_id, _, "finished" | "aborted") if request_id in self._lives:
                     yield self._end(request_id, "unknown")
+
+    def _happen(self, event: Event) -> Iterator[RequestSummary]:
+        match event:
+            case RequestArrived():
+                self._arrive(self._now, event)
+            case RequestAborted(request_id) if request_id in self._lives:
+                yield self._end(request_id, "aborted")
+            case BatchCompleted(batch_id, outputs):
+                self._complete(self._batches.pop(batch_id, None))
+                for output in outputs:
+                    yield from self._emit(output)
 
     def rest(self) -> Iterator[RequestSummary]:
         """Those that go on when the log ends."""
@@ -109,6 +108,13 @@ class _Lives:
                 life.num_batches -= 1
                 if life.num_batches == 0:
                     life.idle_since = self._now
+
+    def _emit(self, output: TokenOutput) -> Iterator[RequestSummary]:
+        life = self._lives.get(output.request_id)
+        if life is not None:
+            life.summary.num_output_tokens += 1
+            if output.finish_reason is not None:
+                yield self._end(output.request_id, output.finish_reason)
 
     def _stop_waiting(self, life: _Life) -> None:
         if life.idle_since is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 import msgspec
@@ -17,6 +18,15 @@ _LOOKED_THROUGH = 2**20  # bytes; beyond, of a field that is given twice the las
 
 def cut_body(body: bytes | bytearray, content_type: str, kind: type[SamplingFields]) -> dict[str, Raw]:
     """The JSON of each known field that is given."""
+    _check_text(body, content_type)
+    given = _built(body, _body_type(kind))
+    fields = {name: raw for name in given.__struct_fields__ if (raw := getattr(given, name)) is not UNSET}
+    if len(body) <= _LOOKED_THROUGH:
+        _check_given_once(body, fields)
+    return fields
+
+
+def _check_text(body: bytes | bytearray, content_type: str) -> None:
     if not _is_json(content_type):
         raise _invalid("send the body as JSON, with the header 'Content-Type: application/json'")
     if not body:
@@ -25,8 +35,11 @@ def cut_body(body: bytes | bytearray, content_type: str, kind: type[SamplingFiel
         raise _invalid("the request body begins with a byte order mark; send UTF-8 without it")
     if (bad := bad_utf8(body)) is not None:
         raise _broken_text(body, bad, "bytes that are not UTF-8")
+
+
+def _built(body: bytes | bytearray, kind: type[Struct]) -> Struct:
     try:
-        given = msgspec.json.decode(body, type=_body_type(kind))
+        return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _invalid(f"the request body is no JSON object: {error}") from None
     except msgspec.DecodeError as error:
@@ -35,11 +48,12 @@ def cut_body(body: bytes | bytearray, content_type: str, kind: type[SamplingFiel
         raise _invalid(f"the request body is not valid JSON: {lower(str(error))}") from None
     except RecursionError:
         raise _invalid("the request body is nested too deeply") from None
-    fields = {name: raw for name in given.__struct_fields__ if (raw := getattr(given, name)) is not UNSET}
-    for name in fields if len(body) <= _LOOKED_THROUGH else ():
+
+
+def _check_given_once(body: bytes | bytearray, names: Iterable[str]) -> None:
+    for name in names:
         if body.count(b'"%s"' % name.encode()) > 1 and repeated_name(body, name):
             raise RequestError(f"{name} is given twice", param=name, code="duplicate_field")
-    return fields
 
 
 @cache

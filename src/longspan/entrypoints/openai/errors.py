@@ -76,9 +76,22 @@ class Refusal(HTTPException):
         self.answer = answer
 
 
+_FAILURES: dict[type[LongspanError], tuple[int, str]] = {
+    ModelOutputError: (500, "model_output_error"),
+    RequestFailedError: (500, "internal_error"),
+    EngineDrainingError: (503, "server_draining"),
+    EngineDeadError: (503, "engine_dead"),
+    EngineStalledError: (503, "engine_stalled"),
+}
+"""What is the server's fault: status and code."""
+
+
 def answer_to(error: Exception) -> ErrorAnswer:
-    """The one table from exception to answer."""
+    """The one way from exception to answer."""
     message = str(error)
+    for kind, (status, code) in _FAILURES.items():
+        if isinstance(error, kind):
+            return ErrorAnswer(status, message, "server_error", None, code)
     match error:
         case ModelNotFoundError():
             return ErrorAnswer(404, message, "invalid_request_error", error.param, "model_not_found")
@@ -87,27 +100,15 @@ def answer_to(error: Exception) -> ErrorAnswer:
         case QueueFullError():
             retry = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
             return ErrorAnswer(429, message, "rate_limit_error", None, "rate_limit_exceeded", retry)
-        case ModelOutputError():
-            return ErrorAnswer(500, message, "server_error", None, "model_output_error")
-        case EngineDrainingError():
-            return ErrorAnswer(503, message, "server_error", None, "server_draining")
-        case EngineDeadError():
-            return ErrorAnswer(503, message, "server_error", None, "engine_dead")
-        case EngineStalledError():
-            return ErrorAnswer(503, message, "server_error", None, "engine_stalled")
-        case RequestFailedError():
-            return ErrorAnswer(500, message, "server_error", None, "internal_error")
         case ClientDisconnectedError():
             return ErrorAnswer(499, message, "invalid_request_error", None, "client_closed_request")
         case Refusal():
             return error.answer
         case HTTPException():
-            kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-            return ErrorAnswer(error.status_code, error.detail, kind, None, None, error.headers or {})
+            fault = "invalid_request_error" if error.status_code < 500 else "server_error"
+            return ErrorAnswer(error.status_code, error.detail, fault, None, None, error.headers or {})
         case _:
-            return ErrorAnswer(
-                500, "the server failed on this request", "server_error", None, "internal_error"
-            )
+            return ErrorAnswer(500, "the server failed on this request", "server_error", None, "internal_error")
 
 
 def refuse(metrics: ServerMetrics, error: Exception | ErrorAnswer) -> ErrorAnswer:

@@ -43,34 +43,44 @@ def bad_utf8(document: bytes | bytearray) -> int | None:
 def place_of(document: bytes | bytearray, position: int) -> str | None:
     """The field around the byte at `position`, of a name the one around that; None: there is none, or it is hard to
     find."""
-    path: list[str | int] = []  # of each open container, the name or index of the member that is being read
-    name: str | None = None
+    path = _Path()
     for number, token in enumerate(_TOKEN.finditer(document)):
         if number > _MAX_TOKENS:
             return None
-        if token["string"] is not None:
-            is_name = bool(path) and path[-1] == ""
-            if token.start() <= position < token.end() or not token["end"]:
-                return _read(path[:-1] if is_name else path)
-            if is_name:
-                name = _unquoted(token["string"])
-                path[-1] = name
-        elif token["open"] is not None:
-            path.append("" if token["open"] == b"{" else 0)
-        elif token["close"] is not None:
-            if path:
-                path.pop()
-        else:
-            commas = token[0].count(b",")
-            if token.start() <= position < token.end():
-                commas = document.count(b",", token.start(), position)
-                if path and isinstance(path[-1], int):
-                    path[-1] += commas
-                return _read(path)
-            if commas and path:
-                last = path[-1]
-                path[-1] = last + commas if isinstance(last, int) else ""
+        if token.start() <= position < token.end() or token["end"] == b"":
+            before = document.count(b",", token.start(), position) if token["string"] is None else 0
+            return join(path.to_member(before)) or None
+        path.read(token)
     return None
+
+
+class _Path:
+    """Of each open container, the name or index of the member that is being read; "" where its name is to come."""
+
+    def __init__(self) -> None:
+        self._members: list[str | int] = []
+
+    def read(self, token: re.Match[bytes]) -> None:
+        """Go on to what follows the token."""
+        if token["string"] is not None:
+            if self._members and self._members[-1] == "":
+                self._members[-1] = _unquoted(token["string"])
+        elif token["open"] is not None:
+            self._members.append("" if token["open"] == b"{" else 0)
+        elif token["close"] is not None:
+            del self._members[-1:]
+        elif self._members and (commas := token[0].count(b",")):
+            last = self._members[-1]
+            self._members[-1] = last + commas if isinstance(last, int) else ""
+
+    def to_member(self, commas: int) -> list[str | int]:
+        """To what lies so many commas further on; to the container, where that is a name."""
+        if not self._members:
+            return []
+        *outer, last = self._members
+        if isinstance(last, int):
+            return [*outer, last + commas]
+        return [*outer, last] if last else outer
 
 
 def _unquoted(string: bytes) -> str:
@@ -79,10 +89,6 @@ def _unquoted(string: bytes) -> str:
     except ValueError:
         return "?"
     return str(name) or "?"
-
-
-def _read(path: list[str | int]) -> str | None:
-    return join(path) or None
 
 
 def join(path: list[str | int] | tuple[str | int, ...]) -> str:
