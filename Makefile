@@ -23,14 +23,14 @@ check: $(VENV)/.installed
 
 # Half an hour with everything on: benchmarks/robustness/soak.py. ARGS="--minutes 2" is a shorter one.
 soak: $(VENV)/.installed
-	$(BIN)/python benchmarks/robustness/soak.py $(ARGS)
+	$(BIN)/python -m benchmarks.robustness.soak $(ARGS)
 
 # docs/results.md and docs/plots/ out of benchmarks/results/*.json.
 results: $(VENV)/.installed
 ifneq ($(TRACES),)
-	$(BIN)/python benchmarks/paper_loongserve.py --traces $(TRACES)
-	$(BIN)/python benchmarks/paper_medha.py --traces $(TRACES)
-	$(BIN)/python benchmarks/simulator_speed.py --trace $(TRACES)/loongserve_mixed.csv.gz \
+	$(BIN)/python -m benchmarks.paper.loongserve --traces $(TRACES)
+	$(BIN)/python -m benchmarks.paper.medha --traces $(TRACES)
+	$(BIN)/python -m benchmarks.simulator.speed --trace $(TRACES)/loongserve_mixed.csv.gz \
 		--policies elastic_fcfs,loongserve,static_sp --rate 0.28 --json simulator_speed
 endif
 	$(BIN)/python docs/render_results.py

@@ -38,9 +38,13 @@ def machine() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """How this program was called from benchmarks/, without the machine's paths."""
-    script, folder = Path(sys.argv[0]).resolve(), RESULTS.parent
-    name = str(script.relative_to(folder)) if script.is_relative_to(folder) else script.name
+    """How this program was called from the repository's root, without the machine's paths."""
+    script, root = Path(sys.argv[0]).resolve(), RESULTS.parents[1]
+    module = sys.modules["__main__"].__spec__
+    if module is not None:
+        name = f"-m {module.name}"
+    else:
+        name = str(script.relative_to(root)) if script.is_relative_to(root) else script.name
     words = [f".../{Path(word).name}" if word.startswith("/") else word for word in sys.argv[1:]]
     return " ".join(["python", name, *words])
 

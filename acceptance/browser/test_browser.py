@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import trustme
 from playwright.sync_api import Browser, Error, Page, sync_playwright
+
 from tests.server.live_server import LiveServer, live_server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from tests.e2e.conftest import serve, wait_for
 
 from acceptance.cluster.namespaces import Machine, two_machines
 from longspan.entrypoints.bind import GONE_AFTER_S
+from tests.e2e.conftest import serve, wait_for
 
 KEY = "a-key-for-tests"
 BODY = {"model": "smollm2-135m", "prompt": "Once", "stream": True, "temperature": 0, "ignore_eos": True}

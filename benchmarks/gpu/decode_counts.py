@@ -12,11 +12,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.common import save, say
 from tests.gpu.decode_step import CASES, CONTEXT, LAYERS, case_name, decode_counts
-
-from common import save, say
 
 
 def main() -> None:

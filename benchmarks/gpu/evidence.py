@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RESULTS = HERE.parent / "results" / "gpu"
-sys.path[:0] = [str(ROOT / "src"), str(HERE), str(HERE.parent)]
+sys.path[:0] = [str(ROOT / "src"), str(HERE), str(ROOT)]
 
 if TYPE_CHECKING:
     from case import Part, Where

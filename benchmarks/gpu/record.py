@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from common import command_line, machine
+from benchmarks.common import command_line, machine
 
 DONE = ("done", "not here")  # such cases are not run again
 ROOT = Path(__file__).parents[2]

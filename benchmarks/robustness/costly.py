@@ -5,7 +5,7 @@ of the loop's thread, and what others saw meanwhile: the longest wait for /healt
 prompt. A case that is not through in CUT_OFF_S is cut off.
 
     git worktree add BEFORE 68f1b9d
-    python benchmarks/robustness/costly.py --before BEFORE/src [--cases text_60_mb,stop_10_mb]
+    python -m benchmarks.robustness.costly --before BEFORE/src [--cases text_60_mb,stop_10_mb]
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attack import Attack, Leave, Send, Wait
-from grammar import CHAT, COMPLETIONS, post
-from hostile_client import Outcome, carry_out
-from watched_server import WatchedServer, end_cleanly_on_sigterm, watched
-
-from common import RESULTS, arguments, save, say
+from benchmarks.common import RESULTS, arguments, save, say
+from benchmarks.robustness.attack import Attack, Leave, Send, Wait
+from benchmarks.robustness.grammar import CHAT, COMPLETIONS, post
+from benchmarks.robustness.hostile_client import Outcome, carry_out
+from benchmarks.robustness.watched_server import WatchedServer, end_cleanly_on_sigterm, watched
 
 CUT_OFF_S = 60.0
 SETTLE_S = 3.0  # then memory is read once more

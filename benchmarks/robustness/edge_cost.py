@@ -4,7 +4,7 @@ Both servers run around an engine that answers at once (edge_server.py): the one
 connections were bounded, and the one of this working tree. The same requests go to both in turns, over one kept
 connection each; what is counted is the time that the server's threads have run, as the kernel tells it.
 
-    python benchmarks/robustness/edge_cost.py [--before 68f1b9d] [--rounds 15]
+    python -m benchmarks.robustness.edge_cost [--before 68f1b9d] [--rounds 15]
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-sys.path.append(str(Path(__file__).parent.parent))  # benchmarks/
-
-from common import arguments, interleaved, paired_ratio, save, say, summary
+from benchmarks.common import arguments, interleaved, paired_ratio, save, say, summary
 
 ROOT = Path(__file__).parent.parent.parent
 SERVER = Path(__file__).parent / "edge_server.py"

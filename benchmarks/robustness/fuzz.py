@@ -10,7 +10,7 @@ the last attack within a tenth of that after the first tenth of them; no traceba
 good answer, nothing left running, exit code 0 after SIGTERM, and an event log that replays. A bar that is missed is an
 exit code of 1.
 
-    python benchmarks/robustness/fuzz.py [--count 5000] [--seed 16] [--rate 15] [--only N]
+    python -m benchmarks.robustness.fuzz [--count 5000] [--seed 16] [--rate 15] [--only N]
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from attack import Attack, Send
-from good_client import Told, within
-from grammar import attack as make_attack
-from hostile_client import Outcome, carry_out
-from watched_server import Held, WatchedServer, end_cleanly_on_sigterm, replays, watched
-
-from common import arguments, save, say
+from benchmarks.common import arguments, save, say
+from benchmarks.robustness.attack import Attack, Send
+from benchmarks.robustness.good_client import Told, within
+from benchmarks.robustness.grammar import attack as make_attack
+from benchmarks.robustness.hostile_client import Outcome, carry_out
+from benchmarks.robustness.watched_server import Held, WatchedServer, end_cleanly_on_sigterm, replays, watched
 
 ROUNDS, QUIET_S = 10, 6.0
 AT_ONCE, LINGERING = 8, 40  # attacks at a time; and those, beside them, that wait for the server to close
@@ -150,7 +149,7 @@ def quantile(values: list[float], share: float) -> float:
 def good_client(server: WatchedServer, model: str, told: Path) -> Iterator[None]:
     with told.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "good_client.py"), str(server.port), model], stdout=output
+            [sys.executable, "-m", "benchmarks.robustness.good_client", str(server.port), model], stdout=output
         )
     try:
         yield

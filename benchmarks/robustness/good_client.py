@@ -1,6 +1,6 @@
 """A client that means well, as a process of its own: it streams one answer after the other, and asks after /health.
 
-    python benchmarks/robustness/good_client.py PORT MODEL > told.jsonl
+    python -m benchmarks.robustness.good_client PORT MODEL > told.jsonl
 
 One line for each stream: when it was asked for, when each token came, on the monotonic clock, which all processes of a
 machine share; or what went wrong. One for each look at /health: when, and how long it took. SIGTERM ends it.
@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from http_answer import read_answer
+from benchmarks.robustness.http_answer import read_answer
 
 TOKENS = 120
 HEALTH_EVERY_S = 0.25

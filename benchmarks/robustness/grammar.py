@@ -10,8 +10,8 @@ import gzip
 import random
 from collections.abc import Callable, Sequence
 
-import hostile_values as values
-from attack import Attack, Finish, Leave, ReadSome, Send, Step, Wait
+from benchmarks.robustness import hostile_values as values
+from benchmarks.robustness.attack import Attack, Finish, Leave, ReadSome, Send, Step, Wait
 
 Fields = list[tuple[bytes, bytes]]
 

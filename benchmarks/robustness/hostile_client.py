@@ -8,8 +8,8 @@ import struct
 import time
 from dataclasses import dataclass, field
 
-from attack import Attack, Finish, Leave, ReadSome, Send, Wait
-from http_answer import MAX_HEAD, Answer, BadAnswerError, read_answer
+from benchmarks.robustness.attack import Attack, Finish, Leave, ReadSome, Send, Wait
+from benchmarks.robustness.http_answer import MAX_HEAD, Answer, BadAnswerError, read_answer
 
 HOST = "127.0.0.1"
 CONNECT_WITHIN_S, SEND_WITHIN_S = 10.0, 60.0

@@ -1,6 +1,6 @@
 """`longspan` with a probe on its event loop: how much processor time each callback takes of the loop's thread.
 
-    python benchmarks/robustness/probed_server.py PROBE.json serve smollm2-135m --port 0
+    python -m benchmarks.robustness.probed_server PROBE.json serve smollm2-135m --port 0
 
 All that the loop runs goes through the probe: callbacks that were scheduled (a task's step is one), and what the
 loop tells a connection's protocol (data_received and the like, where requests are parsed). The time is

@@ -30,13 +30,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attack import Attack, Leave, ReadSome, Send, Step, Wait
-from grammar import CHAT, COMPLETIONS, post
-from grammar import attack as hostile
-from hostile_client import Outcome, carry_out
-from watched_server import Held, WatchedServer, end_cleanly_on_sigterm, replays, watched
-
-from common import arguments, save, say
+from benchmarks.common import arguments, save, say
+from benchmarks.robustness.attack import Attack, Leave, ReadSome, Send, Step, Wait
+from benchmarks.robustness.grammar import CHAT, COMPLETIONS, post
+from benchmarks.robustness.grammar import attack as hostile
+from benchmarks.robustness.hostile_client import Outcome, carry_out
+from benchmarks.robustness.watched_server import Held, WatchedServer, end_cleanly_on_sigterm, replays, watched
 
 MODEL = "smollm2-135m"
 ROTATED_BYTES, LEFT_ON_DISK_BYTES = 128 * 1024, 2 * 1024

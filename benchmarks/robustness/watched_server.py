@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parent.parent))  # benchmarks/
-
-from http_server import HttpServer, serving
+from benchmarks.http_server import HttpServer, serving
 
 PROBED = Path(__file__).parent / "probed_server.py"
 DRAIN_WITHIN_S = 90.0

@@ -28,7 +28,7 @@ def paper_loongserve(record: Record) -> str:
         origin(record, f"{r['model']} on {r['hardware']}, seed {r['seed']}."),
         "Requests a second that a system bears, and LoongServe's over each. `loongserve_never_splits` stands for the "
         "released code, all of whose plans are one batch. The paper's vLLM 0.3.0 prefills whole prompts first, as "
-        "`static_tp` does; `vllm` is vLLM as it is today, with chunked prefill. benchmarks/paper_loongserve.py says "
+        "`static_tp` does; `vllm` is vLLM as it is today, with chunked prefill. benchmarks/paper/loongserve.py says "
         "how a rate is found. The traces are not the authors'; where a ratio is more than 25 % from theirs, the last "
         "column says why.\n",
         _limits(r["cases"]),

@@ -22,7 +22,7 @@ def paper_medha(record: Record) -> str:
         "instances of two. Load is what the requests need at the least, over what the fleet has while they arrive: "
         "above 1 nobody keeps up, and latencies grow with the window. An iteration may take 50 ms. In time: the first "
         f"token within max(1.5 T(n), 0.5 s), further ones within {ms(r['tpot_s'], 0)} ms; T(n) is what `medha` needs "
-        "for the prompt alone. benchmarks/paper_medha.py says more.\n",
+        "for the prompt alone. benchmarks/paper/medha.py says more.\n",
     ]
     for share in sorted({run["long_share"] for run in r["runs"]}):
         runs = [run for run in r["runs"] if run["long_share"] == share]

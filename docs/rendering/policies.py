@@ -50,7 +50,7 @@ def policies(record: Record) -> str:
     r = record["results"]
     parts = [
         "## Policies on the engine\n",
-        origin(record, "Lengths are scaled down by one factor for each trace; see benchmarks/policies.py."),
+        origin(record, "Lengths are scaled down by one factor for each trace; see benchmarks/policy/policies.py."),
         "Normalised latencies are LoongServe's: end to end over prompt and output tokens, first token over prompt "
         "tokens, and time per output token; means.\n",
     ]

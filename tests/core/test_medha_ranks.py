@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.paper.three_requests import LINEAR, run
 from longspan.config import SchedulerConfig
 from longspan.core.actions import RunBatch
 from longspan.core.books.ledger import Ledger
@@ -117,9 +116,6 @@ def test_deadlines_are_in_proportion_to_the_work_above_the_floor() -> None:
 )
 def test_the_papers_three_requests(policy: str, met: list[str]) -> None:
     """Its own rule misses two deadlines there that others keep: it spends short requests' slack for the long one's."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-    from three_requests import LINEAR, run
-
     row = run(policy, LINEAR)
     assert row["deadlines_met"] == met
     if policy == "medha":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from benchmarks.robustness.grammar import attack
+from benchmarks.robustness.hostile_client import Outcome, carry_out
 from tests.server.fake_engine import MODEL
 from tests.server.live_server import LiveServer, live_server
 
-ROBUSTNESS = Path(__file__).parents[2] / "benchmarks" / "robustness"
 COUNT, SEED, AT_ONCE = 400, 3, 40
 UNFINISHED_S = 1.0  # then the server closes what is not complete
 WITHIN_S = 60.0
@@ -23,12 +23,8 @@ def impatient() -> Iterator[LiveServer]:
         yield server
 
 
-def test_every_attack_is_answered_or_ended(impatient: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_attack_is_answered_or_ended(impatient: LiveServer) -> None:
     """No status 5xx, no answer that OpenAI's clients cannot read, no connection that is neither answered nor closed."""
-    monkeypatch.syspath_prepend(str(ROBUSTNESS))
-    from grammar import attack
-    from hostile_client import Outcome, carry_out
-
     attacks = [attack(SEED, number, MODEL) for number in range(COUNT)]
     in_time = [each for each in attacks if "slow" not in each.name]  # those may be too slow for this server
 
@@ -48,10 +44,7 @@ def test_every_attack_is_answered_or_ended(impatient: LiveServer, monkeypatch: p
     assert impatient.engine.running == set()
 
 
-def test_an_attack_follows_from_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROBUSTNESS))
-    from grammar import attack
-
+def test_an_attack_follows_from_its_number() -> None:
     first, again = ([attack(SEED, number, MODEL) for number in range(200)] for _ in range(2))
     assert first == again
     assert attack(SEED, 7, MODEL) != attack(SEED + 1, 7, MODEL)

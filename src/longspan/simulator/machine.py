@@ -1,7 +1,7 @@
 """What the simulated devices can do: figures of a data sheet, how much of them is reached, and what comes on top.
 
 Every group of figures says where it is from. "Fitted" ones are reproduced, with the error of each published timing,
-by `benchmarks/fit_machines.py`.
+by `benchmarks/simulator/fit_machines.py`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ for many rows, and in pieces of a few rows, where they multiply by the quants th
 A rounded weight makes some tokens likelier and others less so, whence perplexity moves either way by chance: its change
 has a standard error. The Kullback-Leibler divergence from fp32's distributions counts every move.
 
-    python benchmarks/quality.py [--texts DIR] [--windows 3] [--model smollm2-135m]
+    python -m benchmarks.engine.quality [--texts DIR] [--windows 3] [--model smollm2-135m]
 
 DIR: *.txt or *.txt.gz; by default the excerpt in tests/data.
 """
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import arguments, save, say
+from benchmarks.common import arguments, save, say
 from longspan.attention.elastic import ElasticAttention
 from longspan.attention.layout import plan_layout, positions_of
 from longspan.config import DType, Quantization
@@ -142,7 +142,7 @@ def compared(readings: list[Reading], references: list[Reading]) -> dict[str, fl
 
 
 def main() -> None:
-    default = Path(__file__).parent.parent / "tests" / "data"
+    default = Path(__file__).parents[2] / "tests" / "data"
     args = arguments(__doc__ or "", [
         ("texts", "", "a folder of texts; empty: the excerpt in tests/data"),
         ("windows", 3, "of each text"),

@@ -12,7 +12,7 @@ stage as well.
 Then single prompts of 1M and 10M tokens on up to 128 H100: pipeline stages (SPP) against a ring of instances, and the
 decode that follows over 1 to 4 instances that share its KV (KVP); medha_scaling.py.
 
-    python benchmarks/paper_medha.py --traces DIR [--rates 0.25,0.75,1.25,1.75] [--shares 0,0.01,0.05] [--seconds 600]
+    python -m benchmarks.paper.medha --traces DIR [--rates 0.25,0.75,1.25,1.75] [--shares 0,0.01,0.05] [--seconds 600]
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import medha_scaling
-from common import arguments, save, say
+from benchmarks.common import arguments, save, say
+from benchmarks.paper import medha_scaling
+from benchmarks.paper.simulated import Deployed, System, in_parallel
 from longspan.core.policies.medha.predictor import Predictor
 from longspan.metrics.request_metrics import ClassMetrics, Distribution, measure
 from longspan.simulator.load import offered_load
@@ -32,7 +33,6 @@ from longspan.simulator.slo import LengthAwareSLO
 from longspan.workload.generator import medha_mix
 from longspan.workload.traces import TraceRequest, read_trace
 from longspan.workload.transforms import first_seconds
-from simulated import Deployed, System, in_parallel
 
 HARDWARE, MODEL, SEED = "a100-80g", "llama-3-8b", 0
 LONG_FROM = 65_536

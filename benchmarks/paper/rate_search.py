@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmarks.paper.simulated import Deployed
 from longspan.metrics.request_metrics import SLO, measure
 from longspan.simulator.capacity import highest
 from longspan.simulator.load import offered_load
 from longspan.workload.traces import TraceRequest
-from simulated import Deployed
 
 FIRST_LOAD = 0.7  # of capacity: where a search begins
 MOST_LOAD = 4.0  # where it gives up

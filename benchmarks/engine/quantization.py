@@ -1,6 +1,6 @@
 """What keeping weights in few bits gains on a CPU: decode steps and prefills, side by side with plain bf16.
 
-    python benchmarks/quantization.py [--model smollm2-135m] [--rounds 5] [--threads 1,2]
+    python -m benchmarks.engine.quantization [--model smollm2-135m] [--rounds 5] [--threads 1,2]
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from common import arguments, interleaved, paired_ratio, save, say, summary, time_decode, time_prefill
+from benchmarks.common import arguments, interleaved, paired_ratio, save, say, summary, time_decode, time_prefill
 from longspan import LLM
 
 SIDES = ("none", "gguf", "int8")

@@ -12,7 +12,7 @@ ended. A limit that nobody exceeds but by waiting for more than a quarter of tha
                     4 instances of 2 devices, and further tokens within 50 ms; prompts of a Zipf distribution
     figure 13       the same on ShareGPT, with and without scale-up; and scale-ups in 10 s at 25 requests a second
 
-    python benchmarks/paper_loongserve.py --traces DIR [--figures 10,11,12,13] [--stretch 1.0] [--jobs 0]
+    python -m benchmarks.paper.loongserve --traces DIR [--figures 10,11,12,13] [--stretch 1.0] [--jobs 0]
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import loongserve_figures as paper
-from common import arguments, save, say
+from benchmarks.common import arguments, save, say
+from benchmarks.paper import loongserve_figures as paper
+from benchmarks.paper.rate_search import Search
+from benchmarks.paper.simulated import Deployed, System, arriving, in_parallel, loongserve_datasets, shuffled
 from longspan.core.costs.batch_shape import BatchShape
 from longspan.core.costs.cost_model import Chunk
 from longspan.metrics.request_metrics import measure
@@ -41,8 +43,6 @@ from longspan.workload.arrivals import interval
 from longspan.workload.generator import loongserve_zipf
 from longspan.workload.traces import TraceRequest
 from longspan.workload.transforms import with_arrivals
-from rate_search import Search
-from simulated import Deployed, System, arriving, in_parallel, loongserve_datasets, shuffled
 
 HARDWARE, MODEL, SEED = "a800-80g", "lwm-1m", 0
 ZIPF_EXPONENTS, ZIPF_PROMPTS = (1.0, 1.2, 1.4), 20_000

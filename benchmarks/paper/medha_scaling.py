@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.paper.simulated import Deployed, System
 from longspan.core.costs.batch_shape import BatchShape
 from longspan.core.costs.cost_model import Chunk
 from longspan.errors import ConfigError
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.spread import evenly_spread
 from longspan.workload.traces import TraceRequest
-from simulated import Deployed, System
 
 HARDWARE, MODEL, TP = "h100", "llama-3-8b", 8
 LENGTHS = (1_000_000, 10_000_000)

@@ -3,7 +3,7 @@
 The model has the shape of SmolLM2's layers (9 query and 3 KV heads of 64), four of them, and random weights. The
 roofline is a bf16 matrix product on both cores at once, measured before and after.
 
-    python benchmarks/long_prompt.py [--tokens 131072]
+    python -m benchmarks.engine.long_prompt [--tokens 131072]
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from common import arguments, save, say, time_prefill
+from benchmarks.common import arguments, save, say, time_prefill
+from benchmarks.engine.random_model import RandomModel
 from longspan import LLM
-from random_model import RandomModel
 
 MODEL = RandomModel()
 INSTANCES = 2

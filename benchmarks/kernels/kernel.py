@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from common import arguments, interleaved, paired_ratio, save, say, timed
+from benchmarks.common import arguments, interleaved, paired_ratio, save, say, timed
+from benchmarks.kernels.machine_peak import MachinePeak
 from longspan.attention.backend import AttentionBackend, PagedSegment
 from longspan.attention.cpu import CpuBackend
 from longspan.attention.native import NativeCpuBackend
 from longspan.native.isa import available_isas
 from longspan.worker.kv_pool import KVPool
-from machine_peak import MachinePeak
 
 SHAPES = {64: (9, 3), 128: (8, 2)}  # head_dim: (query heads, KV heads)
 LONG_SHAPES = {64: (3, 1), 128: (4, 1)}  # of the blocks of 32k tokens, whose time would be too long else

@@ -13,7 +13,7 @@ takes 4 minutes; with `--keep` more can be added another time, and `--runs 0` on
 Lengths are multiplied by one factor for each trace, so that its longest request has so many tokens, and arrivals are
 Poisson. Where a trace's outputs would shrink to nothing by that, only prompts are, and outputs are cut off.
 
-    python benchmarks/simulator_against_engine.py --traces DIR [--keep DIR] [--loads azure_conv_2023] [--policies medha]
+    python -m benchmarks.simulator.against_engine --traces DIR [--keep DIR] [--loads azure_conv_2023] [--policies medha]
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from common import arguments, save, say
+from benchmarks.common import arguments, save, say
+from benchmarks.engine.open_loop import serve, shape
 from longspan.config import EngineConfig
 from longspan.metrics.event_log import EventLog, read_event_log, replay
 from longspan.metrics.request_metrics import Distribution, RequestRecord
@@ -45,7 +46,6 @@ from longspan.simulator.simulator import Simulator
 from longspan.workload.arrivals import poisson
 from longspan.workload.traces import TraceRequest, read_trace
 from longspan.workload.transforms import first_seconds, prompts_scaled_to, scaled_to, with_arrivals
-from open_loop import serve, shape
 
 POLICIES = "loongserve,medha,static_sp,replicated"
 METRICS = ("ttft", "tpot")

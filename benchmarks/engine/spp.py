@@ -4,7 +4,7 @@ Each side is one instance, of one stage or of two. Chunks are of one size (`sara
 chooses them: how many are in flight, and how evenly they fill the stages, is the policy's doing. A prompt that is not
 cut at all (`elastic_fcfs`) shows what chunks cost on one stage. Sides take turns; ratios are within a round.
 
-    python benchmarks/spp.py [--tokens 8000] [--chunks 256,512,1024] [--rounds 3]
+    python -m benchmarks.engine.spp [--tokens 8000] [--chunks 256,512,1024] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from common import arguments, interleaved, paired_ratio, save, say, summary, time_prefill
+from benchmarks.common import arguments, interleaved, paired_ratio, save, say, summary, time_prefill
 from longspan import LLM
 
 STAGES = (1, 2)

@@ -1,6 +1,6 @@
 """How fast the simulator is: requests of one trace on eight instances, one core, the scheduler included.
 
-    python benchmarks/simulator_speed.py --trace loongserve_mixed.csv.gz --json simulator_speed
+    python -m benchmarks.simulator.speed --trace loongserve_mixed.csv.gz --json simulator_speed
 
 Seconds are of this process's CPU time, so that others on the machine do not count.
 """
@@ -14,7 +14,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from common import arguments, save, say
+from benchmarks.common import arguments, save, say
 from longspan.config import SchedulerConfig
 from longspan.profiler.simulated import fit_simulated
 from longspan.simulator.cost import IterationCost

@@ -7,7 +7,7 @@ decode together. Timed are the first token, and the second, which needs the KV w
 Scale-up: a batch decodes with one master and goes on with two; timed is the first iteration with two, from the decision
 to its end, against later ones. No KV moves.
 
-    python benchmarks/scaling.py [--rounds 3]
+    python -m benchmarks.engine.scaling [--rounds 3]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import arguments, fixed_output, paired_ratio, random_prompt, save, say, summary
+from benchmarks.common import arguments, fixed_output, paired_ratio, random_prompt, save, say, summary
 from longspan import LLM
 from longspan.core.actions import RunBatch
 from longspan.core.books.request import Request

@@ -4,7 +4,7 @@ The first 120 s of mooncake_conversation with its own arrivals, and loongserve_m
 multiplied by one factor for each trace, so that its longest request has --mooncake-longest and --mixed-longest tokens;
 prompts are random tokens, and outputs have their lengths exactly.
 
-    python benchmarks/policies.py --traces DIR --sib sib.json [--policies loongserve,static_sp] [--seconds 120]
+    python -m benchmarks.policy.policies --traces DIR --sib sib.json [--policies loongserve,static_sp] [--seconds 120]
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import arguments, save, say
+from benchmarks.common import arguments, save, say
+from benchmarks.engine.open_loop import serve, shape
 from longspan.config import EngineConfig
 from longspan.core.actions import MigrateKV, RunBatch
 from longspan.metrics.event_log import read_event_log
@@ -24,7 +25,6 @@ from longspan.metrics.request_metrics import measure
 from longspan.workload.arrivals import poisson
 from longspan.workload.traces import TraceRequest, read_trace
 from longspan.workload.transforms import first_seconds, scaled_to, with_arrivals
-from open_loop import serve, shape
 
 POLICIES = "loongserve,static_sp,replicated,loongserve_no_scale_up,loongserve_reactive"
 LONG = 1024

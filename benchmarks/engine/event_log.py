@@ -1,6 +1,6 @@
 """What an event log costs: bytes for each request, and CPU time for each record, in the formats of version 1 and 2.
 
-    python benchmarks/event_log.py --json event_log
+    python -m benchmarks.engine.event_log --json event_log
 
 Both are of the same runs, simulated: two A100 with Llama-2-7B, prompts of 50 to 1,500 tokens, answers of 200, at three
 rates (one request at a time, a few, many). Requests have ids as long as the server's, times are whole nanoseconds as
@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from common import arguments, interleaved, paired_ratio, save, say
+from benchmarks.common import arguments, interleaved, paired_ratio, save, say
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, RunBatch
 from longspan.core.decision import Decision

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from common import fixed_output, random_prompt, say
+from benchmarks.common import fixed_output, random_prompt, say
 from longspan.config import EngineConfig
 from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM

@@ -11,8 +11,8 @@ any flag; the policy `loongserve`. Of vLLM: without any flag, and tuned for shor
 without flags keeps the GGUF's own 4 bits.
 
     benchmarks/peers/setup_vllm_cpu.sh VLLM
-    python benchmarks/peers/export_safetensors.py MODEL_DIR
-    python benchmarks/mixed_load.py --vllm VLLM/bin/python --model-dir MODEL_DIR [--rounds 3] [--seconds 120]
+    python -m benchmarks.peers.export_safetensors MODEL_DIR
+    python -m benchmarks.peers.mixed_load --vllm VLLM/bin/python --model-dir MODEL_DIR [--rounds 3] [--seconds 120]
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from typing import Any
 
 import msgspec
 
-from common import arguments, save, say
-from http_server import HttpServer, serving
+from benchmarks.common import arguments, save, say
+from benchmarks.http_server import HttpServer, serving
 from longspan.entrypoints.bench.open_loop import SentRequest
 from longspan.metrics.request_metrics import RequestRecord, measure
 
-PEERS = Path(__file__).parent / "peers"
+PEERS = Path(__file__).parent
 BF16 = ["--dtype", "bfloat16", "--quantization", "none", "--kv-tokens", "16384"]
 OURS: dict[str, list[str]] = {
     "medha": ["--policy", "medha", *BF16],

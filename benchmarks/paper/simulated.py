@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common import say
+from benchmarks.common import say
 from longspan.config import SchedulerConfig
 from longspan.profiler.simulated import fit_simulated
 from longspan.simulator.cost import IterationCost

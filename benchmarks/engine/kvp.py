@@ -9,7 +9,7 @@ Llama-3-70B has them. Vocabularies are cut so that the head has its usual share 
 Two instances on one machine share its memory. So beside it is measured how fast one core reads it and how fast two do:
 that bounds what a second shard can give while the kernel waits for memory.
 
-    python benchmarks/kvp.py [--contexts 65536,131072] [--phases 8]
+    python -m benchmarks.engine.kvp [--contexts 65536,131072] [--phases 8]
 """
 
 from __future__ import annotations
@@ -24,7 +24,19 @@ from typing import Any
 
 import torch
 
-from common import arguments, fixed_output, interleaved, paired_ratio, random_prompt, save, say, summary, timed
+from benchmarks.common import (
+    arguments,
+    fixed_output,
+    interleaved,
+    paired_ratio,
+    random_prompt,
+    save,
+    say,
+    summary,
+    timed,
+)
+from benchmarks.engine.random_model import RandomModel
+from benchmarks.kernels.machine_peak import MachinePeak
 from longspan import LLM
 from longspan.core.actions import RunBatch
 from longspan.core.books.request import Request
@@ -33,8 +45,6 @@ from longspan.core.policies.fixed import FixedPolicy
 from longspan.core.state import SchedulerState
 from longspan.metrics.event_log import read_event_log
 from longspan.native.isa import available_isas
-from machine_peak import MachinePeak
-from random_model import RandomModel
 
 REAL_CONTEXT = 7900  # and the tokens that it decodes: as much as the model takes
 SHAPES = {"3 query heads to a KV head": RandomModel(vocab=6144),

@@ -8,7 +8,7 @@ one request behind KV that was never computed, only drawn; the engine around it 
 turns behind the same context, each where it attends to as much on average as a token of the largest does. Overhead is
 seconds a token, over those of the largest chunks there.
 
-    python benchmarks/chunk_overhead.py [--rounds 3]
+    python -m benchmarks.engine.chunk_overhead [--rounds 3]
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from common import arguments, interleaved, paired_ratio, save, say, timed
+from benchmarks.common import arguments, interleaved, paired_ratio, save, say, timed
+from benchmarks.engine.random_model import RandomModel
 from longspan.core.actions import KVRange, RunBatch, Segment
 from longspan.distributed.local import LocalTransport, LocalWorld
 from longspan.worker.messages import AllocateKV, Run, WorkerSpec
 from longspan.worker.model_runner import ModelRunner
 from longspan.worker.worker import Worker
-from random_model import RandomModel
 
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 CONTEXTS = (0, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)

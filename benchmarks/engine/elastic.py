@@ -2,14 +2,14 @@
 
 (a) prefill on two instances against one, (b) retention onto one of two against both, (c) two masters against one.
 
-    python benchmarks/elastic.py [--model smollm2-135m] [--dtype bfloat16] [--rounds 5]
+    python -m benchmarks.engine.elastic [--model smollm2-135m] [--dtype bfloat16] [--rounds 5]
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from common import (
+from benchmarks.common import (
     arguments,
     interleaved,
     paired_ratio,

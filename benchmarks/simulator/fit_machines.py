@@ -1,6 +1,6 @@
 """Fits the simulator's A800 and A40 to published timings, and shows the error of each of them.
 
-    python benchmarks/fit_machines.py
+    python -m benchmarks.simulator.fit_machines
 
 The figures of `longspan.simulator.hardware` are what this prints; --json saves them with all errors.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from common import arguments, save, say
+from benchmarks.common import arguments, save, say
 from longspan.simulator.calibration import Figure, Timing, calibrate, mean_error
 from longspan.simulator.hardware import A40, A800_80G, FIGURES
 from longspan.simulator.machine import Machine

@@ -4,7 +4,7 @@
 class, (c) what a decode step over two instances costs beside its compute: queries out, partial results back, in every
 layer. The compute alone is a step on one instance with half the context, for that is what each of the two attends to.
 
-    python benchmarks/overhead.py [--model smollm2-135m] [--rounds 5]
+    python -m benchmarks.engine.overhead [--model smollm2-135m] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from common import arguments, fixed_output, interleaved, paired_ratio, random_prompt, save, say, summary, time_decode
+from benchmarks.common import (
+    arguments,
+    fixed_output,
+    interleaved,
+    paired_ratio,
+    random_prompt,
+    save,
+    say,
+    summary,
+    time_decode,
+)
 from longspan import LLM
 from longspan.core.policies.fixed import FixedPolicy
 

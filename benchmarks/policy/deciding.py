@@ -1,7 +1,7 @@
 """How long the scheduler takes to decide: p50, p99 and mean of `Scheduler.handle`, with a long queue.
 
-    python benchmarks/deciding.py
-    python benchmarks/deciding.py --events 2000 --policies loongserve
+    python -m benchmarks.policy.deciding
+    python -m benchmarks.policy.deciding --events 2000 --policies loongserve
 
 Pure Python on one core, in CPU time of the thread: what else runs on the machine does not count. No model runs.
 Batches complete in virtual time, after what a cost model says they take; whenever a request leaves the
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import Any
 
-import common
+from benchmarks import common
 from longspan.config import SchedulerConfig
 from longspan.core.actions import MigrateKV, RunBatch
 from longspan.core.costs.batch_shape import BatchShape

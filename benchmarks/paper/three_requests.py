@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from common import save, say
+from benchmarks.common import save, say
 from longspan.config import SchedulerConfig
 from longspan.core.costs.cost_model import Chunk, DecodeCoefficients, FittedCostModel, PrefillCoefficients
 from longspan.core.costs.load import batch_seconds

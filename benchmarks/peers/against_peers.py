@@ -6,9 +6,9 @@ each that is named takes part.
 
     benchmarks/peers/setup_vllm_cpu.sh VLLM
     benchmarks/peers/setup_llama_cpp.sh LLAMA
-    python benchmarks/peers/export_safetensors.py MODEL_DIR
+    python -m benchmarks.peers.export_safetensors MODEL_DIR
     python benchmarks/peers/export_bf16_gguf.py MODEL.gguf
-    python benchmarks/against_peers.py --vllm VLLM/bin/python --llama LLAMA/bin/python --model-dir MODEL_DIR \\
+    python -m benchmarks.peers.against_peers --vllm VLLM/bin/python --llama LLAMA/bin/python --model-dir MODEL_DIR \\
         --gguf MODEL.gguf [--rounds 3]
 """
 
@@ -23,14 +23,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import arguments, fixed_output, interleaved, paired_ratio, random_prompt, save, say, summary
+from benchmarks.common import arguments, fixed_output, interleaved, paired_ratio, random_prompt, save, say, summary
 from longspan import LLM
 from longspan.models.catalog import resolve_model
 
 PREFILL_TOKENS = (1024, 4096, 8000)
 DECODE_BATCHES = (1, 32)
 CONTEXT, STEPS = 128, 48
-PEERS = Path(__file__).parent / "peers"
+PEERS = Path(__file__).parent
 
 
 class Peer:
