@@ -30,7 +30,7 @@ def main() -> None:
         "kv_tokens": options.tokens + 64, "max_batch_tokens": options.tokens,
     }  # fmt: skip
     policies: dict[str, dict[str, Any]] = {
-        **{f"chunks of {size}": {"policy": "sarathi", "chunk_size": int(size)} for size in options.chunks.split(",")},
+        **{f"chunks of {size}": {"policy": f"sarathi:chunk_size={size}"} for size in options.chunks.split(",")},
         "medha": {"policy": "medha"},
     }
     with ExitStack() as stack:

@@ -134,7 +134,7 @@ def system(policy: str, dataset: str, devices: int) -> System:
         "max_requests_per_master": paper.REQUESTS_PER_MASTER,
     }
     if policy == "splitfuse":
-        settings["chunk_size"] = paper.CHUNKS[dataset]
+        policy = f"splitfuse:chunk_size={paper.CHUNKS[dataset]}"
     return System(policy=policy, instances=instances, tp=tp, kv_tokens=paper.SLOTS[tp], settings=settings)
 
 

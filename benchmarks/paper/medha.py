@@ -50,7 +50,7 @@ TPOT_S = 0.1
 _PIPELINED: dict[str, Any] = {"instances": 1, "tp": 8, "pp": 2}
 SYSTEMS = {
     **{policy: System(policy=policy, **_PIPELINED) for policy in ("medha", "fcfs", "edf", "least_slack")},
-    **{f"sarathi {n}": System(policy="sarathi", settings={"chunk_size": n}, **_PIPELINED) for n in (512, 2048)},
+    **{f"sarathi {n}": System(policy=f"sarathi:chunk_size={n}", **_PIPELINED) for n in (512, 2048)},
     **{
         policy: System(policy=policy, instances=8, tp=2, settings={"max_batch_tokens": 62_500})
         for policy in ("loongserve", "loongserve_never_splits")

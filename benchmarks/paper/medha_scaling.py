@@ -25,7 +25,7 @@ STAGES = (1, 2, 4, 8, 16)
 CHUNK = 4096
 KVP_LENGTHS, KVP_INSTANCES, KVP_STAGES = (2_000_000, 10_000_000), (1, 2, 4), 4
 CHUNKED = {
-    f"sarathi {CHUNK}": {"policy": "sarathi", "settings": {"chunk_size": CHUNK}},
+    f"sarathi {CHUNK}": {"policy": f"sarathi:chunk_size={CHUNK}"},
     "medha": {"policy": "medha"},
 }
 

@@ -5,9 +5,9 @@ Measured facts (cost models, machine profiles) live elsewhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from longspan.errors import ConfigError
 
@@ -29,64 +29,83 @@ _MIN_EVENT_LOG_BYTES = 4096  # a file's header alone has about a thousand, and m
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerConfig:
+class SchedulingKnobs:
+    """What serving and simulating set alike: each knob stands here, and nowhere else, with its default and its help.
+
+    Who needs knobs extends this class; so each is an option of every command that schedules, a name in its table of a
+    TOML file, a variable of the environment, and an argument in Python. What a single policy uses is among its own
+    options (`Policy.Options`).
+    """
+
+    max_waiting: int = 1024
+    """Requests that may wait; more are refused, by a server with status 429."""
+    max_batch_tokens: int = 8192
+    """Prefill tokens in one batch, for each instance that takes part; a longer prompt runs alone."""
+    max_batch_requests: int = 256
+    """Requests in one decode batch."""
+    max_requests_per_master: int = 16
+    """A decode group with more requests a master takes another instance as master, if one is idle."""
+    min_tokens_per_instance: int = 64
+    """A prefill uses no more instances than give each so many tokens."""
+    decode_headroom: int = 128
+    """KV slots kept for each request's coming tokens when a prefill is planned."""
+    lookahead: bool = True
+    """Queue the next decode step behind the running one, so that the device never waits."""
+    ttft_slo_factor: float = 1.5
+    """A request that names no TTFT should start to answer after so many times what its prompt takes alone,"""
+    ttft_slo_floor_s: float = 0.5
+    """but not before so many seconds."""
+    tpot_slo_s: float = 0.05
+    """Seconds for each further token, of requests that name none. Policies that chunk prompts fill iterations up to
+    it."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_waiting", "max_batch_tokens", "max_batch_requests", "max_requests_per_master",
+                     "min_tokens_per_instance"):
+            check_count(name, getattr(self, name))
+        check_count("decode_headroom", self.decode_headroom, low=0)
+        if not 1.0 <= self.ttft_slo_factor <= _MOST_SECONDS:
+            raise ConfigError(
+                f"ttft_slo_factor is {self.ttft_slo_factor}, but no prompt takes less than 1 times its time alone"
+            )
+        check_seconds("ttft_slo_floor_s", self.ttft_slo_floor_s)
+        check_seconds("tpot_slo_s", self.tpot_slo_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulingConfig(SchedulingKnobs):
+    """The knobs, and who decides."""
+
+    policy: str = "elastic_fcfs"
+    """Who runs when, and on how many instances: elastic_fcfs, loongserve or medha; others' schedulers alise, distserve,
+    fastserve, sarathi, splitfuse, ssjf, vllm; an order, edf, fcfs, least_slack or srpt; fixed groups, replicated,
+    static_sp or static_tp; or MODULE:CLASS, one of your own. Its options follow, as in medha:max_space_share=0.3."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig(SchedulingConfig):
     """Everything the pure scheduler needs to know; written at the head of every event log.
 
     num_instances: elastic instances, numbered from 0.
     pp: pipeline stages inside each instance; a batch passes them one after the other, and the next one follows it.
     kv_tokens: KV slots of each instance, tokens.
-    policy: name in `longspan.core.policies.POLICIES`.
-    max_waiting: requests that may wait before new ones are turned away.
-    max_batch_tokens: prefill tokens in one batch, for each instance of its group; one longer prompt runs alone.
-    max_batch_requests: requests in one decode batch.
-    min_tokens_per_instance: a prefill uses no more instances than give each of them this many tokens.
-    decode_headroom: KV slots kept for each request's coming tokens when a retention plan is made.
-    max_requests_per_master: a decode group that exceeds it takes another instance as master, if one is idle.
-    lookahead: queue the next decode iteration behind the running one, so that the device never waits.
-
-    What policies that chunk prompts go by (docs/medha.md):
-    ttft_slo_factor, ttft_slo_floor_s: a request that names no TTFT should have its first token after so many times
-        what its prompt takes alone, but not before so many seconds.
-    tpot_slo_s: seconds for each further token, of requests that name none; how long an iteration may take.
-    chunk_size: tokens in a batch of the policy `sarathi`; of one prompt in a batch of `splitfuse`.
-    max_fixed_share: of an iteration with a chunk, at most so much goes to what costs the same for any; a tighter TPOT
-        is not kept while somebody prefills.
-    max_space_share: of an iteration, at most so much goes from a long prompt's chunk to short ones.
-    kvp_tokens_per_shard: a request's KV goes on at another instance after so many tokens; None: see the policy.
     """
 
     num_instances: int = 2
     pp: int = 1
     kv_tokens: int = 16384
-    policy: str = "elastic_fcfs"
-    max_waiting: int = 1024
-    max_batch_tokens: int = 8192
-    max_batch_requests: int = 256
-    min_tokens_per_instance: int = 64
-    decode_headroom: int = 128
-    max_requests_per_master: int = 16
-    lookahead: bool = True
-    ttft_slo_factor: float = 1.5
-    ttft_slo_floor_s: float = 0.5
-    tpot_slo_s: float = 0.05
-    chunk_size: int = 512
-    max_fixed_share: float = 0.8
-    max_space_share: float = 0.4
-    kvp_tokens_per_shard: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_instances", "pp", "kv_tokens", "max_waiting", "max_batch_tokens", "max_batch_requests",
-                     "min_tokens_per_instance", "max_requests_per_master", "chunk_size"):
+        SchedulingConfig.__post_init__(self)
+        for name in ("num_instances", "pp", "kv_tokens"):
             check_count(name, getattr(self, name))
         check_count("num_instances", self.num_instances, high=MOST_INSTANCES)
-        check_count("decode_headroom", self.decode_headroom, low=0)
-        if self.kvp_tokens_per_shard is not None:
-            check_count("kvp_tokens_per_shard", self.kvp_tokens_per_shard)
-        check_service_defaults(self.ttft_slo_factor, self.ttft_slo_floor_s, self.tpot_slo_s)
-        if not 0.0 < self.max_fixed_share < 1.0:
-            raise ConfigError(f"max_fixed_share is {self.max_fixed_share}, but must lie between 0 and 1")
-        if not 0.0 <= self.max_space_share < 1.0:
-            raise ConfigError(f"max_space_share is {self.max_space_share}, but must be at least 0 and below 1")
+
+    @classmethod
+    def of(cls, chosen: SchedulingKnobs, **deployment: Any) -> SchedulerConfig:
+        """The knobs of another configuration, with what its deployment says: num_instances, pp, kv_tokens."""
+        names = [field.name for field in fields(SchedulingConfig) if hasattr(chosen, field.name)]
+        return cls(**{name: getattr(chosen, name) for name in names} | deployment)
 
     @property
     def total_kv_tokens(self) -> int:
@@ -94,8 +113,8 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """One engine: model, devices, scheduler.
+class EngineConfig(SchedulingConfig):
+    """One engine: model, devices, and how it schedules (`SchedulingConfig`).
 
     model: a name that `longspan models` lists, a folder in Hugging Face layout, or a .gguf file.
     tp: tensor-parallel devices inside each instance, or inside each of its pipeline stages.
@@ -133,17 +152,7 @@ class EngineConfig:
     transport: TransportName = "auto"
     max_model_len: int | None = None
     kv_tokens: int | None = None
-    policy: str = "elastic_fcfs"
     threads_per_device: int | None = None
-    max_waiting: int = 1024
-    max_batch_tokens: int = 8192
-    max_requests_per_master: int = 16
-    lookahead: bool = True
-    ttft_slo_factor: float = 1.5
-    ttft_slo_floor_s: float = 0.5
-    tpot_slo_s: float = 0.05
-    chunk_size: int = 512
-    kvp_tokens_per_shard: int | None = None
     event_log: Path | None = None
     event_log_max_bytes: int | None = None
     event_log_keep: int | None = None
@@ -152,12 +161,12 @@ class EngineConfig:
     stall_after_s: float = 60.0
 
     def __post_init__(self) -> None:  # noqa: C901
+        SchedulingConfig.__post_init__(self)
         if not self.model.strip():
             raise ConfigError("model is empty; `longspan models` lists names, and a folder or .gguf file will do")
         if self.served_model_name is not None:
             _check_name("served_model_name", self.served_model_name)
-        for name in ("instances", "tp", "pp", "max_waiting", "max_batch_tokens", "max_requests_per_master",
-                     "chunk_size"):
+        for name in ("instances", "tp", "pp"):
             check_count(name, getattr(self, name))
         if self.world_size > MOST_DEVICES:
             raise ConfigError(
@@ -168,8 +177,7 @@ class EngineConfig:
             raise ConfigError(
                 f"pp_layers is {self.pp_layers}, but must name at least 1 layer for each of {self.pp} stages"
             )
-        check_service_defaults(self.ttft_slo_factor, self.ttft_slo_floor_s, self.tpot_slo_s)
-        for name in ("max_model_len", "kv_tokens", "threads_per_device", "kvp_tokens_per_shard", "event_log_keep"):
+        for name in ("max_model_len", "kv_tokens", "threads_per_device", "event_log_keep"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         if self.event_log_max_bytes is not None:
@@ -191,14 +199,6 @@ class EngineConfig:
     def world_size(self) -> int:
         """Device processes: one for each tensor-parallel rank of each stage of each instance."""
         return self.instances * self.pp * self.tp
-
-
-def check_service_defaults(ttft_slo_factor: float, ttft_slo_floor_s: float, tpot_slo_s: float) -> None:
-    """Raises ConfigError."""
-    if not 1.0 <= ttft_slo_factor <= _MOST_SECONDS:
-        raise ConfigError(f"ttft_slo_factor is {ttft_slo_factor}, but no prompt takes less than 1 times its time alone")
-    check_seconds("ttft_slo_floor_s", ttft_slo_floor_s)
-    check_seconds("tpot_slo_s", tpot_slo_s)
 
 
 def check_seconds(name: str, seconds: float, *, may_be_0: bool = False) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from longspan.config import SchedulerConfig
 from longspan.core.costs.analytic import Hardware, ModelShape
 from longspan.core.costs.cost_model import FittedCostModel
 from longspan.service_level import ServiceLevel
 
 from .cost_models import scaling_model
 from .driver import Driver
+from .settings import configured
 
 LLAMA_8B = ModelShape(
     num_layers=32, hidden_size=4096, intermediate_size=14336, num_heads=32, num_kv_heads=8, head_dim=128,
@@ -32,4 +32,4 @@ def driver(cost_model: FittedCostModel | None = None, **changes: Any) -> Driver:
         "num_instances": 1, "kv_tokens": 1000, "policy": "medha", "decode_headroom": 4, "lookahead": False,
         "tpot_slo_s": 0.0505,
     }  # fmt: skip
-    return Driver(SchedulerConfig(**(given_ | changes)), cost_model=cost_model or model())
+    return Driver(configured(**(given_ | changes)), cost_model=cost_model or model())

@@ -10,6 +10,7 @@ from longspan.core.policies.base import Policy
 
 from .cost_models import scaling_model
 from .driver import Driver
+from .settings import configured
 from .worker_model import instances_of
 
 
@@ -17,7 +18,7 @@ def settings_of(policy: str, changes: dict[str, Any]) -> SchedulerConfig:
     given: dict[str, Any] = {
         "num_instances": 1, "kv_tokens": 1000, "policy": policy, "decode_headroom": 4, "lookahead": False,
     }  # fmt: skip
-    return SchedulerConfig(**(given | changes))
+    return configured(**(given | changes))
 
 
 MODEL = scaling_model(

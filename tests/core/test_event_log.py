@@ -75,7 +75,7 @@ def busy_day() -> Driver:
 @pytest.fixture(scope="module")
 def a_day_of_medha() -> Driver:
     """Chunks and decodes in one batch, in two stages, explained."""
-    config = SchedulerConfig(num_instances=2, pp=2, kv_tokens=400, policy="medha", kvp_tokens_per_shard=100)
+    config = SchedulerConfig(num_instances=2, pp=2, kv_tokens=400, policy="medha:kvp_tokens_per_shard=100")
     return a_busy_day(config, 7, MODEL)
 
 

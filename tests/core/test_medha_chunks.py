@@ -127,7 +127,7 @@ def test_prediction_of_a_whole_prefill_is_the_sum_of_its_chunks(
 def test_beyond_a_shard_the_context_is_shared_out() -> None:
     """Predicted by hand: chunks up to the shard's end behind all that is there, later ones behind one full shard."""
     cost = model(per_pair=1e-5, fixed_step=0.0)
-    predictor = Predictor(cost, SchedulerConfig(num_instances=3, kv_tokens=500, kvp_tokens_per_shard=100))
+    predictor = Predictor(cost, SchedulerConfig(num_instances=3, kv_tokens=500), kvp_tokens_per_shard=100)
     last = predictor.prefill(200) - predictor.prefill(100)
     assert predictor.prefill(300) - predictor.prefill(200) == pytest.approx(last)
     assert predictor.prefill(100) < last < cost.prefill((Chunk(100, 100),), 1) + 1e-3

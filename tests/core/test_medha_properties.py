@@ -17,7 +17,7 @@ from longspan.core.costs.cost_model import Chunk, FittedCostModel
 from longspan.core.costs.load import batch_seconds
 from longspan.core.events import Event, RequestArrived
 from longspan.core.policies.medha.policy import Medha
-from longspan.core.policies.medha.predictor import Predictor
+from longspan.core.policies.medha.predictor import MAX_FIXED_SHARE, Predictor
 from longspan.core.policies.medha.pressure import Concessions
 from longspan.core.scheduler import Scheduler
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
@@ -26,6 +26,7 @@ from longspan.workload.playback import Work, play
 from .cost_models import cost_models, scaling_model
 from .driver import Driver
 from .reading import batches, preempted
+from .settings import configured, with_options
 from .test_properties import Workload, run, workloads
 
 POLICIES = ["medha", "sarathi", "fcfs", "edf", "srpt", "least_slack"]
@@ -66,7 +67,7 @@ class Tally(Driver):
 def test_everybody_comes_to_an_end(
     policy: str, workload: Workload, cost_model: FittedCostModel, changes: dict[str, float]
 ) -> None:
-    config = replace(workload.config, policy=policy, **changes)
+    config = replace(workload.config, tpot_slo_s=changes.pop("tpot_slo_s"), policy=with_options(policy, **changes))
     run(Tally(config, seed=workload.seed, cost_model=cost_model), workload)
 
 
@@ -86,7 +87,7 @@ class Demanding(Tally):
 def test_service_levels_of_all_kinds(
     workload: Workload, cost_model: FittedCostModel, changes: dict[str, float]
 ) -> None:
-    config = replace(workload.config, policy="medha", **changes)
+    config = replace(workload.config, tpot_slo_s=changes.pop("tpot_slo_s"), policy=with_options("medha", **changes))
     run(Demanding(config, seed=workload.seed, cost_model=cost_model), workload)
 
 
@@ -100,8 +101,8 @@ def test_growing_requests_in_a_full_pool_never_block_each_other(
     prompts: list[int], shard: int | None, seed: int
 ) -> None:
     """Each grows over several of the three instances, and any two are more than the pool."""
-    config = SchedulerConfig(
-        num_instances=3, kv_tokens=21, policy="medha", decode_headroom=2, max_batch_tokens=4, kvp_tokens_per_shard=shard
+    config = configured(
+        "medha", num_instances=3, kv_tokens=21, decode_headroom=2, max_batch_tokens=4, kvp_tokens_per_shard=shard
     )
     driver = Tally(config, seed=seed, cost_model=scaling_model(3))
     for prompt in prompts:
@@ -137,7 +138,7 @@ def test_a_request_that_can_win_waits_for_one_batch_at_most(data: st.DataObject)
     began = min(now for now, batch in timed if any(s.request_id == "urgent" for s in batch.segments))
     longest = max((seconds(batch) for now, batch in timed if now <= at), default=0.0)
     assert began - at <= longest + 1e-9
-    target = max(config.tpot_slo_s, model.prefill((), 1) / config.max_fixed_share)
+    target = max(config.tpot_slo_s, model.prefill((), 1) / MAX_FIXED_SHARE)
     smallest = Predictor(model, config).floor
     alone = model.prefill((Chunk(smallest, 60_000),), 1) - model.prefill((), 1)
     assert longest <= target + alone

@@ -17,6 +17,7 @@ from longspan.workload.playback import Work, play
 from .cost_models import scaling_model
 from .driver import Driver
 from .reading import batches
+from .settings import configured
 
 # A token costs 1 ms, whatever its context; nothing is fixed.
 MODEL = scaling_model(2, fixed=0.0, fixed_step=0.0, per_token=1e-3, per_pair=0.0, decode_fixed=0.0, decode_step=0.0,
@@ -88,8 +89,7 @@ def test_who_gives_way_lets_its_chunks_through_first() -> None:
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_time_to_first_token_of_a_long_prompt(policy: str, stages: int) -> None:
     """In chunks the stages share its work: T / stages, and the last chunk's way. Whole, they only take turns."""
-    config = SchedulerConfig(num_instances=1, pp=stages, kv_tokens=10_000, policy=policy, chunk_size=50,
-                             tpot_slo_s=0.0505)  # fmt: skip
+    config = configured(policy, num_instances=1, pp=stages, kv_tokens=10_000, chunk_size=50, tpot_slo_s=0.0505)
 
     def seconds(work: Work) -> float:
         assert isinstance(work, RunBatch)

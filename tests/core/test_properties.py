@@ -158,6 +158,13 @@ def test_baselines(policy: str, workload: Workload) -> None:
     run(side(replace(workload.config, policy=policy), seed=workload.seed), workload)
 
 
+@settings(max_examples=100)
+@given(workloads(), cost_models())
+def everybody_comes_to_an_end(policy: str, workload: Workload, cost_model: FittedCostModel) -> None:
+    """For any policy, in whatever order it takes requests (docs/add_a_policy.md). policy: a name, or MODULE:CLASS."""
+    run(Driver(replace(workload.config, policy=policy), seed=workload.seed, cost_model=cost_model), workload)
+
+
 @settings(max_examples=500)
 @given(workloads())
 def test_arbitrary_policy(workload: Workload) -> None:

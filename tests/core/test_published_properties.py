@@ -25,17 +25,18 @@ from longspan.core.policies.vllm import Vllm
 from .cost_models import cost_models
 from .driver import Driver
 from .reading import batches, preempted
+from .settings import with_options
 from .test_properties import FirstComeFirstServed, Workload, run, workloads
 
 budgets = st.sampled_from([1, 3, 7, 2048])
 times = st.sampled_from([0.0, 0.05, 3.0])
 POLICIES: dict[str, st.SearchStrategy[Policy]] = {
-    "vllm": st.builds(Vllm, budgets),
-    "splitfuse": st.builds(SplitFuse),
+    "vllm": st.builds(Vllm, token_budget=budgets),
+    "splitfuse": st.builds(SplitFuse, chunk_size=st.sampled_from([1, 5, 512])),
     "distserve": st.builds(DistServe),
-    "fastserve": st.builds(FastServe, st.sampled_from([1e-4, 0.01, 1.0]), starvation_s=times),
-    "ssjf": st.builds(Ssjf, budgets, times),
-    "alise": st.builds(Alise, budgets),
+    "fastserve": st.builds(FastServe, quantum_s=st.sampled_from([1e-4, 0.01, 1.0]), starvation_s=times),
+    "ssjf": st.builds(Ssjf, token_budget=budgets, starvation_s=times),
+    "alise": st.builds(Alise, token_budget=budgets),
 }
 
 
@@ -119,11 +120,11 @@ SIDES: dict[str, Callable[..., Driver]] = {
 
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=60)
-@given(data=st.data(), workload=workloads(), cost_model=cost_models(), chunk_size=st.sampled_from([1, 5, 512]))
+@given(data=st.data(), workload=workloads(), cost_model=cost_models())
 def test_everybody_comes_to_an_end(
-    policy: str, data: st.DataObject, workload: Workload, cost_model: FittedCostModel, chunk_size: int
+    policy: str, data: st.DataObject, workload: Workload, cost_model: FittedCostModel
 ) -> None:
-    config = replace(workload.config, policy=policy, chunk_size=chunk_size)
+    config = replace(workload.config, policy=policy)
     by = data.draw(POLICIES[policy])
     run(SIDES[policy](config, by, seed=workload.seed, cost_model=cost_model), workload)
 
@@ -134,5 +135,5 @@ def test_everybody_comes_to_an_end(
 def test_first_come_first_served(policy: str, workload: Workload, instances: int) -> None:
     """Of all where there is one queue: on one instance, or before DistServe's prefill instances."""
     instances = instances if policy == "distserve" else 1
-    config = replace(workload.config, policy=policy, num_instances=instances, chunk_size=5)
+    config = replace(workload.config, policy=with_options(policy, chunk_size=5), num_instances=instances)
     run(FirstComeFirstServed(config, seed=workload.seed), workload)

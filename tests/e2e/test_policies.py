@@ -10,7 +10,6 @@ import pytest
 from transformers import LlamaConfig
 
 from longspan.config import EngineConfig
-from longspan.core.policies import POLICIES
 from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
 from longspan.metrics.event_log import replay
@@ -19,6 +18,7 @@ from longspan.workload.arrivals import poisson
 from longspan.workload.traces import TraceRequest, read_trace
 from longspan.workload.transforms import scaled_to, with_arrivals
 from tests.conftest import DATA
+from tests.core.settings import EVERY_POLICY
 from tests.models.tiny import SIZES, heads, write_tiny_engine_model
 
 REQUESTS, LONGEST, OUTPUT, RATE = 16, 700, 12, 40.0
@@ -74,7 +74,7 @@ def alone(folder: Path, trace: list[TraceRequest]) -> list[list[int]]:
     return outputs(folder, "elastic_fcfs", trace, instances=1)
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", EVERY_POLICY)
 def test_a_policy_changes_no_token_and_its_log_replays(
     folder: Path, policy: str, trace: list[TraceRequest], alone: list[list[int]], tmp_path: Path
 ) -> None:

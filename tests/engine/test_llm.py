@@ -177,7 +177,7 @@ def test_one_failing_worker_fails_the_start(tiny: Path) -> None:
         LLM(str(tiny), instances=1, tp=3, executor="inproc")
 
 
-@pytest.mark.parametrize("policy", ["medha", "sarathi"])
+@pytest.mark.parametrize("policy", ["medha", "sarathi:chunk_size=20"])
 def test_chunks_in_mixed_batches_over_shards_change_no_token(tiny: Path, policy: str) -> None:
     """Short and long prompts together, in small chunks, the long ones' KV on all three instances."""
     prompts = [[10 + n] * length for n, length in enumerate((5, 300, 20, 250, 60, 1, 130, 40))]
@@ -190,5 +190,5 @@ def test_chunks_in_mixed_batches_over_shards_change_no_token(tiny: Path, policy:
             assert llm.stats().kv_tokens_used == 0
             return answers
 
-    chunked = run(3, policy=policy, max_batch_tokens=16, chunk_size=20, kvp_tokens_per_shard=64)
+    chunked = run(3, policy=f"{policy}:kvp_tokens_per_shard=64", max_batch_tokens=16)
     assert chunked == run(3)

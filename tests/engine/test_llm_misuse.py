@@ -50,7 +50,7 @@ def running(llm: LLM, count: int) -> None:
 
 @pytest.mark.parametrize("policy", [5, ElasticFcfs, object()])
 def test_what_is_no_policy_is_refused_before_anything_starts(policy: Any) -> None:
-    with pytest.raises(ConfigError, match="must be a name or an object that schedules"):
+    with pytest.raises(ConfigError, match="must be a name, or an object of a class that extends"):
         LLM("no-such-model", policy=policy)
 
 

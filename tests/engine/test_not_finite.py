@@ -61,7 +61,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "two stages": {"pp": 2},
     "int8": {"quantization": "int8"},
     "bfloat16": {"dtype": "bfloat16"},
-    "chunks in mixed batches": {"policy": "medha", "chunk_size": 16, "max_batch_tokens": 24, "instances": 2},
+    "chunks in mixed batches": {"policy": "medha", "max_batch_tokens": 24, "instances": 2},
 }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_type_hints
 
-from longspan.core.policies import POLICIES
+from tests.core.settings import EVERY_POLICY
 from tests.exactness import covering
 from tests.exactness.covering import Axis
 
@@ -81,7 +81,7 @@ def _read(value: str, kind: object) -> str | int | bool:
 
 
 AXES: dict[str, Axis] = {
-    "policy": Axis([FORCED, *sorted(POLICIES)]),
+    "policy": Axis([FORCED, *EVERY_POLICY]),
     "model": Axis(["llama", "qwen2", "qwen3", "smollm2"], rare={"smollm2": _DEVICES}),
     "instances": Axis([1, 2, 3]),
     "stages": Axis([1, 2, 3]),

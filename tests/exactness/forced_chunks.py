@@ -15,14 +15,13 @@ from longspan.core.policies.medha.ranking import Ranking
 from longspan.core.state import SchedulerState
 
 
-class Replaceable:
+class Replaceable(Policy):
     """Hands over to another policy, which may be changed while no request is alive: the engine starts once only."""
 
     name = "replaceable"
-    needs_cost_model = False
-    keeps_on_one_instance = False
 
     def __init__(self) -> None:
+        super().__init__()
         self.policy: Policy = Sarathi()
 
     def schedule(self, state: SchedulerState, now: float) -> None:
@@ -56,8 +55,7 @@ class ForcedChunks(Sarathi):
         self._stored = 0
 
     def predictor(self, state: SchedulerState) -> Predictor:
-        sizes = replace(state.config, chunk_size=self.chunk_size, kvp_tokens_per_shard=self.shard_tokens)
-        return TokenBudget(sizes)
+        return TokenBudget(state.config, self.chunk_size, self.shard_tokens)
 
     def schedule(self, state: SchedulerState, now: float) -> None:
         if self.watched is None:

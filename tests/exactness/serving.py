@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from longspan.config import EngineConfig
 from longspan.core.policies.base import Policy
@@ -12,6 +13,7 @@ from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
 from longspan.outputs import EngineStats, PositionLogprobs
 from longspan.sampling_params import SamplingParams
+from tests.core.settings import with_options
 from tests.exactness.cells import FORCED, Cell
 from tests.exactness.forced_policy import ForcedPolicy
 
@@ -72,12 +74,16 @@ def policy_of(cell: Cell) -> Policy | None:
 def engine_config(cell: Cell, model: Path, event_log: Path) -> EngineConfig:
     in_threads = cell.executor == "threads"
     longest = max(lengths(cell)) + NUM_TOKENS
+    chunks = {"chunk_size": cell.chunk or 512, "kvp_tokens_per_shard": cell.shard}
+    policy = "elastic_fcfs" if cell.policy == FORCED else with_options(cell.policy, **chunks)
+    # Nobody keeps slots free for others' growth, and growth runs into the end.
+    tight: dict[str, Any] = {"decode_headroom": 0} if cell.pool == "small" else {}
     return EngineConfig(
-        model=str(model), policy="elastic_fcfs" if cell.policy == FORCED else cell.policy, instances=cell.instances,
+        model=str(model), policy=policy, instances=cell.instances,
         pp=cell.stages, tp=cell.tp, executor="inproc" if in_threads else "multiproc",
         transport="auto" if in_threads else cell.executor, dtype="float32", threads_per_device=1,
         kv_tokens=2048 if cell.pool == "ample" else longest, lookahead=cell.lookahead,
-        chunk_size=cell.chunk or 512, kvp_tokens_per_shard=cell.shard, event_log=event_log,
+        event_log=event_log, **tight,
     )  # fmt: skip
 
 

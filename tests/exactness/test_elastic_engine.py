@@ -54,5 +54,5 @@ def test_processes(model, theirs, prompts) -> None:
 
 def test_all_kinds_of_parallelism_together(model, theirs, prompts) -> None:
     """Eight devices: prompts grow over both instances, each of two stages of two devices; the first stage is short."""
-    check(model, theirs, prompts[:10], instances=2, tp=2, pp=2, pp_layers=(5, 25), policy="medha",
-          kvp_tokens_per_shard=16)  # fmt: skip
+    check(model, theirs, prompts[:10], instances=2, tp=2, pp=2, pp_layers=(5, 25),
+          policy="medha:kvp_tokens_per_shard=16")  # fmt: skip

@@ -16,13 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from longspan.config import SchedulerConfig
-from longspan.core.policies import POLICIES
-from longspan.engine import assembly
 from longspan.engine.tokenizer import Tokenizer
 from longspan.metrics.event_log import replay
 from longspan.models.catalog import ResolvedModel, resolve_model
 from longspan.sampling_params import SamplingParams
+from tests.core.settings import EVERY_POLICY
 from tests.exactness.cells import AXES, Cell, all_cells, possible
 from tests.exactness.covering import pairs_of, pairs_to_meet
 from tests.exactness.serving import (
@@ -86,9 +84,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cell", [Cell.parse(alone)] if alone else all_cells(), ids=str)
 
 
-def test_a_cell(cell: Cell, subject: Callable[[str], Subject], tmp_path: Path, monkeypatch) -> None:
-    if cell.pool == "small":  # so that nobody keeps slots free for others' growth, and growth runs into the end
-        monkeypatch.setattr(assembly, "SchedulerConfig", functools.partial(SchedulerConfig, decode_headroom=0))
+def test_a_cell(cell: Cell, subject: Callable[[str], Subject], tmp_path: Path) -> None:
     ours, log = subject(cell.model), tmp_path / "events.jsonl"
     prompts, params = ours.prompts(cell), params_of(cell)
     wanted = [Wanted.of(ours, prompt, params, cell.end) for prompt in prompts]
@@ -155,7 +151,7 @@ def test_all_pairs_meet() -> None:
     cells = [asdict(cell) for cell in all_cells()]
     met = {pair for cell in cells for pair in pairs_of(AXES, cell)}
     assert not set(pairs_to_meet(AXES, possible)) - met
-    assert {cell["policy"] for cell in cells} >= set(POLICIES)
+    assert {cell["policy"] for cell in cells} >= set(EVERY_POLICY)
     assert all(map(possible, cells))
 
 

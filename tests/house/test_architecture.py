@@ -37,6 +37,7 @@ CORE_FLOORS = [
     ["costs"],
     ["books"],
     ["state", "lookahead"],
+    ["policies.options"],
     ["policies.base"],
     ["policies.parts"],
     ["policies."],

@@ -133,7 +133,7 @@ def test_many_that_begin_alike_are_listed_or_all_told(tmp_path: Path, capsys: py
 def test_a_log_whose_first_pieces_are_gone_is_explained_but_not_replayed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = a_log(tmp_path, max_bytes=1000, keep=2)
+    path = a_log(tmp_path, max_bytes=700, keep=2)
     assert not path.exists()
     assert cli.run(["explain", str(path)]) == 0
     listed = capsys.readouterr()
@@ -147,7 +147,7 @@ def test_a_log_whose_first_pieces_are_gone_is_explained_but_not_replayed(
 
 
 def test_a_gap_between_pieces_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = a_log(tmp_path, max_bytes=1000)
+    path = a_log(tmp_path, max_bytes=700)
     assert len(list(tmp_path.iterdir())) >= 4
     (tmp_path / "log.2").unlink()
     chapters = explain(path, "llm-1").chapters

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import random
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action
-from longspan.core.policies import POLICIES
 from longspan.core.policies.base import Policy
-from longspan.engine import async_llm
 from longspan.metrics.event_log import EventLogWriter
 from longspan.profiler.simulated import fit_simulated
 from longspan.sampling_params import SamplingParams
@@ -33,6 +29,7 @@ from longspan.workload.transforms import scaled_to, with_arrivals
 from tests.core.cost_models import scaling_model
 from tests.core.driver import Driver
 from tests.core.random_policy import RandomPolicy
+from tests.core.settings import EVERY_POLICY, configured
 from tests.exactness.cells import FORCED, Cell
 from tests.exactness.serving import engine_config, lengths, params_of, policy_of, serve
 
@@ -64,6 +61,13 @@ class Run:
     def record(self, path: Path, model: Path) -> None:
         COURSES[self.course].record(self, path, model)
 
+    def configured(self, settings: Mapping[str, Any]) -> SchedulerConfig:
+        """settings: of the scheduler and of policies."""
+        if self.policy == RANDOM:
+            names = {field.name for field in fields(SchedulerConfig)}
+            return SchedulerConfig(**{name: value for name, value in settings.items() if name in names})
+        return configured(self.policy, **settings)
+
     def own_policy(self) -> Policy | None:
         """A fresh one; None: it is known by its name."""
         if self.policy == FORCED:
@@ -92,7 +96,7 @@ class Driven(Course):
     late_stop: float = 0.03
 
     def record(self, run: Run, path: Path, model: Path) -> None:
-        config = SchedulerConfig(policy=run.policy, **self.config)
+        config = run.configured(self.config)
         cost_model = scaling_model(config.num_instances, **self.cost)
         driver = _Demanding(config, run.own_policy(), seed=run.seed, cost_model=cost_model)
         self._play(driver)
@@ -137,7 +141,7 @@ class Simulated(Course):
     most_outputs: int = 12
 
     def record(self, run: Run, path: Path, model: Path) -> None:
-        config = SchedulerConfig(policy=run.policy, **self.config)
+        config = run.configured(self.config)
         cost = IterationCost(
             Fleet(machine=A800_80G, model=MODELS["lwm-1m"], instances=config.num_instances, pp=config.pp)
         )
@@ -168,10 +172,8 @@ class Served(Course):
         requests: list[tuple[list[int], SamplingParams]] = [
             (draw.choices(range(3, 101), k=length), params_of(cell)) for length in lengths(cell)
         ]
-        # As the matrix has it: nobody keeps slots free for others' growth, and growth runs into the end.
-        tight: Callable[..., SchedulerConfig] = functools.partial(SchedulerConfig, decode_headroom=0)
-        with patch.object(async_llm, "SchedulerConfig", tight):
-            asyncio.run(serve(cell, engine_config(cell, model, path), requests))
+        config = replace(engine_config(cell, model, path), decode_headroom=0)  # as of the matrix's small pools
+        asyncio.run(serve(cell, config, requests))
 
 
 COURSES: dict[str, Course] = {
@@ -252,7 +254,7 @@ SEEDS: dict[str, int] = {
 
 
 def _runs() -> dict[str, Run]:
-    pairs = [(policy, name) for policy in sorted(POLICIES) for name in COURSES if policy in SPECIAL.get(name, POLICIES)]
+    pairs = [(policy, name) for policy in EVERY_POLICY for name in COURSES if policy in SPECIAL.get(name, EVERY_POLICY)]
     pairs += [(RANDOM, name) for name, course in COURSES.items() if isinstance(course, Driven) and name not in SPECIAL]
     pairs += [(FORCED, name) for name, course in COURSES.items() if isinstance(course, Served)]
     runs = [Run(*pair, zlib.crc32("-".join(pair).encode())) for pair in pairs]

@@ -16,7 +16,6 @@ from longspan.core.costs.batch_shape import BatchShape
 from longspan.core.costs.cost_model import Chunk
 from longspan.core.events import BatchCompleted, KVMigrated, RequestArrived
 from longspan.core.internal_error import InternalError
-from longspan.core.policies import POLICIES
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
@@ -25,6 +24,7 @@ from longspan.simulator.limits import OutputLimit
 from longspan.simulator.simulator import Simulation, Simulator
 from longspan.simulator.spread import evenly_spread
 from longspan.workload.traces import TraceRequest
+from tests.core.settings import EVERY_POLICY
 
 from ..core.worker_model import WorkerModel
 from .examples import cost_of, machine, small_world, workload
@@ -43,7 +43,7 @@ def simulate(policy: str, requests: list[TraceRequest], log: Path | None = None)
         return simulator, simulator.run(requests)
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", EVERY_POLICY)
 def test_everyone_gets_exactly_what_was_asked_for(policy: str) -> None:
     requests = workload(seed=1)
     simulator, result = simulate(policy, requests)
@@ -83,7 +83,7 @@ def test_a_preempted_request_is_computed_again() -> None:
     assert [len(request.record.token_times_s) for request in result.requests] == [200] * 3
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", EVERY_POLICY)
 def test_its_event_log_replays_and_workers_could_have_done_it(policy: str, tmp_path: Path) -> None:
     simulate(policy, workload(seed=2), log=tmp_path / "log")
     assert replay(tmp_path / "log") is None

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action
@@ -40,10 +40,13 @@ class Scheduler:
     def __init__(
         self, config: SchedulerConfig, policy: Policy | None = None, cost_model: CostModel | None = None
     ) -> None:
-        """cost_model: for policies that predict; others run without."""
-        self.config = config
+        """policy: one of your own; else the one that `config` names, with its options.
+
+        cost_model: for policies that predict; others run without. Raises ConfigError.
+        """
         self.policy = policy if policy is not None else create_policy(config.policy)
-        self._ledger = Ledger(config)
+        self.config = replace(config, policy=self.policy.name)
+        self._ledger = Ledger(self.config)
         self._state = SchedulerState(self._ledger, cost_model)
         self._now = float("-inf")
         self.decisions: tuple[Decision, ...] = ()

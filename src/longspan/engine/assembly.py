@@ -10,7 +10,7 @@ from pathlib import Path
 
 from longspan.config import EngineConfig, SchedulerConfig
 from longspan.core.costs.cost_model import FittedCostModel
-from longspan.core.policies import create_policy
+from longspan.core.policies import create_policy, told_of_alias
 from longspan.core.policies.base import Policy
 from longspan.core.policies.episode import EpisodePolicy
 from longspan.core.scheduler import Scheduler
@@ -50,7 +50,10 @@ async def start_engine(
     fetched or loaded.
     """
     begun = time.monotonic()
-    policy = policy if policy is not None else create_policy(config.policy)
+    if policy is None:
+        policy = create_policy(config.policy)
+        if told := told_of_alias(config.policy):
+            logger.warning("%s", told)
     check_settings(config, policy)
     sib = read_sib(config.sib) if config.sib is not None else None
     model = await asyncio.to_thread(resolve_model, config.model, on_phase)
@@ -128,7 +131,10 @@ class _Start:
         kv_tokens = _kv_tokens(self.config, self.max_model_len, self.device)
         self.on_phase(Phase(f"allocating KV for {kv_tokens} tokens on each instance"))
         await asyncio.to_thread(self.executor.allocate_kv, kv_tokens)
-        self.scheduler_config = _scheduler_config(self.config, kv_tokens)
+        config = self.config
+        self.scheduler_config = SchedulerConfig.of(
+            config, num_instances=config.instances, pp=config.pp, kv_tokens=kv_tokens
+        )
 
     async def estimate(self) -> FittedCostModel:
         """The cost model of a few batches that run now."""
@@ -196,24 +202,6 @@ def _specs(config: EngineConfig, model: Path) -> list[WorkerSpec]:
         for stage in range(config.pp)
         for tp_rank in range(config.tp)
     ]  # fmt: skip
-
-
-def _scheduler_config(config: EngineConfig, kv_tokens: int) -> SchedulerConfig:
-    return SchedulerConfig(
-        num_instances=config.instances,
-        pp=config.pp,
-        kv_tokens=kv_tokens,
-        policy=config.policy,
-        max_waiting=config.max_waiting,
-        max_batch_tokens=config.max_batch_tokens,
-        max_requests_per_master=config.max_requests_per_master,
-        lookahead=config.lookahead,
-        ttft_slo_factor=config.ttft_slo_factor,
-        ttft_slo_floor_s=config.ttft_slo_floor_s,
-        tpot_slo_s=config.tpot_slo_s,
-        chunk_size=config.chunk_size,
-        kvp_tokens_per_shard=config.kvp_tokens_per_shard,
-    )
 
 
 def _default_sampling(model: Path) -> Mapping[str, float]:

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from longspan.config import DEFAULT_MODEL, EngineConfig
-from longspan.core.policies.base import Policy
+from longspan.core.policies import told_of_moved
+from longspan.core.policies.base import Policy, check_policy
 from longspan.engine.assembly import start_engine
 from longspan.engine.phase_display import shown_phases
 from longspan.errors import ConfigError, EngineDeadError, RequestError
@@ -38,8 +39,9 @@ class LLM:
     Threads may share one. A call that is interrupted (Ctrl-C) takes its requests with it. After `close`, and after the
     engine has died, every call raises EngineDeadError.
 
-    settings: the fields of `EngineConfig`. policy: a name, or a policy of your own. on_phase: hears how far the start
-    is; without one, a terminal shows it.
+    settings: the fields of `EngineConfig`. policy: a name, with options as in "medha:max_space_share=0.3", or an
+    object: one of ours, or your own (docs/add_a_policy.md). on_phase: hears how far the start is; without one, a
+    terminal shows it.
 
     Example:
         if __name__ == "__main__":  # workers are processes of their own
@@ -53,11 +55,13 @@ class LLM:
     ) -> None:  # fmt: skip
         known = {f.name for f in fields(EngineConfig)}
         if unknown := sorted(set(settings) - known):
+            for moved in filter(None, map(told_of_moved, unknown)):
+                raise ConfigError(moved)
             raise ConfigError(f"unknown settings {', '.join(unknown)}; there are {', '.join(sorted(known))}")
         if isinstance(policy, str):
             settings["policy"], policy = policy, None
-        if policy is not None and (isinstance(policy, type) or not hasattr(policy, "schedule")):
-            raise ConfigError(f"policy is {policy!r}, but must be a name or an object that schedules")
+        if policy is not None:
+            check_policy(policy)
         config = EngineConfig(model=os.fspath(model), **settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)

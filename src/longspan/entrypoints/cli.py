@@ -16,6 +16,7 @@ from cyclopts.config import Env
 
 from longspan import __version__
 from longspan.config import Device, DType, EngineConfig, ExecutorName, Quantization, TransportName
+from longspan.core.policies import told_of_moved
 from longspan.entrypoints.bench.commands import bench
 from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions
 from longspan.entrypoints.plan.options import PlanOptions
@@ -82,23 +83,7 @@ def serve(
         engine.transport: How worker processes exchange; auto is NCCL between GPUs, shared memory between CPUs.
         engine.max_model_len: Longest prompt and output together, tokens; by default the model's own limit.
         engine.kv_tokens: KV slots of each instance, tokens; by default what fits.
-        engine.policy: Who runs when, and on how many instances: elastic_fcfs, loongserve or medha; their ablations
-            loongserve_never_splits, loongserve_no_scale_up, loongserve_reactive, loongserve_single_master; others'
-            schedulers alise, distserve, fastserve, sarathi, splitfuse, ssjf, vllm; an order, edf, fcfs, least_slack or
-            srpt; or fixed groups, replicated, static_sp or static_tp.
         engine.threads_per_device: CPU threads of each device; by default an even share of the cores.
-        engine.max_waiting: Requests that may wait; more get status 429.
-        engine.max_batch_tokens: Prefill tokens in one batch, for each instance that takes part.
-        engine.max_requests_per_master: A decode group with more requests a master takes another instance.
-        engine.lookahead: Queue the next decode step behind the running one.
-        engine.ttft_slo_factor: A request that names no TTFT should start to answer after so many times what its
-            prompt takes alone,
-        engine.ttft_slo_floor_s: but not before so many seconds.
-        engine.tpot_slo_s: Seconds for each further token, of requests that name none. Policies that chunk prompts
-            fill iterations up to it.
-        engine.chunk_size: Tokens in a batch of the policy sarathi; of one prompt in a batch of splitfuse.
-        engine.kvp_tokens_per_shard: A request's KV goes on at another instance after so many tokens, in policies that
-            chunk prompts; by default as many as let it decode in time.
         engine.event_log: Write every decision to this file, or where it exists to a new one beside it; `longspan
             replay` checks it, `longspan explain` tells of its requests. Compressed if it ends in .gz.
         engine.event_log_max_bytes: Go on in a new file (FILE.2, FILE.3 ...) once one has so many bytes.
@@ -246,24 +231,10 @@ def simulate(
         simulated.instances: Elastic instances.
         simulated.tp: Tensor-parallel devices inside each instance.
         simulated.pp: Pipeline stages of each instance.
-        simulated.policy: Who runs when, and on how many instances.
         simulated.kv_tokens: KV slots of each instance, tokens; by default what memory holds beside the weights.
         simulated.max_model_len: Longest prompt and output together, tokens; longer requests are refused.
         simulated.output_limit: What each request gives as its max_tokens, its true output being hidden: the longest
             output of the workload, its own rounded up to a power of two, or exactly its own.
-        simulated.max_waiting: Requests that may wait; more are refused.
-        simulated.max_batch_tokens: Prefill tokens in one batch, for each instance that takes part.
-        simulated.max_batch_requests: Requests in one decode batch.
-        simulated.max_requests_per_master: A decode group with more requests a master takes another instance.
-        simulated.min_tokens_per_instance: A prefill uses no more instances than give each so many tokens.
-        simulated.decode_headroom: KV slots kept for each request's coming tokens when a prefill is planned.
-        simulated.lookahead: Queue the next decode step behind the running one.
-        simulated.ttft_slo_factor: The first token is due after so many times what the prompt takes alone.
-        simulated.ttft_slo_floor_s: But not before so many seconds.
-        simulated.tpot_slo_s: Seconds for each further token, and so for an iteration of policies that chunk prompts.
-        simulated.chunk_size: Tokens in a batch of the policy sarathi; of one prompt in a batch of splitfuse.
-        simulated.kvp_tokens_per_shard: For policies with KV-cache parallelism: a request's KV goes on at another
-            instance after so many tokens.
         simulated.slo: What counts as good, in seconds: ttft=0.5,tpot=0.05. By default a TTFT of ttft_slo_factor times
             what the prompt takes alone, though no less than ttft_slo_floor_s, and a TPOT of tpot_slo_s.
         simulated.long_threshold: Prompts of so many tokens are long; latencies are given by class.
@@ -310,15 +281,16 @@ def plan(
 
 
 @app.command
-def replay(file: Path, /) -> int:
+def replay(file: Path, /, *, policy: str | None = None) -> int:
     """Feed an event log to the scheduler again, and tell whether every decision comes out the same.
 
     Args:
         file: An event log, written with `longspan serve --event-log`; any piece of one that was rotated.
+        policy: For a log of a policy of your own: MODULE:CLASS. Its options are the log's.
     """
     from longspan.entrypoints.event_logs import replay
 
-    return replay(file)
+    return replay(file, policy)
 
 
 @app.command
@@ -351,6 +323,7 @@ def run(arguments: Sequence[str]) -> int:
     BrokenPipeError, of a reader that has seen enough, is the caller's.
     """
     try:
+        _refuse_moved(arguments)
         code: object = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, ConfigError) as error:
         return _fail(error, BAD_USAGE)
@@ -365,6 +338,19 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _refuse_moved(arguments: Sequence[str]) -> None:
+    """Options and variables of former times, which nobody would read. Raises ConfigError."""
+    commands = [argument for argument in arguments[:2] if not argument.startswith("-")]
+    if not commands or commands[0] not in ("serve", "simulate", "bench"):
+        return
+    given = [argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")]
+    prefix = "_".join(["LONGSPAN", *commands[: 1 + (commands[0] == "bench")], ""]).upper()
+    given += [name.removeprefix(prefix).lower() for name in os.environ if name.startswith(prefix)]
+    for name in given:
+        if told := told_of_moved(name.replace("-", "_")):
+            raise ConfigError(told)
 
 
 def _fail(error: Exception, code: int) -> int:

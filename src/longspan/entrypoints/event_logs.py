@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from longspan.core.policies import create_policy
 from longspan.errors import ReplayError
 from longspan.metrics.event_log import EventLog
 from longspan.metrics.event_log.replaying import replay_log
@@ -24,11 +25,14 @@ _MOST_LISTED = 20
 _MOST_STORIES = 8
 
 
-def replay(file: Path) -> int:
-    """The exit code: 0 if all decisions are the same. Raises ReplayError."""
+def replay(file: Path, policy: str | None = None) -> int:
+    """The exit code: 0 if all decisions are the same. Raises ReplayError, ConfigError.
+
+    policy: the one that decided, with the log's options, where the log does not say how to make it.
+    """
     with _opened(file, passes=1) as log:
         _tell_notes(log)
-        difference = replay_log(log)
+        difference = replay_log(log, None if policy is None else create_policy(policy, log.options))
     if difference is not None:
         print("\n".join([f"{file}: decisions differ", *difference.lines()]))
         return DIFFERS

@@ -1,4 +1,7 @@
-"""Settings from a TOML file: a table for each command, [serve] or [bench.serve], with the names of its options."""
+"""Settings from a TOML file: a table for each command, [serve] or [bench.serve], with the names of its options.
+
+The policy may be a text, as on the command line, or a table of its own, [serve.policy], with its name and its options.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ from typing import Annotated, Any
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Toml
 
+from longspan.core.policies import told_of_moved
+from longspan.core.policies.options import format_policy
 from longspan.errors import ConfigError
 from longspan.files import check_readable
 
 DEFAULT_FILE = Path("longspan.toml")
 OPTION = "--config"
+POLICY = "policy"  # may be a table of its own, with name and options
 TABLES = ("serve", "chat", "profile", "simulate", "plan", "bench.serve", "bench.latency", "bench.throughput")
 
 ConfigFile = Annotated[
@@ -42,7 +48,10 @@ def read_toml_config(app: App, commands: tuple[str, ...], arguments: ArgumentCol
     except CycloptsError as error:
         raise ConfigError(f"{path} is not valid TOML: {error.__cause__ or error}") from error
     _check_tables(path, document)
-    _check_keys(path, _table(document, commands), arguments)
+    settings = _table(document, commands)
+    _check_keys(path, settings, arguments)
+    if isinstance(settings.get(POLICY), dict):
+        settings[POLICY] = _policy(path, table, settings[POLICY])
     reader(app, commands, arguments)
 
 
@@ -67,10 +76,24 @@ def _check_keys(path: Path, settings: dict[str, Any], arguments: ArgumentCollect
         if argument.name.startswith("--") and argument.name != OPTION
     }
     unknown = sorted(key for key in settings if key.replace("_", "-") not in known)
+    for key in unknown:
+        if told := told_of_moved(key.replace("-", "_")):
+            raise ConfigError(f"{path}: {told}")
     if unknown:
         raise ConfigError(
             f"{path}: unknown setting {', '.join(unknown)}; these are known: {', '.join(sorted(known))}"
         )
+
+
+def _policy(path: Path, table: str, settings: dict[str, Any]) -> str:
+    """A table of a policy's name and options, as the command line has them."""
+    if not isinstance(settings.get("name"), str):
+        raise ConfigError(f"{path}: [{table}.{POLICY}] needs a name, such as \"medha\", beside the options")
+    options = {option: value for option, value in settings.items() if option != "name"}
+    try:
+        return format_policy(settings["name"], options)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: [{table}.{POLICY}]: {error}") from error
 
 
 def _table(document: dict[str, Any], commands: tuple[str, ...]) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
+from longspan.core.policies.options import changed_options, format_policy, parse_policy
 from longspan.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,10 +22,6 @@ POLICIES: dict[str, str] = {
     "fcfs": "longspan.core.policies.medha.baselines:Fcfs",
     "least_slack": "longspan.core.policies.medha.baselines:LeastSlack",
     "loongserve": "longspan.core.policies.loongserve.policy:LoongServe",
-    "loongserve_never_splits": "longspan.core.policies.loongserve.ablations:LoongServeNeverSplits",
-    "loongserve_no_scale_up": "longspan.core.policies.loongserve.ablations:LoongServeNoScaleUp",
-    "loongserve_reactive": "longspan.core.policies.loongserve.ablations:LoongServeReactive",
-    "loongserve_single_master": "longspan.core.policies.loongserve.ablations:LoongServeSingleMaster",
     "medha": "longspan.core.policies.medha.policy:Medha",
     "replicated": "longspan.core.policies.one_instance:Replicated",
     "sarathi": "longspan.core.policies.medha.baselines:Sarathi",
@@ -36,11 +34,84 @@ POLICIES: dict[str, str] = {
 }
 """name -> module:class"""
 
+ALIASES: dict[str, str] = {
+    "loongserve_never_splits": "loongserve:splits_batches=false",
+    "loongserve_no_scale_up": "loongserve:scale_up=false",
+    "loongserve_reactive": "loongserve:scale_down=reactive",
+    "loongserve_single_master": "loongserve:max_masters=1",
+}
+"""Names of former times -> what they stand for."""
 
-def create_policy(name: str) -> Policy:
-    if name not in POLICIES:
+MOVED_SETTINGS: dict[str, str] = {
+    "chunk_size": "sarathi:chunk_size=512 or splitfuse:chunk_size=512",
+    "kvp_tokens_per_shard": "medha:kvp_tokens_per_shard=4096",
+    "max_fixed_share": "medha:max_fixed_share=0.8",
+    "max_space_share": "medha:max_space_share=0.4",
+}
+"""Once of the scheduler, whatever its policy; options of some policies now -> how they are written, for example."""
+
+
+def create_policy(text: str, options: Mapping[str, object] | None = None) -> Policy:
+    """A fresh one. Raises ConfigError.
+
+    text: a name of `POLICIES` or `ALIASES`, or MODULE:CLASS, of one's own; then options, as in
+    medha:max_space_share=0.3. options: more of them.
+    """
+    name, given = split_policy(text)
+    return policy_class(name)(**given | dict(options or {}))
+
+
+def split_policy(text: str) -> tuple[str, dict[str, object]]:
+    """The name of today, or MODULE:CLASS, and the options as they stand there. Raises ConfigError."""
+    name, options = parse_policy(text)
+    if name not in ALIASES:
+        return name, {**options}
+    name, of_alias = parse_policy(ALIASES[name])
+    return name, {**of_alias, **options}
+
+
+def told_of_alias(text: str) -> str | None:
+    """For who uses a name of former times: how it is written now. Raises ConfigError."""
+    name, _ = parse_policy(text)
+    return f"the policy {name} is written {ALIASES[name]} now" if name in ALIASES else None
+
+
+def told_of_moved(setting: str) -> str | None:
+    """For who gives a setting of former times: where it is now."""
+    written = MOVED_SETTINGS.get(setting)
+    return None if written is None else f"{setting} is an option of the policy now, as in policy {written}"
+
+
+def policy_text(policy: Policy) -> str:
+    """With which `create_policy` makes one that decides alike, if it is known by its name."""
+    return format_policy(policy.name, changed_options(policy))
+
+
+def policy_class(name: str) -> type[Policy]:
+    """name: of `POLICIES`, or MODULE:CLASS. Raises ConfigError."""
+    module, _, class_name = POLICIES.get(name, name).partition(":")
+    if name in POLICIES:
+        return cast("type[Policy]", getattr(import_module(module), class_name))
+    if not class_name or module in POLICIES:
         near = get_close_matches(name, POLICIES, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"there is no policy {name!r}; {meant}there are: {', '.join(sorted(POLICIES))}")
-    module, _, class_name = POLICIES[name].partition(":")
-    return cast("Policy", getattr(import_module(module), class_name)())
+    return _own_class(module, class_name)
+
+
+def _own_class(module: str, class_name: str) -> type[Policy]:
+    from longspan.core.policies.base import Policy
+
+    try:
+        kind = getattr(import_module(module), class_name, None)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"policy {module}:{class_name}: its module cannot be imported ({reason}); is its folder on PYTHONPATH?"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, Policy)):
+        raise ConfigError(
+            f"policy {module}:{class_name}: the module has no such class that extends longspan.core.policies.base."
+            "Policy (docs/add_a_policy.md)"
+        )
+    return kind

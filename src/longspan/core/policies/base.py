@@ -1,23 +1,60 @@
-"""The replaceable part that decides."""
+"""The replaceable part that decides. docs/add_a_policy.md has one to begin with."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
+from longspan.core.policies.options import make_options
 from longspan.core.state import SchedulerState
+from longspan.errors import ConfigError
 
 
-class Policy(Protocol):
+class Policy(ABC):
     """Asked once after every event. Acts through `state`, as often as it likes, or not at all.
 
     It must decide from `state`, `now` and what it remembers alone, and leave nobody waiting for ever:
     whenever no batch runs and a request is alive, it starts something.
     """
 
-    name: str
-    needs_cost_model: bool
-    """Whether it reads `state.cost_model`: without a measured one, the engine then makes one at its start."""
-    keeps_on_one_instance: bool
-    """Whether a request's KV always stays on one instance, so that it can be no longer than that instance holds."""
+    @dataclass(frozen=True)
+    class Options:
+        """What this policy alone can be told, as in `medha:max_space_share=0.3`: here nothing.
 
-    def schedule(self, state: SchedulerState, now: float) -> None: ...
+        A subclass's own has a field for each option (bool, int, float, str, Literal; None too), with a default. Its
+        `__post_init__` raises ConfigError for values that cannot be; types are checked before.
+        """
+
+    name: ClassVar[str]
+    """What it is called in logs and messages; of our own, also its key in `POLICIES`."""
+    needs_cost_model: ClassVar[bool] = False
+    """Whether it reads `state.cost_model`: without a measured one, the engine then makes one at its start."""
+    keeps_on_one_instance: ClassVar[bool] = False
+    """Whether a request's KV always stays on one instance, so that it can be no longer than that instance holds."""
+    options: Options
+
+    def __init__(self, **options: object) -> None:
+        """options: fields of `Options`; also as texts. Raises ConfigError."""
+        self.options = make_options(self.Options, self.name, options)
+
+    @abstractmethod
+    def schedule(self, state: SchedulerState, now: float) -> None:
+        """Decide what runs next, if anything. now: seconds, of a clock that never goes backwards."""
+
+
+def check_policy(policy: object) -> None:
+    """Of one that a user gives. One that extends nothing will do, if it has all that the engine asks for.
+
+    Raises ConfigError.
+    """
+    if isinstance(policy, Policy):
+        return
+    lacking = [name for name in ("name", "needs_cost_model", "keeps_on_one_instance", "schedule")
+               if not hasattr(policy, name)]
+    if isinstance(policy, type) or lacking:
+        what = "is a class; give an object of it" if isinstance(policy, type) else f"lacks {', '.join(lacking)}"
+        raise ConfigError(
+            f"policy is {policy!r}, but must be a name, or an object of a class that extends "
+            f"longspan.core.policies.base.Policy; this one {what}"
+        )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from longspan.config import check_count
 from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request
 from longspan.core.decision import Decision
+from longspan.core.policies.base import Policy
 from longspan.core.policies.one_instance import StaticTP
 from longspan.core.policies.parts.decode_batch import decode_each
 from longspan.core.policies.parts.prefill_batch import run_prefill
@@ -15,7 +18,7 @@ from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 
 
-class DistServe:
+class DistServe(Policy):
     """The first instances prefill, the others decode; in between the KV migrates.
 
     Prefill: whole prompts, first come first served, a batch on one instance. Whose prompt is done stays there, and
@@ -30,13 +33,22 @@ class DistServe:
     One instance alone does both, as `static_tp`. A request that an instance cannot hold is refused.
     """
 
-    name = "distserve"
-    needs_cost_model = False
-    keeps_on_one_instance = True
+    @dataclass(frozen=True)
+    class Options(Policy.Options):
+        """prefill_instances: how many of them prefill; None is one half, rounded down."""
 
-    def __init__(self, prefill_instances: int | None = None) -> None:
-        """prefill_instances: how many; None is one half, rounded down."""
-        self.prefill_instances = prefill_instances
+        prefill_instances: int | None = None
+
+        def __post_init__(self) -> None:
+            if self.prefill_instances is not None:
+                check_count("prefill_instances", self.prefill_instances)
+
+    name = "distserve"
+    keeps_on_one_instance = True
+    options: Options
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
         self._both = StaticTP()
 
     def schedule(self, state: SchedulerState, now: float) -> None:
@@ -51,7 +63,8 @@ class DistServe:
 
     def _pools(self, state: SchedulerState) -> tuple[Sequence[Instance], Sequence[Instance]]:
         instances = state.cluster.instances
-        count = len(instances) // 2 if self.prefill_instances is None else self.prefill_instances
+        chosen = self.options.prefill_instances
+        count = len(instances) // 2 if chosen is None else chosen
         if not 0 < count < len(instances):
             raise ConfigError(f"{count} of {len(instances)} instances are to prefill: each phase needs at least one")
         return instances[:count], instances[count:]

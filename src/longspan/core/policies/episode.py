@@ -10,10 +10,11 @@ from longspan.core.books.cluster import Work
 from longspan.core.books.request import RequestStatus
 from longspan.core.books.rules import involved_instances
 from longspan.core.costs.episode import Episode, Iterate, Move, Step, Timed
+from longspan.core.policies.base import Policy
 from longspan.core.state import SchedulerState
 
 
-class EpisodePolicy:
+class EpisodePolicy(Policy):
     """Waits for all requests of an episode, then does exactly what it says. One episode at a time.
 
     Where the scheduler looks ahead, the iterations of a step that decodes are queued behind one another, as they are
@@ -21,10 +22,9 @@ class EpisodePolicy:
     """
 
     name = "episode"
-    needs_cost_model = False
-    keeps_on_one_instance = False
 
     def __init__(self) -> None:
+        super().__init__()
         self._episode = Episode((), 1, ())
         self._ids: tuple[str, ...] = ()
         self._other: str | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from longspan.config import check_seconds
 from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.costs.cost_model import Chunk
@@ -18,9 +19,7 @@ from longspan.core.policies.parts.data_parallel import DataParallel
 from longspan.core.policies.parts.lanes import Lane, Rank
 from longspan.core.policies.parts.mixed_batch import MixedBatch
 from longspan.core.state import SchedulerState
-
-QUANTUM_S, RATIO, STARVATION_S = 0.01, 2.0, 3.0
-"""As in the released code (fastserve/scheduler.py)."""
+from longspan.errors import ConfigError
 
 
 @dataclass(slots=True)
@@ -53,16 +52,30 @@ class FastServe(DataParallel):
     it there leaves that queue after a quantum, or an iteration.
     """
 
+    @dataclass(frozen=True)
+    class Options(DataParallel.Options):
+        """By default as in the released code (fastserve/scheduler.py).
+
+        quantum_s: of the highest queue, seconds. ratio: of each queue's quantum to that of the one above.
+        starvation_s: a job that has not run for so many seconds goes to the top.
+        """
+
+        quantum_s: float = 0.01
+        ratio: float = 2.0
+        starvation_s: float = 3.0
+
+        def __post_init__(self) -> None:
+            check_seconds("quantum_s", self.quantum_s)
+            check_seconds("starvation_s", self.starvation_s, may_be_0=True)
+            if not 1.0 < self.ratio < float("inf"):
+                raise ConfigError(f"ratio is {self.ratio}, but must be above 1")
+
     name = "fastserve"
     needs_cost_model = True
+    options: Options
 
-    def __init__(
-        self, quantum_s: float = QUANTUM_S, ratio: float = RATIO, starvation_s: float = STARVATION_S
-    ) -> None:
-        super().__init__()
-        self.quantum_s = quantum_s
-        self.ratio = ratio
-        self.starvation_s = starvation_s
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
         self._jobs: dict[str, Job] = {}
         self._moments = 0
         self._began_to_wait: deque[tuple[float, Request]] = deque()
@@ -73,7 +86,7 @@ class FastServe(DataParallel):
 
     def quantum(self, queue: int) -> float:
         """Seconds."""
-        return self.quantum_s * self.ratio**queue
+        return self.options.quantum_s * self.options.ratio**queue
 
     def rank(self, state: SchedulerState, request: Request, now: float) -> Rank:
         """Skip-join; who is preempted keeps its place."""
@@ -134,11 +147,11 @@ class FastServe(DataParallel):
         """Whoever has KV, and has not run for long."""
         for request in lane.runnable():
             job = self._jobs[request.id]
-            if job.queue and now - job.ran >= self.starvation_s:
+            if job.queue and now - job.ran >= self.options.starvation_s:
                 self._move(state, request, 0, "promote")
 
     def _promote_who_waits(self, state: SchedulerState, now: float) -> None:
-        while self._began_to_wait and now - self._began_to_wait[0][0] >= self.starvation_s:
+        while self._began_to_wait and now - self._began_to_wait[0][0] >= self.options.starvation_s:
             since, request = self._began_to_wait.popleft()
             job = self._jobs.get(request.id)
             if job is not None and request.status is RequestStatus.WAITING and job.queue and job.ran <= since:

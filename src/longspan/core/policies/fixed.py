@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 
 from longspan.core.actions import Segment
 from longspan.core.books.request import Request
+from longspan.core.policies.base import Policy
 from longspan.core.state import SchedulerState
 
 
-class FixedPolicy:
+class FixedPolicy(Policy):
     """Prefill striped over `compute`, KV kept evenly by `keepers`, decode by `masters`.
 
     masters: called with the number of the decode iteration, so that they may change in mid-decode. The requests of
@@ -22,8 +23,6 @@ class FixedPolicy:
     """
 
     name = "fixed"
-    needs_cost_model = False
-    keeps_on_one_instance = False
 
     def __init__(
         self,
@@ -33,6 +32,7 @@ class FixedPolicy:
         migrations: Callable[[int], tuple[int, int] | None] = lambda _: None,
         max_prefill_tokens: int = 4096,
     ) -> None:
+        super().__init__()
         self.compute = tuple(compute)
         self.keepers = tuple(keepers if keepers is not None else compute)
         self.masters = masters or (lambda _: self.keepers[:1])

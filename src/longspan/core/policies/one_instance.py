@@ -12,11 +12,12 @@ A request that no instance can hold alone is refused: that is what these baselin
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 
 from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request
+from longspan.core.policies.base import Policy
 from longspan.core.policies.parts.decode_batch import decode_each
 from longspan.core.policies.parts.patience import somebody_is_overdue
 from longspan.core.policies.parts.prefill_batch import run_prefill
@@ -24,10 +25,9 @@ from longspan.core.policies.parts.refusal import refuse_the_too_long
 from longspan.core.state import SchedulerState
 
 
-class OneInstanceEach(ABC):
+class OneInstanceEach(Policy):
     """Prefills first, but an overdue decode before them; when an instance is full, its latest request is preempted."""
 
-    needs_cost_model = False
     keeps_on_one_instance = True
 
     def schedule(self, state: SchedulerState, now: float) -> None:

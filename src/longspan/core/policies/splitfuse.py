@@ -7,15 +7,18 @@ the batch is below `batch_max_tokens`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from longspan.config import check_count
 from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request
 from longspan.core.policies.parts.lanes import Lane
 from longspan.core.policies.parts.predictions import peak_kv
-from longspan.core.policies.vllm import Vllm
+from longspan.core.policies.vllm import FilledBatches
 from longspan.core.state import SchedulerState
 
 
-class SplitFuse(Vllm):
+class SplitFuse(FilledBatches):
     """`chunk_size` tokens of each prompt in a batch of `max_batch_tokens`; the last piece is cut, to fill it exactly.
 
     Beside `sarathi`, whose batch has `chunk_size` tokens in all: prompts advance together, not one after the other. So
@@ -26,13 +29,23 @@ class SplitFuse(Vllm):
     latest arrival is paused, and computed again.
     """
 
+    @dataclass(frozen=True)
+    class Options(FilledBatches.Options):
+        """chunk_size: tokens of each prompt in a batch, at most."""
+
+        chunk_size: int = 512
+
+        def __post_init__(self) -> None:
+            check_count("chunk_size", self.chunk_size)
+
     name = "splitfuse"
+    options: Options
 
     def budget(self, state: SchedulerState) -> int:
         return state.config.max_batch_tokens
 
     def piece(self, state: SchedulerState) -> int:
-        return state.config.chunk_size
+        return self.options.chunk_size
 
     def may_start(
         self, state: SchedulerState, instance: Instance, lane: Lane, request: Request, taken: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from longspan.core.books.request import Request, RequestStatus
+from longspan.core.policies.base import Policy
 from longspan.core.policies.parts.decode_batch import choose_requests, run_decode, take_quota
 from longspan.core.policies.parts.decode_groups import DecodeGroup
 from longspan.core.policies.parts.patience import somebody_is_overdue
@@ -11,15 +12,13 @@ from longspan.core.policies.parts.sharing import share_evenly
 from longspan.core.state import SchedulerState
 
 
-class StaticSP:
+class StaticSP(Policy):
     """One batch at a time, on all instances: a prefill if the head of the queue has room, else a decode iteration.
 
     First come first served; an overdue decode goes before prefills; when the pool is full, the latest is preempted.
     """
 
     name = "static_sp"
-    needs_cost_model = False
-    keeps_on_one_instance = False
 
     def schedule(self, state: SchedulerState, now: float) -> None:
         if len(state.cluster.idle()) < len(state.cluster):

@@ -7,6 +7,10 @@ LoongServe compares itself with, 0.3.0, did not chunk prompts: it prefilled whol
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from longspan.config import check_count
 from longspan.core.actions import KVRange
 from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request
@@ -15,28 +19,18 @@ from longspan.core.policies.parts.lanes import Lane
 from longspan.core.policies.parts.mixed_batch import MixedBatch
 from longspan.core.state import SchedulerState
 
-TOKEN_BUDGET = 2048
-"""vLLM's `max_num_batched_tokens` where nothing sets it. (`max_num_seqs` is the configuration's max_batch_requests.)"""
 
-
-class Vllm(DataParallel):
-    """An iteration: first those that run, decodes before the prompt that is half done, then those that wait.
+class FilledBatches(DataParallel):
+    """A frame. An iteration: first those that run, decodes before the prompt that is half done, then those that wait.
 
     Who waits is admitted in order, if all its known tokens have room (`scheduler_reserve_full_isl`); here they are set
     aside. If decodes outnumber the free slots, the latest arrival goes back to its place in the queue, and nobody is
     admitted in this iteration. So the oldest request on an instance always goes on, and comes to its end.
     """
 
-    name = "vllm"
-    needs_cost_model = False
-
-    def __init__(self, token_budget: int = TOKEN_BUDGET) -> None:
-        super().__init__()
-        self.token_budget = token_budget
-
+    @abstractmethod
     def budget(self, state: SchedulerState) -> int:
         """Tokens in a batch."""
-        return self.token_budget
 
     def piece(self, state: SchedulerState) -> int | None:
         """Tokens of one prompt in a batch, at most."""
@@ -77,6 +71,25 @@ class Vllm(DataParallel):
             self.preempt(state, latest, now)
             preempted = True
         return preempted
+
+
+class Vllm(FilledBatches):
+    """The frame as it is, with a fixed number of tokens. (vLLM's `max_num_seqs` is the knob max_batch_requests.)"""
+
+    @dataclass(frozen=True)
+    class Options(FilledBatches.Options):
+        """token_budget: tokens in a batch: vLLM's `max_num_batched_tokens`, and its default where nothing sets it."""
+
+        token_budget: int = 2048
+
+        def __post_init__(self) -> None:
+            check_count("token_budget", self.token_budget)
+
+    name = "vllm"
+    options: Options
+
+    def budget(self, state: SchedulerState) -> int:
+        return self.options.token_budget
 
 
 def _decodes_first(request: Request) -> tuple[bool, int]:

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import msgspec
 from rich.table import Table
 
 from longspan import __version__
-from longspan.core.policies import create_policy
+from longspan.core.policies import create_policy, told_of_alias
 from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions
 from longspan.entrypoints.bench.requests import make_requests
 from longspan.entrypoints.bench.tables import console
@@ -56,6 +56,8 @@ def plan(lengths: LengthOptions, arrivals: ArrivalOptions, options: PlanOptions)
     """
     for name in options.policy_names:
         create_policy(name)
+        if told := told_of_alias(name):
+            print(f"longspan: {told}", file=sys.stderr)
     requests = make_requests(lengths, arrivals)
     splits = _possible(options)
     tasks = [(policy, split) for policy in options.policy_names for split in splits]
@@ -190,9 +192,7 @@ class _Search:
 
     def _attained(self, rate: float, devices: int) -> float:
         cost = _cost(self.options, self.split, devices)
-        config = scheduler_config(
-            self.options, cost.fleet, policy=self.policy, max_waiting=len(self.requests)
-        )
+        config = replace(scheduler_config(self.options, cost.fleet), policy=self.policy)
         model = fit_simulated(cost, config, cost.fleet.model.max_model_len)
         return self.goal.attained(self._at(rate), config, cost, model, self.options.output_limit)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from longspan.config import MOST_INSTANCES, check_count
+from longspan.config import MOST_INSTANCES, SchedulingKnobs, check_count
 from longspan.entrypoints.bench.options import check_writable, parse_slo
 from longspan.errors import ConfigError
 from longspan.simulator.limits import OutputLimit
@@ -28,8 +28,8 @@ class Split(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanOptions:
-    """Explained by `longspan plan --help`. Fields that `SchedulerConfig` has too go there."""
+class PlanOptions(SchedulingKnobs):
+    """Explained by `longspan plan --help`. The knobs are those of a server, with the same defaults."""
 
     find: Question = "rate"
     hardware: str = "a800-80g"
@@ -40,18 +40,14 @@ class PlanOptions:
     policies: str = "elastic_fcfs,loongserve,medha"
     kv_tokens: int | None = None
     output_limit: OutputLimit = "longest"
-    max_batch_tokens: int = 8192
-    max_requests_per_master: int = 64
     slo: str | None = None
     attainment: float = 0.9
-    ttft_slo_factor: float = 1.5
-    ttft_slo_floor_s: float = 0.5
-    tpot_slo_s: float = 0.05
     long_threshold: int = 4096
     jobs: int | None = None
     json: Path | None = None
 
     def __post_init__(self) -> None:
+        SchedulingKnobs.__post_init__(self)
         parse_slo(self.slo)
         check_writable(self.json)
         if not 0 < self.attainment <= 1:

@@ -6,14 +6,15 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from longspan.config import SchedulerConfig
+from longspan.core.policies import create_policy, told_of_alias
 from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions, parse_slo
 from longspan.entrypoints.bench.requests import make_requests
+from longspan.entrypoints.plan.options import PlanOptions
 from longspan.entrypoints.simulate import plot
 from longspan.entrypoints.simulate.fleet import kv_tokens_of, make_fleet
 from longspan.entrypoints.simulate.options import SimulateOptions
@@ -30,9 +31,6 @@ from longspan.simulator.load import offered_load
 from longspan.simulator.simulator import Simulator
 from longspan.simulator.slo import LengthAwareSLO
 from longspan.workload.traces import TraceRequest
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 FAILED = 1
 
@@ -64,6 +62,9 @@ def run(
     requests: list[TraceRequest], options: SimulateOptions, settings: dict[str, Any] | None = None
 ) -> SimulationReport:
     """Raises ConfigError, ModelError."""
+    create_policy(options.policy)  # before anything that takes time
+    if told := told_of_alias(options.policy):
+        print(f"longspan: {told}", file=sys.stderr)
     fleet = make_fleet(options.hardware, options.model, options.instances, options.tp, options.pp)
     config = scheduler_config(options, fleet)
     max_model_len = options.max_model_len or fleet.model.max_model_len
@@ -99,12 +100,10 @@ def run(
     )
 
 
-def scheduler_config(options: DataclassInstance, fleet: Fleet, **changes: Any) -> SchedulerConfig:
-    """The settings that `options` and `SchedulerConfig` have in common, and what the fleet says."""
-    shared = {field.name for field in fields(SchedulerConfig)} & {field.name for field in fields(options)}
-    given = {name: getattr(options, name) for name in shared}
-    given["kv_tokens"] = kv_tokens_of(fleet, given.get("kv_tokens"))
-    return SchedulerConfig(**{**given, "num_instances": fleet.instances, "pp": fleet.pp, **changes})
+def scheduler_config(options: SimulateOptions | PlanOptions, fleet: Fleet) -> SchedulerConfig:
+    """The knobs, and what the fleet says."""
+    kv_tokens = kv_tokens_of(fleet, options.kv_tokens)
+    return SchedulerConfig.of(options, num_instances=fleet.instances, pp=fleet.pp, kv_tokens=kv_tokens)
 
 
 def make_slo(text: str | None, config: SchedulerConfig, costs: Sequence[IterationCost]) -> SLO:

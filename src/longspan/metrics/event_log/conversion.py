@@ -5,11 +5,14 @@ Version 1 had an object for each line, with everything in full:
     {"version": 1, "config": {...}, "cost_model": {...}}
     {"now": 3.25, "event": {"type": "RequestArrived", ...}, "actions": [{"type": "RunBatch", ...}, ...],
      "why": [{"step": "batch", ...}, ...]}
+
+Version 2 is this one, but what is an option of a policy now was in the config, whichever policy it was, and ablations
+of LoongServe were policies with names of their own.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -18,6 +21,8 @@ from longspan.config import SchedulerConfig
 from longspan.core.actions import Action
 from longspan.core.decision import Decision
 from longspan.core.events import Event, RequestArrived
+from longspan.core.policies import ALIASES, MOVED_SETTINGS, POLICIES, create_policy, policy_text, split_policy
+from longspan.core.policies.options import format_policy, options_of
 from longspan.metrics.event_log.decoder import Content, RecordDecoder
 from longspan.metrics.event_log.history import FORMAT_VERSION
 
@@ -28,7 +33,7 @@ RENAMED_OPTIONS: dict[str, str] = {}
 class Header(msgspec.Struct, frozen=True):
     """Of one piece. config: as the log has it, checked by `read_config`.
 
-    policy: the name of the one that decided; own_policy: its class, if it is not known by that name.
+    policy: the name of the one that decided, options: its own; own_policy: its class, if it is not known by that name.
     requests, running: see `RecordDecoder`.
     """
 
@@ -37,6 +42,7 @@ class Header(msgspec.Struct, frozen=True):
     version: int
     run: str = ""
     piece: int = 1
+    options: dict[str, Any] = {}
     own_policy: str | None = None
     cost_model: dict[str, Any] | None = None
     requests: tuple[Any, ...] = ()
@@ -62,16 +68,47 @@ def read_header(text: bytes) -> Header:
         if not isinstance(config, dict):
             raise ValueError(f"the header's config is {config!r}, but must be an object")
         content["policy"] = config.get("policy", SchedulerConfig().policy)
-    elif version != FORMAT_VERSION:
+    elif version not in (2, FORMAT_VERSION):
         raise ValueError(f"version {version!r}, but this reads 1 to {FORMAT_VERSION}")
     return msgspec.convert(content, Header)
 
 
-def read_config(options: dict[str, Any]) -> tuple[SchedulerConfig, list[str]]:
-    """And what there is to say about options that are called otherwise now, or unknown.
+def read_config(header: Header) -> tuple[SchedulerConfig, list[str]]:
+    """With the policy and its options, as they are written now; and what there is to say about options that are written
+    otherwise now, or unknown.
 
-    Raises ConfigError, ValueError: one is out of range, or of another type.
+    Raises ConfigError, ValueError: an option is out of range, or of another type.
     """
+    if header.version == FORMAT_VERSION:
+        config, notes = _read_knobs(header.config)
+        policy, options = header.policy, header.options
+    else:
+        # A policy that has such an option goes by it; others did not look at it.
+        of_policy = {name: value for name, value in header.config.items() if name in MOVED_SETTINGS}
+        config, notes = _read_knobs({k: v for k, v in header.config.items() if k not in of_policy})
+        policy, options = header.policy, {}
+        if header.own_policy is None:
+            policy, options, more = _read_old_policy(header.policy, of_policy)
+            notes += more
+    if header.own_policy is None and policy in POLICIES:
+        policy = policy_text(create_policy(policy, options))
+    return replace(config, policy=policy), notes
+
+
+def _read_old_policy(name: str, of_policy: dict[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
+    """Of versions 1 and 2: the policy's name of today, its options, and what there is to say."""
+    policy, given = split_policy(name)
+    notes = [f"its policy {name} is written {ALIASES[name]} now"] if name in ALIASES else []
+    if policy not in POLICIES:
+        return policy, {}, notes
+    defaults = options_of(create_policy(policy))
+    moved = {option: value for option, value in of_policy.items() if option in defaults}
+    changed = {option: value for option, value in moved.items() if value != defaults[option]}
+    notes += [f"its option {name} is written {format_policy(policy, {name: v})} now" for name, v in changed.items()]
+    return policy, given | moved, notes
+
+
+def _read_knobs(options: dict[str, Any]) -> tuple[SchedulerConfig, list[str]]:
     known = {field.name for field in fields(SchedulerConfig)}
     given: dict[str, Any] = {}
     notes: list[str] = []

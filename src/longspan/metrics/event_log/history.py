@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from longspan.core.actions import KVRange, Segment
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 T = TypeVar("T")
 

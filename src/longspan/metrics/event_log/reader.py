@@ -14,6 +14,7 @@ from longspan.core.actions import Action
 from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.decision import Decision
 from longspan.core.events import Event, RequestArrived
+from longspan.core.policies.options import parse_policy
 from longspan.errors import LongspanError, ReplayError
 from longspan.metrics.event_log.conversion import Header, make_decoder, read_config, read_header
 from longspan.metrics.event_log.files import existing_pieces, first_piece_path
@@ -65,7 +66,9 @@ class Piece:
 class EventLog:
     """A run on disk: its configuration at once, its records one by one. Any of its pieces names it.
 
-    policy: the name of the one that decided. own_policy: its class, if that is not the one known by this name.
+    config: its policy is the one that decided, with its options, as `create_policy` takes it.
+    policy: its name alone. own_policy: its class, if that is not the one known by this name; options: what that one was
+    told, as far as the log says.
     notes: what there is to say about options that this version knows otherwise.
     """
 
@@ -75,10 +78,12 @@ class EventLog:
         self.pieces: tuple[Piece, ...] = tuple(Piece(*found, on_read) for found in _pieces_of(self.path))
         first = self.pieces[0]
         with _named(first.path, lambda: 1):
-            self.config, self.notes = read_config(first.header.config)
+            self.config, self.notes = read_config(first.header)
             model = first.header.cost_model
             self.cost_model = None if model is None else msgspec.convert(model, FittedCostModel)
-        self.policy, self.own_policy = first.header.policy, first.header.own_policy
+        self.policy, self.options, self.own_policy = first.header.policy, first.header.options, first.header.own_policy
+        if self.own_policy is None:
+            self.policy, _ = parse_policy(self.config.policy)
 
     def __iter__(self) -> Iterator[LogRecord]:
         for piece in self.pieces:

@@ -84,10 +84,10 @@ def _require_known(log: EventLog) -> None:
     if log.own_policy is not None:
         raise ReplayError(
             f"{log.path}: it was decided by {log.own_policy}, a policy of one's own named {log.policy!r}: "
-            f"give a fresh one, as replay(path, policy=...)"
+            f"give a fresh one, as replay(path, policy=...) or `longspan replay --policy MODULE:CLASS`"
         )
     if log.policy not in POLICIES:
         raise ReplayError(
-            f"{log.path}: there is no policy {log.policy!r} here: give one, as replay(path, policy=...); "
-            f"known by name are {', '.join(sorted(POLICIES))}"
+            f"{log.path}: there is no policy {log.policy!r} here: give one, as replay(path, policy=...) or "
+            f"`longspan replay --policy MODULE:CLASS`; known by name are {', '.join(sorted(POLICIES))}"
         )

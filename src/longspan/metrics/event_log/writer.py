@@ -19,8 +19,9 @@ from longspan.core.actions import Action
 from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.decision import Decision
 from longspan.core.events import Event
-from longspan.core.policies import POLICIES, create_policy
+from longspan.core.policies import POLICIES, create_policy, policy_class
 from longspan.core.policies.base import Policy
+from longspan.core.policies.options import options_of
 from longspan.metrics.event_log.background_file import MOST_PENDING_BYTES, BackgroundFile
 from longspan.metrics.event_log.encoder import RecordEncoder
 from longspan.metrics.event_log.files import create_log, is_special, piece_path
@@ -55,7 +56,7 @@ class EventLogWriter:
     ) -> None:
         """The header is on its way to the disk when this returns.
 
-        policy: the one that decides, where that is an object: the log names it, and not what `config` says.
+        policy: the one that decides, where that is an object; else it is the one that `config` names.
         max_bytes: a file that has so many, uncompressed, is left for a new one: the run's next piece. keep: so many
             pieces stay; older ones of this run are removed. run: what tells the pieces of this run from those of
             others; drawn by default. waits: whether `write` waits for a slow disk, for who serves nobody.
@@ -163,9 +164,10 @@ class EventLogWriter:
 def _describe(policy: Policy | None, config: SchedulerConfig) -> dict[str, Any]:
     """Of the header. own_policy: the class of one that cannot be had by its name."""
     if policy is None:
-        return {"policy": config.policy, "config": config}
-    header = {"policy": policy.name, "config": replace(config, policy=policy.name)}
+        policy = create_policy(config.policy)
+    config = replace(config, policy=policy.name)
+    header = {"policy": policy.name, "options": options_of(policy), "config": config}
     kind = type(policy)
-    if policy.name in POLICIES and type(create_policy(policy.name)) is kind:
+    if policy.name in POLICIES and policy_class(policy.name) is kind:
         return header
     return {**header, "own_policy": f"{kind.__module__}:{kind.__qualname__}"}

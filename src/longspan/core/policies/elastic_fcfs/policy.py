@@ -8,13 +8,14 @@ or packs them full, this policy decides at every event, and leaves headroom.
 
 from __future__ import annotations
 
+from longspan.core.policies.base import Policy
 from longspan.core.policies.elastic_fcfs.decode import start_decodes
 from longspan.core.policies.elastic_fcfs.prefill import start_prefills
 from longspan.core.policies.parts.patience import somebody_is_overdue
 from longspan.core.state import SchedulerState
 
 
-class ElasticFcfs:
+class ElasticFcfs(Policy):
     """Stateless. Nobody starves:
 
     - The queue is strictly first come first served, so its head gets in once enough of those ahead of it have
@@ -27,8 +28,6 @@ class ElasticFcfs:
     """
 
     name = "elastic_fcfs"
-    needs_cost_model = False
-    keeps_on_one_instance = False
 
     def schedule(self, state: SchedulerState, now: float) -> None:
         if somebody_is_overdue(state):

@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Literal
 
+from longspan.config import check_count
 from longspan.core.decision import Decision
+from longspan.core.policies.base import Policy
 from longspan.core.policies.loongserve.allocation import Allocation, allocate, could_pay
-from longspan.core.policies.loongserve.batching import Batching, BatchPlan, Objective, Prompts, plan_batches
+from longspan.core.policies.loongserve.batching import (
+    Batching,
+    BatchPlan,
+    Objective,
+    Prompts,
+    plan_batches,
+    plan_one_batch,
+)
 from longspan.core.policies.loongserve.decoding import DecodeScaling, start_decodes
 from longspan.core.policies.loongserve.dispatching import Dispatch, dispatch
 from longspan.core.policies.loongserve.joining import MAX_BATCHING, Queue
-from longspan.core.policies.loongserve.migrations import empty
+from longspan.core.policies.loongserve.migrations import empty, scale_down_afterwards
 from longspan.core.policies.loongserve.prefill_times import PrefillTimes
-from longspan.core.policies.loongserve.scaling import Kept, compute_bound_requests, keep_on_fewest
+from longspan.core.policies.loongserve.scaling import Kept, compute_bound_requests, keep_everywhere, keep_on_fewest
 from longspan.core.policies.loongserve.survey import Prompt, Survey, survey
 from longspan.core.policies.parts.patience import somebody_is_overdue
 from longspan.core.policies.parts.predictions import OutputLengths, longest_prefix, peak_kv
@@ -37,7 +47,7 @@ class Gathering:
     allocation: Allocation
 
 
-class LoongServe:
+class LoongServe(Policy):
     """The paper's algorithm, event-driven: the steps run whenever anything happens, not once per macro-iteration.
 
     Nobody starves:
@@ -49,25 +59,39 @@ class LoongServe:
     - A preempted request is computed again when its turn comes, and then gains at least one token.
     """
 
+    @dataclass(frozen=True)
+    class Options(Policy.Options):
+        """objective: what batching minimises: the sum of input latencies, or each divided by its prompt's length.
+
+        The others take one mechanism away each, to see what it is worth:
+        splits_batches: whether prompts dispatched together may be several batches (section 5.3). Those of the released
+            code never are: its dynamic program prunes the axis of instances from the wrong side.
+        scale_up: whether a decode group may get an instance that it did not have (figure 13); else, when its slots run
+            out, its latest request is preempted.
+        scale_down: proactive, a prefill's KV is kept by the fewest instances that hold it (section 4.1); reactive, it
+            stays on the whole group, and migrates afterwards.
+        max_masters: of a decode batch (section 4.2, figure 14), unless they lack the slots; none sets no limit.
+        """
+
+        objective: Objective = "latency"
+        splits_batches: bool = True
+        scale_up: bool = True
+        scale_down: Literal["proactive", "reactive"] = "proactive"
+        max_masters: int | None = None
+
+        def __post_init__(self) -> None:
+            if self.max_masters is not None:
+                check_count("max_masters", self.max_masters)
+
     name = "loongserve"
     needs_cost_model = True
-    keeps_on_one_instance = False
+    options: Options
 
-    def __init__(
-        self,
-        *,
-        objective: Objective = "latency",
-        batching: Batching = plan_batches,
-        retention: Retention = keep_on_fewest,
-        scale_up: bool = True,
-        max_masters: int | None = None,
-    ) -> None:
-        """objective: what batching minimises. The others are for ablations, see ablations.py."""
-        self._objective = objective
-        self._batching = batching
-        self._retention = retention
-        self._scale_up = scale_up
-        self._max_masters = max_masters
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self._batching: Batching = plan_batches if self.options.splits_batches else plan_one_batch
+        self._is_reactive = self.options.scale_down == "reactive"
+        self._retention: Retention = keep_everywhere if self._is_reactive else keep_on_fewest
         self._gathering: Gathering | None = None
         self._known: tuple[PrefillTimes, DecodeScaling] | None = None
         self._queue: Queue | None = None
@@ -85,11 +109,9 @@ class LoongServe:
             held: Collection[int] = ()
         else:
             held = self._start_prefills(state, times)
-        self._settle(state, held)
+        if self._is_reactive:
+            scale_down_afterwards(state, held)
         start_decodes(state, scaling, held)
-
-    def _settle(self, state: SchedulerState, held: Collection[int]) -> None:
-        """What happens between prefill and decode: nothing, for scale-down was proactive."""
 
     def _start_prefills(self, state: SchedulerState, times: PrefillTimes) -> Collection[int]:
         """Steps 1 to 4 until nobody more can be dispatched. Returns instances that shall not decode now."""
@@ -192,7 +214,7 @@ class LoongServe:
             # So few tokens for each instance only where memory asks for it.
             for least in (state.config.min_tokens_per_instance, 0):
                 most = state.config.max_batch_tokens
-                plan = self._batching(columns, rooms, times.fixed, most, least, self._objective)
+                plan = self._batching(columns, rooms, times.fixed, most, least, self.options.objective)
                 if plan is not None:
                     return prompts, plan
         raise AssertionError("dispatching let a prompt through that has no room")
@@ -200,7 +222,7 @@ class LoongServe:
     def _predictions(self, state: SchedulerState) -> tuple[PrefillTimes, DecodeScaling]:
         if self._known is None:
             per_master = compute_bound_requests(state.cost_model, state.config.max_requests_per_master)
-            scaling = DecodeScaling(state.cost_model, per_master, self._scale_up, self._max_masters)
+            scaling = DecodeScaling(state.cost_model, per_master, self.options.scale_up, self.options.max_masters)
             self._known = PrefillTimes(state.cost_model, len(state.cluster)), scaling
         return self._known
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from longspan.core.policies.medha.policy import ChunkedPrefill
+from dataclasses import dataclass
+
+from longspan.config import check_count
+from longspan.core.policies.medha.policy import AdaptiveChunks, ChunkedPrefill
 from longspan.core.policies.medha.predictor import Predictor, TokenBudget
 from longspan.core.policies.medha.priority import (
     N,
@@ -18,18 +21,28 @@ from longspan.core.state import SchedulerState
 class Sarathi(ChunkedPrefill):
     """Sarathi-Serve: batches of a fixed number of tokens, decodes first, then prompts first come first served."""
 
+    @dataclass(frozen=True)
+    class Options(ChunkedPrefill.Options):
+        """chunk_size: tokens in a batch, of prompts and decodes together."""
+
+        chunk_size: int = 512
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_count("chunk_size", self.chunk_size)
+
     name = "sarathi"
-    needs_cost_model = False
     makes_room = False
+    options: Options
 
     def rule(self, standing: Standing[N]) -> N:
         return first_come(standing)
 
     def predictor(self, state: SchedulerState) -> Predictor:
-        return TokenBudget(state.config)
+        return TokenBudget(state.config, self.options.chunk_size, self.options.kvp_tokens_per_shard)
 
 
-class Fcfs(ChunkedPrefill):
+class Fcfs(AdaptiveChunks):
     """Adaptive chunks, first come first served."""
 
     name = "fcfs"
@@ -38,7 +51,7 @@ class Fcfs(ChunkedPrefill):
         return first_come(standing)
 
 
-class Edf(ChunkedPrefill):
+class Edf(AdaptiveChunks):
     """Adaptive chunks, earliest deadline first."""
 
     name = "edf"
@@ -47,7 +60,7 @@ class Edf(ChunkedPrefill):
         return earliest_deadline(standing)
 
 
-class Srpt(ChunkedPrefill):
+class Srpt(AdaptiveChunks):
     """Adaptive chunks, shortest remaining prefill first. Long prompts starve under an endless stream of short ones."""
 
     name = "srpt"
@@ -56,7 +69,7 @@ class Srpt(ChunkedPrefill):
         return shortest_remaining(standing)
 
 
-class LeastSlack(ChunkedPrefill):
+class LeastSlack(AdaptiveChunks):
     """Adaptive chunks, least slack in seconds first, however long a prompt is."""
 
     name = "least_slack"

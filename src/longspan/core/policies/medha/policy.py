@@ -6,28 +6,32 @@ up with chunks in order of rank, and issue. What is left out simply keeps its KV
 
 from __future__ import annotations
 
-from dataclasses import replace
+from abc import abstractmethod
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import ClassVar
 
+from longspan.config import check_count
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.decision import Decision
+from longspan.core.policies.base import Policy
 from longspan.core.policies.medha.chunking import Packer
 from longspan.core.policies.medha.clearing import Clearings
 from longspan.core.policies.medha.decode import add_decodes, ready_decodes
 from longspan.core.policies.medha.iteration import Iteration, Part
 from longspan.core.policies.medha.kvp import free_to_start
-from longspan.core.policies.medha.predictor import Predictor
+from longspan.core.policies.medha.predictor import MAX_FIXED_SHARE, Predictor
 from longspan.core.policies.medha.pressure import Concessions, Relief, junior_victim
 from longspan.core.policies.medha.priority import N, Standing, lars
 from longspan.core.policies.medha.ranking import Backlog, Candidate, Ranking
 from longspan.core.state import SchedulerState
+from longspan.errors import ConfigError
 
 
-class ChunkedPrefill:
+class ChunkedPrefill(Policy):
     """A frame: subclasses name their rule, and what they leave out.
 
-    shares_space: whether a long prompt with slack leaves a part of its iterations to short ones.
+    max_space_share: of an iteration, at most so much goes from the chunk of a long prompt with slack to short ones.
     makes_room: whether half-done prefills give way to a waiting request for memory.
 
     Nobody is stuck, and with `lars` nobody starves:
@@ -47,13 +51,23 @@ class ChunkedPrefill:
     later stages. Who is to give way lets these through first.
     """
 
-    name = "chunked_prefill"
-    needs_cost_model = True
-    keeps_on_one_instance = False
-    shares_space: ClassVar[bool] = False
-    makes_room: ClassVar[bool] = True
+    @dataclass(frozen=True)
+    class Options(Policy.Options):
+        """kvp_tokens_per_shard: a request's KV goes on at another instance after so many tokens; none: after as many
+        as let it decode in time."""
 
-    def __init__(self) -> None:
+        kvp_tokens_per_shard: int | None = None
+
+        def __post_init__(self) -> None:
+            if self.kvp_tokens_per_shard is not None:
+                check_count("kvp_tokens_per_shard", self.kvp_tokens_per_shard)
+
+    makes_room: ClassVar[bool] = True
+    options: Options
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self.max_space_share = 0.0
         self._known: Predictor | None = None
         self._backlog = Backlog()
         self._concessions = Concessions()
@@ -79,17 +93,16 @@ class ChunkedPrefill:
             if victim is not None and self._give_way(state, victim, Decision("preempt for decodes", (victim.id,))):
                 continue
             add_decodes(state, iteration, decodes)
-            max_share = state.config.max_space_share if self.shares_space else 0.0
-            packer = Packer(state, iteration, max_share, clearings)
+            packer = Packer(state, iteration, self.max_space_share, clearings)
             packer.pack(ranking)
             if self.makes_room and self._relieve(state, packer, now):
                 continue
             self._issue(state, packer)
             return
 
+    @abstractmethod
     def predictor(self, state: SchedulerState) -> Predictor:
         """A new one, for this deployment."""
-        return Predictor(state.cost_model, state.config)
 
     def _predictor(self, state: SchedulerState) -> Predictor:
         if self._known is None:
@@ -179,11 +192,53 @@ class ChunkedPrefill:
             state.explain(_why(part, instances, packer.iteration))
 
 
-class Medha(ChunkedPrefill):
+class AdaptiveChunks(ChunkedPrefill):
+    """A frame: a chunk has as many tokens as the time that its iteration may take allows."""
+
+    @dataclass(frozen=True)
+    class Options(ChunkedPrefill.Options):
+        """max_fixed_share: of an iteration with a chunk, at most so much goes to what costs the same for any; a tighter
+        TPOT is not kept while somebody prefills."""
+
+        max_fixed_share: float = MAX_FIXED_SHARE
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0.0 < self.max_fixed_share < 1.0:
+                raise ConfigError(f"max_fixed_share is {self.max_fixed_share}, but must lie between 0 and 1")
+
+    needs_cost_model = True
+    options: Options
+
+    def predictor(self, state: SchedulerState) -> Predictor:
+        return Predictor(
+            state.cost_model, state.config, max_fixed_share=self.options.max_fixed_share,
+            kvp_tokens_per_shard=self.options.kvp_tokens_per_shard,
+        )  # fmt: skip
+
+
+class Medha(AdaptiveChunks):
     """LARS, space sharing and KV-cache parallelism."""
 
+    @dataclass(frozen=True)
+    class Options(AdaptiveChunks.Options):
+        """max_space_share: of an iteration, at most so much goes from a long prompt's chunk to short ones."""
+
+        max_space_share: float = 0.4
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0.0 <= self.max_space_share < 1.0:
+                raise ConfigError(
+                    f"max_space_share is {self.max_space_share}, but must be at least 0 and below 1"
+                )
+
     name = "medha"
-    shares_space = True
+    options: Options
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self.max_space_share = self.options.max_space_share
 
 
 def _next_prefills(ranking: Ranking) -> list[Request]:

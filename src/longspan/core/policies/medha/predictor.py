@@ -14,6 +14,9 @@ from longspan.core.costs.cost_model import Chunk, CostModel
 from longspan.core.costs.load import context_seconds, exchange_seconds
 from longspan.core.policies.medha.priority import Standing
 
+MAX_FIXED_SHARE = 0.8
+"""Of an iteration with a chunk, where nothing else is said."""
+
 _MANY = 1 << 20  # context tokens, to tell what one costs
 _REMEMBERED = 1 << 14  # prompts' lengths
 _SECANTS = 8
@@ -30,13 +33,17 @@ class Predictor:
     longer than a shard, for in later shards chunks are all alike.
     """
 
-    def __init__(self, model: CostModel, config: SchedulerConfig) -> None:
+    def __init__(
+        self, model: CostModel, config: SchedulerConfig, *, max_fixed_share: float = MAX_FIXED_SHARE,
+        kvp_tokens_per_shard: int | None = None,
+    ) -> None:  # fmt: skip
+        """See the options of `AdaptiveChunks`."""
         self.model = model
         self.config = config
         self.floor = chunk_floor(model)
-        self.least_target = model.prefill((), 1) / config.max_fixed_share
+        self.least_target = model.prefill((), 1) / max_fixed_share
         default = self.target()
-        self.shard_tokens = tokens_per_shard(model, config, default)
+        self.shard_tokens = tokens_per_shard(model, config, default, kvp_tokens_per_shard)
         self.exchange = cache(lambda num_instances: exchange_seconds(model, num_instances))
         self.whole_prefill = lru_cache(_REMEMBERED)(self.prefill)
         self._fixed_s = model.prefill((), 1)
@@ -165,17 +172,19 @@ def chunk_floor(model: CostModel) -> int:
     return max(1, math.ceil(reading / computing)) if computing > 0.0 else 1
 
 
-def tokens_per_shard(model: CostModel, config: SchedulerConfig, target: float) -> int:
+def tokens_per_shard(
+    model: CostModel, config: SchedulerConfig, target: float, chosen: int | None = None
+) -> int:
     """The longest context that one instance can read in an iteration which keeps the target.
 
     So a chunk of the floor's size, which attends for as long as it reads, and a decode keep it too. Between a pool
-    shared out over all instances, the finest that makes sense, and a whole pool. A number in the configuration goes
+    shared out over all instances, the finest that makes sense, and a whole pool. A chosen number goes
     before.
     """
     if config.num_instances == 1:
         return config.kv_tokens
-    if config.kvp_tokens_per_shard is not None:
-        return config.kvp_tokens_per_shard
+    if chosen is not None:
+        return chosen
     reading = (model.decode(1, _MANY, 1, 1) - model.decode(1, 0, 1, 1)) / _MANY
     finest = max(1, config.kv_tokens // config.num_instances)
     if reading <= 0.0:
@@ -210,8 +219,9 @@ class TokenCount:
 class TokenBudget(Predictor):
     """Sarathi-Serve's: an iteration takes so many tokens, whatever they cost."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
-        super().__init__(TokenCount(), config)
+    def __init__(self, config: SchedulerConfig, chunk_size: int, kvp_tokens_per_shard: int | None = None) -> None:
+        self.chunk_size = chunk_size
+        super().__init__(TokenCount(), config, kvp_tokens_per_shard=kvp_tokens_per_shard)
 
     def target(self, tightest_tpot_s: float | None = None) -> float:
-        return float(self.config.chunk_size)
+        return float(self.chunk_size)

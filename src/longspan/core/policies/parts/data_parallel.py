@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request
 from longspan.core.decision import Decision
+from longspan.core.policies.base import Policy
 from longspan.core.policies.parts.lanes import Lane, Rank
 from longspan.core.policies.parts.refusal import refuse_the_too_long
 from longspan.core.state import SchedulerState
 
 
-class DataParallel(ABC):
+class DataParallel(Policy):
     """A frame: newcomers go to the instance with the least load, in requests; subclasses say what an instance runs.
 
     A request that no instance can hold alone is refused.
@@ -20,7 +21,8 @@ class DataParallel(ABC):
 
     keeps_on_one_instance = True
 
-    def __init__(self) -> None:
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
         self._lanes: list[Lane] = []
         self._lane_of: dict[str, Lane] = {}
 

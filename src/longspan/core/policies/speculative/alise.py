@@ -12,7 +12,7 @@ from longspan.core.costs.cost_model import Chunk
 from longspan.core.decision import Decision
 from longspan.core.policies.parts.lanes import Lane, Rank
 from longspan.core.policies.parts.mixed_batch import MixedBatch
-from longspan.core.policies.speculative.ssjf import Ssjf
+from longspan.core.policies.speculative.ssjf import Speculative
 from longspan.core.state import SchedulerState
 
 AGING = 0.1
@@ -21,7 +21,7 @@ AGING = 0.1
 Ranks = dict[Request, Rank]
 
 
-class Alise(Ssjf):
+class Alise(Speculative):
     """Each iteration goes to those with least predicted time left, whether they run or wait.
 
     Time left is that of the prefill and, for each token expected, of a decode behind the context (the paper's linear
@@ -44,9 +44,6 @@ class Alise(Ssjf):
         state.explain(Decision("predict", (request.id,), predicted=predicted))
         return _aged(seconds, request)
 
-    def first(self, lane: Lane, now: float) -> Request:
-        return lane.first
-
     def iterate(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> None:
         ranks = self._ranks(state, lane)
         while len(_decoding(state, ranks)) > instance.unreserved:
@@ -58,7 +55,7 @@ class Alise(Ssjf):
             ranks[request] = lane.rank_of(request)
         key = partial(_place, ranks)
         chosen = nsmallest(state.config.max_batch_requests, ranks, key=key)
-        batch = MixedBatch(instance, self.token_budget)
+        batch = MixedBatch(instance, self.options.token_budget)
         for request in sorted(chosen, key=lambda request: (request.num_tokens - request.num_stored > 1, key(request))):
             if request.status is RequestStatus.WAITING and batch.left:
                 self.admit(state, instance, lane, request)
