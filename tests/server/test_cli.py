@@ -108,7 +108,11 @@ def test_another_file(started: Started, monkeypatch: pytest.MonkeyPatch, tmp_pat
     [
         ("[serve]\ninstnaces = 2", "unknown setting instnaces; these are known: "),
         ("[serve]\nno_lookahead = true", "unknown setting no_lookahead"),
-        ("[serve.policy]\nmargin = 2", "policy"),
+        ("[serve.policy]\nmargin = 2", "[serve.policy] needs a name, such as \"medha\", beside the options"),
+        ("[serve.policy]\nname = 2", "[serve.policy] needs a name"),
+        ("[serve.policy]\nname = 'medha'\nx = [1]", "[serve.policy]: option x is [1], but must be a number, true"),
+        ("[serve.policy]\nname = 'medha'\nx = 'a:b'", "a text without a colon"),
+        ("[serve]\nchunk_size = 9", "chunk_size is an option of the policy now, as in policy sarathi:chunk_size=512"),
         ("[serve]\nconfig = 'x'", "unknown setting config"),
         ("[server]\nport = 2", "unknown server; each command's settings go into its table: [serve], "),
         ("[bench]\nrate = 2", "unknown bench.rate"),
@@ -130,6 +134,73 @@ def test_a_bad_file(
     error = capsys.readouterr().err
     assert says in error and error.startswith("longspan: ") and error.count("\n") == 1
     assert not started
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("[serve]\npolicy = 'medha'", "medha"),
+        ("[serve]\npolicy = 'medha:max_space_share=0.3'", "medha:max_space_share=0.3"),
+        ("[serve.policy]\nname = 'medha'", "medha"),
+        ("[serve.policy]\nname = 'medha'\nmax_space_share = 0.3\nkvp_tokens_per_shard = 4096",
+         "medha:max_space_share=0.3:kvp_tokens_per_shard=4096"),
+        ("[serve.policy]\nname = 'loongserve'\nscale_up = false", "loongserve:scale_up=false"),
+        ("[serve.policy]\nname = 'loongserve:scale_up=false'\nmax_masters = 1",
+         "loongserve:scale_up=false:max_masters=1"),
+    ],
+)
+def test_a_policy_in_a_file(started: Started, tmp_path: Path, text: str, policy: str) -> None:
+    (tmp_path / "longspan.toml").write_text(text)
+    assert cli.run(["serve"]) == 0
+    assert cli.run(["serve", "--policy", "vllm"]) == 0
+    assert [engine.policy for engine, _ in started] == [policy, "vllm"]
+
+
+@pytest.mark.parametrize("setting", ["chunk_size", "kvp_tokens_per_shard"])
+@pytest.mark.parametrize("command", ["serve", "simulate", "bench latency"])
+def test_settings_that_are_options_of_policies_now_are_told(
+    started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str, command: str
+) -> None:
+    option = f"--{setting.replace('_', '-')}"
+    assert cli.run([*command.split(), option, "9"]) == 2
+    assert cli.run([*command.split(), f"{option}=9"]) == 2
+    monkeypatch.setenv(f"LONGSPAN_{command.replace(' ', '_')}_{setting}".upper(), "9")
+    assert cli.run(command.split()) == 2
+    told = f"longspan: {setting} is an option of the policy now, as in policy "
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith(told) for line in lines)
+    assert not started
+
+
+@pytest.mark.parametrize("command", ["serve no-such-model", "simulate", "bench latency no-such-model", "plan"])
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ("medha:max_share=0.3", r"policy medha: there is no option max_share; its options, and their defaults, are .*"
+         r"max_space_share \(0.4\)"),
+        ("medha:max_space_share=2", r"policy medha: max_space_share is 2.0, but must be at least 0 and below 1; its"),
+        ("sarathi:chunk_size=many", r"policy sarathi: chunk_size is 'many', but must be a whole number; its options"),
+        ("magic", "there is no policy 'magic'; there are: alise, "),
+    ],
+)  # fmt: skip
+def test_a_policy_that_cannot_be_is_refused_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, policy: str,
+    told: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    more = ["--port", "0"] if command.startswith("serve") else []
+    option = "--policies" if command == "plan" else "--policy"
+    assert cli.run([*command.split(), *more, option, policy]) == 2
+    assert re.search(f"^longspan: {told}", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_an_old_name_of_a_policy_is_told_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["simulate", "--num-requests", "2", "--policy", "loongserve_reactive"]) == 0
+    told = "longspan: the policy loongserve_reactive is written loongserve:scale_down=reactive now\n"
+    assert capsys.readouterr().err.count(told) == 1
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,9 @@ def policy_class(name: str) -> type[Policy]:
     module, _, class_name = POLICIES.get(name, name).partition(":")
     if name in POLICIES:
         return cast("type[Policy]", getattr(import_module(module), class_name))
-    if not class_name or module in POLICIES:
+    if module in POLICIES or module in ALIASES:
+        raise ConfigError(f"policy {module}: its option {class_name} has no value, as in medha:max_space_share=0.3")
+    if not class_name:
         near = get_close_matches(name, POLICIES, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"there is no policy {name!r}; {meant}there are: {', '.join(sorted(POLICIES))}")

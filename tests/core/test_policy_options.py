@@ -1,0 +1,217 @@
+"""Options of policies: given as a text, an object's arguments or an old name, checked, and kept by the event log."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from longspan.config import SchedulerConfig
+from longspan.core.policies import (
+    ALIASES,
+    MOVED_SETTINGS,
+    POLICIES,
+    create_policy,
+    policy_class,
+    policy_text,
+    told_of_alias,
+)
+from longspan.core.policies.base import Policy, check_policy
+from longspan.core.policies.distserve import DistServe
+from longspan.core.policies.loongserve.policy import LoongServe
+from longspan.core.policies.medha.policy import Medha
+from longspan.core.policies.options import format_policy, options_of, parse_policy
+from longspan.core.policies.vllm import Vllm
+from longspan.core.state import SchedulerState
+from longspan.errors import ConfigError
+from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
+
+from .cost_models import scaling_model
+from .driver import Driver
+from .settings import EVERY_POLICY
+
+OPTIONS = [(policy, field.name) for policy in sorted(POLICIES) for field in fields(policy_class(policy).Options)]
+
+
+class Everything(Policy):
+    """With options of all types."""
+
+    @dataclass(frozen=True)
+    class Options(Policy.Options):
+        """Of all types."""
+
+        number: int = 3
+        share: float = 0.5
+        switch: bool = True
+        word: str = "a"
+        kind: Literal["plain", "odd"] = "plain"
+        perhaps: int | None = None
+
+    name = "everything"
+    options: Options
+
+    def schedule(self, state: SchedulerState, now: float) -> None: ...
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_policy_is_written_as_it_is_read(policy: str) -> None:
+    plain = create_policy(policy)
+    assert policy_text(plain) == policy
+    full = format_policy(policy, options_of(plain))
+    assert create_policy(full).options == plain.options
+    assert policy_text(create_policy(full)) == policy
+
+
+@pytest.mark.parametrize(("policy", "option"), OPTIONS)
+def test_an_option_is_explained_and_checked(policy: str, option: str) -> None:
+    kinds = [kind for kind in policy_class(policy).mro() if option in vars(kind).get("Options", Policy).__annotations__]
+    assert f"{option}: " in (kinds[-1].Options.__doc__ or "")  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=rf"policy {policy}: {option} is 'x', but must be .*defaults, are .*{option}"):
+        create_policy(f"{policy}:{option}=x")
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("medha:max_fixed_share=1", "max_fixed_share"), ("medha:max_fixed_share=nan", "max_fixed_share"),
+        ("medha:max_space_share=1.0", "max_space_share"), ("medha:kvp_tokens_per_shard=0", "kvp_tokens_per_shard"),
+        ("edf:max_fixed_share=0", "max_fixed_share"), ("sarathi:chunk_size=0", "chunk_size"),
+        ("sarathi:kvp_tokens_per_shard=-1", "kvp_tokens_per_shard"), ("splitfuse:chunk_size=1.5", "chunk_size"),
+        ("splitfuse:chunk_size=99999999999999999999", "chunk_size"), ("vllm:token_budget=0", "token_budget"),
+        ("ssjf:token_budget=0", "token_budget"), ("ssjf:starvation_s=-1", "starvation_s"),
+        ("fastserve:ratio=1", "ratio"), ("fastserve:quantum_s=0", "quantum_s"), ("loongserve:scale_up=yes", "scale_up"),
+        ("loongserve:objective=fun", "objective"), ("loongserve:max_masters=0", "max_masters"),
+        ("distserve:prefill_instances=0", "prefill_instances"), ("alise:starvation_s=1", "there is no option starva"),
+        ("static_tp:chunk_size=1", "there is no option chunk_size; it has no options"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(text: str, option: str) -> None:
+    with pytest.raises(ConfigError, match=rf"policy {text.partition(':')[0]}: {option}"):
+        create_policy(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("medha:", "options are written as in"), ("medha:=3", "options are written as in"),
+        ("medha:max_space_share=0.1:max-space-share=0.2", "says max_space_share twice"),
+        ("medha:max_space_share", "policy medha: its option max_space_share has no value"),
+        ("loongserv", "did you mean loongserve?"), ("", "there is no policy ''"), ("a b:C", "cannot be imported"),
+    ],
+)  # fmt: skip
+def test_what_is_no_policy_is_refused(text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        create_policy(text)
+
+
+def test_options_of_all_types_are_read_from_texts_and_values() -> None:
+    text = "number=-4:share=1e-3:switch=false:word=b c:kind=odd:perhaps=7"
+    _, given = parse_policy(f"everything:{text}")
+    policy = Everything(**given)
+    assert policy.options == Everything.Options(-4, 1e-3, False, "b c", "odd", 7)
+    assert Everything(**options_of(policy)).options == policy.options
+    assert Everything(share=1).options.share == 1.0
+    assert policy_text(policy) == f"everything:{text}".replace("1e-3", "0.001")
+    assert Everything(perhaps="none").options.perhaps is None
+    wrong: list[dict[str, Any]] = [
+        {"number": True}, {"number": 1.0}, {"number": [3]}, {"number": "9" * 5000}, {"share": "x"}, {"share": None},
+        {"share": 10**400}, {"switch": 1}, {"word": 3}, {"kind": "even"}, {"perhaps": 1.5},
+    ]  # fmt: skip
+    for options in wrong:
+        with pytest.raises(ConfigError, match=f"policy everything: {next(iter(options))} is"):
+            Everything(**options)
+    with pytest.raises(ConfigError, match="without a colon"):
+        policy_text(Everything(word="a:b"))
+
+
+def test_objects_take_options_as_arguments() -> None:
+    assert Medha(max_space_share=0.1).max_space_share == 0.1
+    assert DistServe(prefill_instances=3).options.prefill_instances == 3
+    with pytest.raises(ConfigError, match=r"there is no option max_masterz; its options.*max_masters \(none\)"):
+        LoongServe(max_masterz=3)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_old_names_are_options_and_told(name: str) -> None:
+    policy = create_policy(name)
+    assert (policy.name, policy_text(policy)) == ("loongserve", ALIASES[name])
+    assert told_of_alias(f"{name}:objective=normalised") == f"the policy {name} is written {ALIASES[name]} now"
+    assert options_of(create_policy(f"{name}:objective=normalised")) == options_of(policy) | {"objective": "normalised"}
+    assert told_of_alias("loongserve:scale_up=false") is None
+
+
+def test_moved_settings_are_options_of_the_policies_that_they_name() -> None:
+    for setting, written in MOVED_SETTINGS.items():
+        for text in written.split(" or "):
+            assert setting in options_of(create_policy(text))
+
+
+# in the event log
+
+
+def a_run(config: SchedulerConfig, policy: Policy | None = None) -> Driver:
+    driver = Driver(config, policy, seed=3, cost_model=scaling_model(config.num_instances))
+    for number in range(30):
+        driver.arrive(5 + 7 * (number % 9), 1 + number % 11)
+        if number % 2:
+            driver.complete()
+    driver.finish()
+    return driver
+
+
+def logged(path: Path, driver: Driver, config: SchedulerConfig, **options: Any) -> Path:
+    with EventLogWriter(path, config, scaling_model(config.num_instances), waits=True, **options) as log:
+        for now, event, actions in driver.log:
+            log.write(now, event, actions)
+    assert log.errors == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    "policy", [*EVERY_POLICY, "sarathi:chunk_size=9", "vllm:token_budget=20", "medha:max_space_share=0"]
+)
+def test_the_log_has_all_options_and_replays_with_them(policy: str, tmp_path: Path) -> None:
+    config = SchedulerConfig(num_instances=2, kv_tokens=200, policy=policy, decode_headroom=2, max_batch_tokens=40)
+    path = logged(tmp_path / "log", a_run(config), config)
+    log = read_event_log(path)
+    made = create_policy(policy)
+    assert (log.policy, log.options, log.own_policy, log.notes) == (made.name, options_of(made), None, [])
+    assert log.config == replace(config, policy=policy_text(made))
+    assert replay(path) is None
+
+
+def test_objects_with_options_replay_with_these(tmp_path: Path) -> None:
+    """Also those of ours, which are known by their names."""
+    config = SchedulerConfig(num_instances=1, kv_tokens=400, decode_headroom=2)
+    driver = a_run(config, Vllm(token_budget=8))
+    path = logged(tmp_path / "log", driver, config, policy=Vllm(token_budget=8))
+    assert read_event_log(path).config.policy == "vllm:token_budget=8"
+    assert replay(path) is None
+    assert replay(path, Vllm()) is not None
+
+
+# one's own
+
+
+class Duck:
+    """Extends nothing, and has all that is asked for."""
+
+    name, needs_cost_model, keeps_on_one_instance = "duck", False, True
+
+    def schedule(self, state: SchedulerState, now: float) -> None: ...
+
+
+def test_what_extends_nothing_will_do_if_it_has_all_that_is_asked_for() -> None:
+    check_policy(Duck())
+    assert options_of(Duck()) == {}
+    with pytest.raises(ConfigError, match="is a class; give an object of it"):
+        check_policy(Duck)
+    with pytest.raises(ConfigError, match="lacks name, needs_cost_model, keeps_on_one_instance"):
+        check_policy(type("Half", (), {"schedule": Duck.schedule})())
+
+
+def test_all_of_ours_extend_the_base_class() -> None:
+    assert all(issubclass(policy_class(name), Policy) for name in POLICIES)
