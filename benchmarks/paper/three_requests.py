@@ -27,7 +27,7 @@ from longspan.core.costs.load import batch_seconds
 from longspan.core.events import RequestArrived
 from longspan.core.scheduler import Scheduler
 from longspan.service_level import ServiceLevel
-from longspan.workload.playback import Played, play
+from longspan.simulator.playback import Played, play
 
 POLICIES = ("medha", "least_slack", "edf", "srpt", "fcfs", "sarathi")
 LONG, SHORTS = "long", ("short 1", "short 2")

@@ -15,16 +15,17 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
-from heapq import heappop, heappush
 from typing import Any
 
 from benchmarks import common
 from longspan.config import SchedulerConfig
-from longspan.core.actions import MigrateKV, RunBatch
+from longspan.core.actions import Action, RunBatch
 from longspan.core.costs.batch_shape import BatchShape
 from longspan.core.costs.cost_model import CostModel, DecodeCoefficients, FittedCostModel, PrefillCoefficients
-from longspan.core.events import BatchCompleted, Event, KVMigrated, RequestArrived, TokenOutput
+from longspan.core.events import Event, RequestArrived, TokenOutput
 from longspan.core.scheduler import Scheduler
+from longspan.simulator.cost import Seconds
+from longspan.simulator.driver import Driver, Work
 
 KV_TOKENS = 210_000
 """Slots of an instance: LWM-1M-Text on two A800, as in LoongServe's evaluation."""
@@ -51,19 +52,28 @@ def lwm(num_instances: int) -> FittedCostModel:
     )
 
 
-class VirtualEngine:
-    """Does what the scheduler says, in virtual time; `handled` has the CPU seconds of each call."""
+class TimedScheduler(Scheduler):
+    """`handled` has the CPU seconds of each call."""
+
+    def __init__(self, config: SchedulerConfig, cost_model: CostModel) -> None:
+        super().__init__(config, cost_model=cost_model)
+        self.handled: list[float] = []
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        begin = time.thread_time()
+        actions = super().handle(event, now)
+        self.handled.append(time.thread_time() - begin)
+        return actions
+
+
+class Crowd(Driver):
+    """Work takes what the cost model says, and requests come when they are called."""
 
     def __init__(self, scheduler: Scheduler, cost_model: CostModel, requests: Iterator[tuple[int, int]]) -> None:
-        self.scheduler = scheduler
+        super().__init__(scheduler, self._predicted)
         self.cost_model = cost_model
         self.requests = requests
-        self.now = 0.0
         self.left: dict[str, int] = {}
-        self.handled: list[float] = []
-        self._due: list[tuple[float, int, Event | RunBatch]] = []
-        self._busy_until: dict[int, float] = {}
-        self._num_works = 0
 
     def arrive(self) -> None:
         prompt, output = next(self.requests)
@@ -71,39 +81,14 @@ class VirtualEngine:
         self.left[name] = output
         self.handle(RequestArrived(name, prompt, 2 * output))
 
-    def step(self) -> None:
-        """Complete whatever is due next."""
-        self.now, _, work = heappop(self._due)
-        self.handle(self._complete(work) if isinstance(work, RunBatch) else work)
+    def _predicted(self, work: Work) -> Seconds:
+        if isinstance(work, RunBatch):
+            return Seconds(0.0, (BatchShape.of(work).predict(self.cost_model),))
+        return Seconds(0.0, (self.cost_model.migration(work.num_tokens),))
 
-    def handle(self, event: Event) -> None:
-        begin = time.thread_time()
-        actions = self.scheduler.handle(event, self.now)
-        self.handled.append(time.thread_time() - begin)
-        for action in actions:
-            if isinstance(action, RunBatch):
-                self._run(action, action.group, BatchShape.of(action).predict(self.cost_model), action)
-            elif isinstance(action, MigrateKV):
-                seconds = self.cost_model.migration(action.num_tokens)
-                self._run(action, (action.source, action.target), seconds, KVMigrated(action.migration_id))
-
-    def _run(self, action: object, instances: tuple[int, ...], seconds: float, then: Event | RunBatch) -> None:
-        """First in, first out: after what its instances have to do already."""
-        begin = max(self.now, *(self._busy_until.get(number, 0.0) for number in instances))
-        for number in instances:
-            self._busy_until[number] = begin + seconds
-        self._num_works += 1
-        heappush(self._due, (begin + seconds, self._num_works, then))
-
-    def _complete(self, batch: RunBatch) -> BatchCompleted:
-        outputs = []
-        for segment in batch.segments:
-            if not segment.emits:
-                continue
-            self.left[segment.request_id] -= 1
-            ended = self.left[segment.request_id] == 0
-            outputs.append(TokenOutput(segment.request_id, "stop" if ended else None))
-        return BatchCompleted(batch.batch_id, tuple(outputs))
+    def _sample(self, request_id: str) -> TokenOutput:
+        self.left[request_id] -= 1
+        return TokenOutput(request_id, "stop" if self.left[request_id] == 0 else None)
 
 
 def prompts(seed: int) -> Iterator[tuple[int, int]]:
@@ -116,16 +101,17 @@ def prompts(seed: int) -> Iterator[tuple[int, int]]:
 def measure(policy: str, instances: int, waiting: int, events: int) -> dict[str, Any]:
     config = SchedulerConfig(num_instances=instances, kv_tokens=KV_TOKENS, policy=policy, max_waiting=2 * waiting)
     model = lwm(instances)
-    engine = VirtualEngine(Scheduler(config, cost_model=model), model, prompts(seed=1))
-    while len(engine.handled) < waiting:
-        engine.arrive()
-    engine.handled.clear()
+    scheduler = TimedScheduler(config, model)
+    crowd = Crowd(scheduler, model, prompts(seed=1))
+    while len(scheduler.handled) < waiting:
+        crowd.arrive()
+    scheduler.handled.clear()
     gc.collect()
-    while len(engine.handled) < events:
-        engine.step()
-        while engine.scheduler.stats().num_waiting < waiting:
-            engine.arrive()
-    milliseconds = [1e3 * seconds for seconds in engine.handled]
+    while len(scheduler.handled) < events:
+        crowd.step()
+        while scheduler.stats().num_waiting < waiting:
+            crowd.arrive()
+    milliseconds = [1e3 * seconds for seconds in scheduler.handled]
     quantiles = statistics.quantiles(milliseconds, n=100)
     return {
         "mean_ms": statistics.mean(milliseconds),
@@ -133,8 +119,8 @@ def measure(policy: str, instances: int, waiting: int, events: int) -> dict[str,
         "p99_ms": quantiles[98],
         "max_ms": max(milliseconds),
         "events": len(milliseconds),
-        "virtual_s": engine.now,
-        "running_at_the_end": engine.scheduler.stats().num_running,
+        "virtual_s": crowd.now,
+        "running_at_the_end": scheduler.stats().num_running,
     }
 
 

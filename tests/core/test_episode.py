@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
 from itertools import pairwise
 
 import pytest
@@ -13,12 +12,12 @@ from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, MigrateKV, RunBatch
 from longspan.core.costs.batch_shape import BatchShape
 from longspan.core.costs.episode import Company, Episode, Iterate, Move, Timed
-from longspan.core.events import BatchCompleted, KVMigrated, RequestAborted, RequestArrived, TokenOutput
+from longspan.core.events import BatchCompleted, Event, KVMigrated, RequestAborted, RequestArrived, TokenOutput
 from longspan.core.policies.episode import EpisodePolicy
 from longspan.core.scheduler import Scheduler
 from longspan.profiler.grid import check_groups, fit_groups
-
-from .reading import batches
+from longspan.simulator.cost import Seconds
+from longspan.simulator.driver import Driver, Work
 
 
 def run(
@@ -138,37 +137,45 @@ def test_masters_share_the_requests_and_moves_go_where_they_should() -> None:
 Spans = dict[int, list[tuple[float, float, RunBatch]]]
 
 
+class InCompany(Driver):
+    """Batches take 2 s on the first instance, 3 s elsewhere; the company leaves when the episode's requests have."""
+
+    def __init__(self, scheduler: Scheduler, left: dict[str, int]) -> None:
+        super().__init__(scheduler, self._as_said)
+        self.left = left
+        self.spans: Spans = {0: [], 2: []}
+
+    def _as_said(self, work: Work) -> Seconds:
+        assert isinstance(work, RunBatch)
+        return Seconds(0.0, (2.0 if work.group == (0,) else 3.0,))
+
+    def _sample(self, request_id: str) -> TokenOutput:
+        self.left[request_id] -= 1
+        return TokenOutput(request_id, None if self.left[request_id] else "length")
+
+    def _submitted(self, work: Work, begin_s: float, end_s: float, seconds: Seconds) -> None:
+        assert isinstance(work, RunBatch)
+        (instance,) = work.group
+        self.spans[instance].append((begin_s, end_s, work))
+
+    def _handled(self, event: Event, actions: list[Action]) -> None:
+        self.scheduler.check_invariants()
+        if isinstance(event, BatchCompleted) and self.left["a"] == self.left["b"] == 0:
+            self.handle(RequestAborted("other"))
+
+
 def run_in_company(episode: Episode, lookahead: bool, company_tokens: int) -> tuple[Spans, list[Timed]]:
-    """On the first of three instances, where batches take 2 s; those on the last take 3 s. What ran on these when."""
+    """The episode on the first of three instances, the company on the last. What ran on these when."""
     policy = EpisodePolicy()
     scheduler = Scheduler(SchedulerConfig(num_instances=3, kv_tokens=100, lookahead=lookahead), policy)
     policy.begin(episode, ["a", "b"], "other")
     left = dict(zip("ab", episode.output_tokens(), strict=True)) | {"other": company_tokens}
-    pending: list[tuple[float, int, RunBatch]] = []
-    spans: Spans = {0: [], 2: []}
-
-    def submit(actions: list[Action], now: float) -> None:
-        for batch in batches(actions):
-            (instance,) = batch.group
-            begin = max([now, *(end for _, end, _ in spans[instance][-1:])])
-            end = begin + (2.0 if instance == 0 else 3.0)
-            spans[instance].append((begin, end, batch))
-            heappush(pending, (end, batch.batch_id, batch))
-
+    driver = InCompany(scheduler, left)
     for request_id, prompt in (("a", 8), ("other", 16), ("b", 8)):
-        submit(scheduler.handle(RequestArrived(request_id, prompt, left[request_id]), 0.0), 0.0)
-    while pending:
-        now, _, batch = heappop(pending)
-        outputs = []
-        for segment in batch.segments:
-            left[segment.request_id] -= 1
-            outputs.append(TokenOutput(segment.request_id, None if left[segment.request_id] else "length"))
-        submit(scheduler.handle(BatchCompleted(batch.batch_id, tuple(outputs)), now), now)
-        scheduler.check_invariants()
-        if left["a"] == left["b"] == 0:
-            submit(scheduler.handle(RequestAborted("other"), now), now)
+        driver.push(0.0, RequestArrived(request_id, prompt, left[request_id]))
+    driver.run_out()
     assert scheduler.idle()
-    return spans, policy.timed()
+    return driver.spans, policy.timed()
 
 
 @pytest.mark.parametrize("lookahead", [True, False])

@@ -21,7 +21,8 @@ from longspan.core.policies.medha.predictor import MAX_FIXED_SHARE, Predictor
 from longspan.core.policies.medha.pressure import Concessions
 from longspan.core.scheduler import Scheduler
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
-from longspan.workload.playback import Work, play
+from longspan.simulator.driver import Work
+from longspan.simulator.playback import play
 
 from .cost_models import cost_models, scaling_model
 from .driver import Driver

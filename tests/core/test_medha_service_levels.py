@@ -15,7 +15,8 @@ from longspan.core.scheduler import Scheduler
 from longspan.errors import ConfigError, RequestError
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
 from longspan.service_level import ServiceLevel
-from longspan.workload.playback import Work, play
+from longspan.simulator.driver import Work
+from longspan.simulator.playback import play
 
 from .cost_models import scaling_model
 from .driver import Driver

@@ -12,7 +12,8 @@ from longspan.core.costs.load import batch_seconds
 from longspan.core.events import RequestArrived
 from longspan.core.scheduler import Scheduler
 from longspan.service_level import ServiceLevel
-from longspan.workload.playback import Work, play
+from longspan.simulator.driver import Work
+from longspan.simulator.playback import play
 
 from .cost_models import scaling_model
 from .driver import Driver

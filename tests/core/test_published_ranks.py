@@ -20,7 +20,8 @@ from longspan.core.policies.speculative.alise import Alise
 from longspan.core.policies.speculative.lengths import LearnedLengths
 from longspan.core.policies.speculative.ssjf import Ssjf
 from longspan.core.scheduler import Scheduler
-from longspan.workload.playback import Played, Work, play
+from longspan.simulator.driver import Work
+from longspan.simulator.playback import Played, play
 
 from .driver import Driver
 from .published import MODEL, driver, settings_of

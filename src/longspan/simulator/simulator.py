@@ -1,9 +1,6 @@
-"""The unchanged scheduler on a virtual clock: the simulator's driver, the twin of `engine/engine_core.py`.
+"""The unchanged scheduler on a virtual clock, with requests of a trace, on machines as they are described.
 
-    now, what = heappop(heap);   for action in scheduler.handle(event(what), now): push(its end, action)
-
-Instances take actions first in, first out, as workers do: a batch queued behind another begins when that one ends,
-and what the host prepares for it costs nothing if it is done by then. So does every pipeline stage of an instance.
+How long work takes is for `cost.py` to say, and for `interference.py` where instances slow each other down.
 """
 
 from __future__ import annotations
@@ -11,27 +8,24 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch
+from longspan.core.actions import Action, FreeKV, RefuseRequest, RunBatch
 from longspan.core.costs.cost_model import FittedCostModel
-from longspan.core.events import BatchCompleted, Event, FirstStageFree, KVMigrated, RequestArrived, TokenOutput
+from longspan.core.events import Event, RequestArrived, TokenOutput
 from longspan.core.internal_error import InternalError
 from longspan.core.policies.base import Policy
 from longspan.core.scheduler import Scheduler
 from longspan.errors import ConfigError
 from longspan.metrics.event_log import EventLogWriter
 from longspan.metrics.request_metrics import RequestRecord
-from longspan.simulator.cost import IterationCost
-from longspan.simulator.interference import Neighbours
+from longspan.simulator.cost import IterationCost, Seconds
+from longspan.simulator.driver import Driver, Work
 from longspan.simulator.limits import OutputLimit, max_tokens
 from longspan.simulator.usage import Usage
 from longspan.workload.traces import TraceRequest
 
 _REPORT_EVERY = 1024  # events
-
-_Coming = RequestArrived | FirstStageFree | RunBatch | MigrateKV
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +67,7 @@ class _Life:
     num_preemptions: int = 0
 
 
-class Simulator:
+class Simulator(Driver):
     """One run. Requests come in order of arrival; the same arguments give the same result to the bit.
 
     cost_model: what the policy predicts with; not the truth, which is `cost`.
@@ -96,59 +90,34 @@ class Simulator:
             raise ConfigError(f"the scheduler has {config.num_instances} instances, the fleet {cost.fleet.instances}")
         if config.pp != cost.fleet.pp:
             raise ConfigError(f"the scheduler has {config.pp} pipeline stages, the fleet {cost.fleet.pp}")
+        super().__init__(Scheduler(config, policy, cost_model), cost.duration, cost.fleet.machine.interference)
         self.config = config
         self.cost = cost
-        self.scheduler = Scheduler(config, policy, cost_model)
         self.max_model_len = min(config.total_kv_tokens, max_model_len or config.total_kv_tokens)
         self.limit = limit
         self.event_log = event_log
         self.on_progress = on_progress
         self.usage = Usage(config.num_instances)
-        self._heap: list[tuple[float, int, _Coming]] = []
-        self._sequence = 0
-        self._free_at = [[0.0] * config.num_instances for _ in range(config.pp)]  # by stage and instance
-        interference = cost.fleet.machine.interference
-        self._neighbours: Neighbours | None = None
-        if interference is not None and config.pp == 1:  # a stage's share of it was not measured
-            self._neighbours = Neighbours(interference, self._free_at[0])
+        self._coming: Iterator[tuple[float, RequestArrived]] = iter(())
         self._lives: dict[str, _Life] = {}
         self._ended: list[SimulatedRequest] = []
+        self._num_events = 0
         self._num_batches = 0
 
     def run(self, requests: Sequence[TraceRequest]) -> Simulation:
         """Until every request has ended. Raises InternalError: the policy leaves some waiting for ever."""
-        arrivals = self._arrivals(requests)
-        self._push_next(arrivals)
-        now, num_events = 0.0, 0
-        while self._heap:
-            now, _, what = heappop(self._heap)
-            if self._neighbours is not None and isinstance(what, RunBatch | MigrateKV):
-                if (end_s := self._neighbours.end_s(what)) > now:  # it was slowed down
-                    self._push(end_s, what)
-                    continue
-                self._neighbours.finish(what)
-            event = self._event(what, now)
-            if isinstance(what, RequestArrived):
-                self._push_next(arrivals)
-            actions = self.scheduler.handle(event, now)
-            if self.event_log is not None:
-                self.event_log.write(now, event, actions, self.scheduler.decisions)
-            for action in actions:
-                self._submit(action, now)
-            if now >= self.usage.next_sample_s:
-                self.usage.kv(now, self.scheduler.stats().kv_tokens_used)
-            num_events += 1
-            if num_events % _REPORT_EVERY == 0:
-                self.on_progress(len(self._ended), now)
+        self._coming = self._arrivals(requests)
+        self._push_next()
+        self.run_out()
         if self._lives:
             raise InternalError(
                 f"the policy {self.scheduler.policy.name!r} rests, but {len(self._lives)} requests are alive"
             )
         self.scheduler.check_invariants()
-        self.on_progress(len(self._ended), now)
-        return Simulation(self._ended, self.usage, now, num_events, self._num_batches)
+        self.on_progress(len(self._ended), self.now)
+        return Simulation(self._ended, self.usage, self.now, self._num_events, self._num_batches)
 
-    # events
+    # who comes
 
     def _arrivals(self, requests: Sequence[TraceRequest]) -> Iterator[tuple[float, RequestArrived]]:
         """One by one, so that only requests that have arrived take memory here."""
@@ -166,76 +135,56 @@ class Simulator:
             most = min(max_tokens(self.limit, output, longest), self.max_model_len - prompt)
             yield at, RequestArrived(request_id, prompt, most)
 
-    def _push_next(self, arrivals: Iterator[tuple[float, RequestArrived]]) -> None:
-        for at, event in arrivals:
-            self._push(at, event)
+    def _push_next(self) -> None:
+        for at, event in self._coming:
+            self.push(at, event)
             return
 
-    def _push(self, at: float, what: _Coming) -> None:
-        heappush(self._heap, (at, self._sequence, what))
-        self._sequence += 1
+    # what the driver asks and tells
 
-    def _event(self, what: _Coming, now: float) -> Event:
-        if isinstance(what, RunBatch):
-            sampled = [self._sample(segment.request_id, now) for segment in what.segments if segment.emits]
-            return BatchCompleted(what.batch_id, tuple(sampled))
-        return KVMigrated(what.migration_id) if isinstance(what, MigrateKV) else what
+    def _arrives(self, request: RequestArrived) -> None:
+        self._push_next()
 
-    def _sample(self, request_id: str, now: float) -> TokenOutput:
+    def _sample(self, request_id: str) -> TokenOutput:
         life = self._lives.get(request_id)
         if life is None:  # it ended before; this batch was queued by then
             return TokenOutput(request_id)
-        life.token_times_s.append(now)
+        life.token_times_s.append(self.now)
         if len(life.token_times_s) < life.num_output_tokens:
             return life.token
         del self._lives[request_id]
         record = RequestRecord(
-            arrived_s=life.arrived_s, ended_s=now, num_prompt_tokens=life.num_prompt_tokens,
+            arrived_s=life.arrived_s, ended_s=self.now, num_prompt_tokens=life.num_prompt_tokens,
             num_output_tokens=life.num_output_tokens, token_times_s=life.token_times_s,
         )  # fmt: skip
         self._ended.append(SimulatedRequest(record, life.began_s, life.num_preemptions))
         return TokenOutput(request_id, "length")
 
-    # actions
-
-    def _submit(self, action: Action, now: float) -> None:
-        match action:
-            case RunBatch():
-                begin_s = self._occupy(action, action.group, now)
-                self._num_batches += 1
-                for segment in action.segments:
-                    if segment.start == 0:
-                        life = self._lives[segment.request_id]
-                        life.began_s = begin_s if life.began_s is None else life.began_s
-            case MigrateKV():
-                self._occupy(action, (action.source, action.target), now)
-            case FreeKV():
-                if action.reason == "preempted":
-                    self._lives[action.request_id].num_preemptions += 1
-            case RefuseRequest():
-                life = self._lives.pop(action.request_id)
-                self._ended.append(_refused(life.arrived_s, now, life.num_prompt_tokens))
-
-    def _occupy(self, action: RunBatch | MigrateKV, instances: tuple[int, ...], now: float) -> float:
-        """Put work behind all that its instances have; returns when it begins."""
-        seconds = self.cost.duration(action)
-        begin_s, end_s = 0.0, now + seconds.host
-        for stage, (stage_s, free_at) in enumerate(zip(seconds.stages, self._free_at, strict=True)):
-            end_s = max(end_s, max([free_at[instance] for instance in instances]))
-            if stage == 0:
-                begin_s = end_s
-            if self._neighbours is None:
-                end_s += stage_s
-            else:
-                end_s = self._neighbours.begin(action, instances, begin_s, stage_s)
-            if stage == 0 and self.config.pp > 1 and isinstance(action, RunBatch):
-                self._push(end_s, FirstStageFree(action.batch_id))
-            for instance in instances:
-                free_at[instance] = end_s
+    def _submitted(self, work: Work, begin_s: float, end_s: float, seconds: Seconds) -> None:
         # Where neighbours slow it down further, that is not counted.
-        self.usage.work(action, begin_s, end_s, sum(seconds.stages) / len(seconds.stages))
-        self._push(end_s, action)
-        return begin_s
+        self.usage.work(work, begin_s, end_s, sum(seconds.stages) / len(seconds.stages))
+        if isinstance(work, RunBatch):
+            self._num_batches += 1
+            for segment in work.segments:
+                if segment.start == 0:
+                    life = self._lives[segment.request_id]
+                    life.began_s = begin_s if life.began_s is None else life.began_s
+
+    def _told(self, action: FreeKV | RefuseRequest) -> None:
+        if isinstance(action, RefuseRequest):
+            life = self._lives.pop(action.request_id)
+            self._ended.append(_refused(life.arrived_s, self.now, life.num_prompt_tokens))
+        elif action.reason == "preempted":
+            self._lives[action.request_id].num_preemptions += 1
+
+    def _handled(self, event: Event, actions: list[Action]) -> None:
+        if self.event_log is not None:
+            self.event_log.write(self.now, event, actions, self.scheduler.decisions)
+        if self.now >= self.usage.next_sample_s:
+            self.usage.kv(self.now, self.scheduler.stats().kv_tokens_used)
+        self._num_events += 1
+        if self._num_events % _REPORT_EVERY == 0:
+            self.on_progress(len(self._ended), self.now)
 
 
 def _refused(arrived_s: float, now: float, num_prompt_tokens: int) -> SimulatedRequest:

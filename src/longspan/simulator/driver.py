@@ -1,0 +1,139 @@
+"""The scheduler on a virtual clock: the twin of `engine/engine_core.py`, for all who play engine without one.
+
+    now, what = heappop(due);   for action in scheduler.handle(event(what), now): push(its end, action)
+
+What is due at the same time is handled in the order in which it became known. Instances take actions first in, first
+out, as workers do: a batch queued behind another begins when that one ends, and what the host prepares for it costs
+nothing if it is done by then. So does every pipeline stage of an instance.
+"""
+
+# ruff: noqa: B027  # nobody has to look on
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch
+from longspan.core.events import (
+    BatchCompleted,
+    Event,
+    FirstStageFree,
+    KVMigrated,
+    RequestAborted,
+    RequestArrived,
+    TokenOutput,
+)
+from longspan.core.scheduler import Scheduler
+from longspan.simulator.cost import Seconds
+from longspan.simulator.interference import Interference, Neighbours
+
+Work = RunBatch | MigrateKV
+Due = RequestArrived | RequestAborted | FirstStageFree | Work
+"""Work is due when it ends."""
+
+
+class Driver(ABC):
+    """Derived classes say what is sampled, and may look on.
+
+    seconds: how long work takes that nobody is ahead of or beside. interference: of instances beside each other.
+    now: seconds.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, seconds: Callable[[Work], Seconds], interference: Interference | None = None
+    ) -> None:
+        self.scheduler = scheduler
+        self.now = 0.0
+        self._seconds = seconds
+        self._due: list[tuple[float, int, Due]] = []
+        self._num_pushed = 0
+        stages, instances = scheduler.config.pp, scheduler.config.num_instances
+        self._free_at = [[0.0] * instances for _ in range(stages)]  # by stage and instance
+        self._neighbours: Neighbours | None = None
+        if interference is not None and stages == 1:  # a stage's share of it was not measured
+            self._neighbours = Neighbours(interference, self._free_at[0])
+
+    def push(self, at: float, what: Due) -> None:
+        heappush(self._due, (at, self._num_pushed, what))
+        self._num_pushed += 1
+
+    def run_out(self) -> None:
+        """Until nothing is due any more."""
+        while self._due:
+            self.step()
+
+    def step(self) -> None:
+        """Handle what is due next."""
+        self.now, _, what = heappop(self._due)
+        if isinstance(what, RunBatch):
+            if self._neighbours is not None and self._is_late(what):
+                return
+            sampled = [self._sample(segment.request_id) for segment in what.segments if segment.emits]
+            self.handle(BatchCompleted(what.batch_id, tuple(sampled)))
+        elif isinstance(what, MigrateKV):
+            if self._neighbours is not None and self._is_late(what):
+                return
+            self.handle(KVMigrated(what.migration_id))
+        else:
+            if isinstance(what, RequestArrived):
+                self._arrives(what)
+            self.handle(what)
+
+    def handle(self, event: Event) -> None:
+        """It happens now."""
+        actions = self.scheduler.handle(event, self.now)
+        for action in actions:
+            if isinstance(action, RunBatch):
+                self._submit(action, action.group)
+            elif isinstance(action, MigrateKV):
+                self._submit(action, (action.source, action.target))
+            else:
+                self._told(action)
+        self._handled(event, actions)
+
+    @abstractmethod
+    def _sample(self, request_id: str) -> TokenOutput:
+        """A batch has ended that emits a token of the request, perhaps one that has ended by now."""
+
+    def _arrives(self, request: RequestArrived) -> None:
+        """The scheduler is about to hear of it."""
+
+    def _submitted(self, work: Work, begin_s: float, end_s: float, seconds: Seconds) -> None:
+        """It will begin and end then, unless it is slowed down."""
+
+    def _told(self, action: FreeKV | RefuseRequest) -> None:
+        """What takes no time."""
+
+    def _handled(self, event: Event, actions: list[Action]) -> None:
+        """All that was decided is under way."""
+
+    def _submit(self, work: Work, instances: tuple[int, ...]) -> None:
+        """Put it behind all that its instances have."""
+        seconds = self._seconds(work)
+        begin_s, end_s = 0.0, self.now + seconds.host
+        for stage, (stage_s, free_at) in enumerate(zip(seconds.stages, self._free_at, strict=True)):
+            end_s = max(end_s, max([free_at[instance] for instance in instances]))
+            if stage == 0:
+                begin_s = end_s
+            if self._neighbours is None:
+                end_s += stage_s
+            else:
+                end_s = self._neighbours.begin(work, instances, begin_s, stage_s)
+            if stage == 0 and len(self._free_at) > 1 and isinstance(work, RunBatch):
+                self.push(end_s, FirstStageFree(work.batch_id))
+            for instance in instances:
+                free_at[instance] = end_s
+        self.push(end_s, work)
+        self._submitted(work, begin_s, end_s, seconds)
+
+    def _is_late(self, work: Work) -> bool:
+        """Neighbours have slowed it down since it was pushed: it is due later."""
+        assert self._neighbours is not None
+        end_s = self._neighbours.end_s(work)
+        if end_s > self.now:
+            self.push(end_s, work)
+            return True
+        self._neighbours.finish(work)
+        return False
