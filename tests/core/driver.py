@@ -1,4 +1,8 @@
-"""Plays everything around the scheduler: clients, clock, workers. Chooses what happens next at random."""
+"""Plays everything around the scheduler: clients, clock, workers. Chooses what happens next at random.
+
+It shares nothing with the simulator's driver, which knows one order in which work ends: that of its durations. Here
+whatever the worker model has started may end next, at any time, as it may on real workers.
+"""
 
 from __future__ import annotations
 

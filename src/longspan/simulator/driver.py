@@ -67,19 +67,11 @@ class Driver(ABC):
     def step(self) -> None:
         """Handle what is due next."""
         self.now, _, what = heappop(self._due)
-        if isinstance(what, RunBatch):
-            if self._neighbours is not None and self._is_late(what):
-                return
-            sampled = [self._sample(segment.request_id) for segment in what.segments if segment.emits]
-            self.handle(BatchCompleted(what.batch_id, tuple(sampled)))
-        elif isinstance(what, MigrateKV):
-            if self._neighbours is not None and self._is_late(what):
-                return
-            self.handle(KVMigrated(what.migration_id))
-        else:
-            if isinstance(what, RequestArrived):
-                self._arrives(what)
-            self.handle(what)
+        if self._neighbours is not None and isinstance(what, Work) and self._is_late(self._neighbours, what):
+            return
+        if isinstance(what, RequestArrived):
+            self._arrives(what)
+        self.handle(self._event(what))
 
     def handle(self, event: Event) -> None:
         """It happens now."""
@@ -109,11 +101,18 @@ class Driver(ABC):
     def _handled(self, event: Event, actions: list[Action]) -> None:
         """All that was decided is under way."""
 
+    def _event(self, what: Due) -> Event:
+        if isinstance(what, RunBatch):
+            sampled = [self._sample(segment.request_id) for segment in what.segments if segment.emits]
+            return BatchCompleted(what.batch_id, tuple(sampled))
+        return KVMigrated(what.migration_id) if isinstance(what, MigrateKV) else what
+
     def _submit(self, work: Work, instances: tuple[int, ...]) -> None:
         """Put it behind all that its instances have."""
         seconds = self._seconds(work)
         begin_s, end_s = 0.0, self.now + seconds.host
-        for stage, (stage_s, free_at) in enumerate(zip(seconds.stages, self._free_at, strict=True)):
+        for stage, stage_s in enumerate(seconds.stages):
+            free_at = self._free_at[stage]
             end_s = max(end_s, max([free_at[instance] for instance in instances]))
             if stage == 0:
                 begin_s = end_s
@@ -128,12 +127,11 @@ class Driver(ABC):
         self.push(end_s, work)
         self._submitted(work, begin_s, end_s, seconds)
 
-    def _is_late(self, work: Work) -> bool:
-        """Neighbours have slowed it down since it was pushed: it is due later."""
-        assert self._neighbours is not None
-        end_s = self._neighbours.end_s(work)
+    def _is_late(self, neighbours: Neighbours, work: Work) -> bool:
+        """They have slowed it down since it was pushed: it is due later."""
+        end_s = neighbours.end_s(work)
         if end_s > self.now:
             self.push(end_s, work)
             return True
-        self._neighbours.finish(work)
+        neighbours.finish(work)
         return False
