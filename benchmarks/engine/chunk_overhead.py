@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.common import arguments, interleaved, paired_ratio, save, say, timed
 from benchmarks.engine.random_model import RandomModel
-from longspan.core.actions import KVRange, RunBatch, Segment
+from longspan.core.actions import OWN, KVRange, RunBatch, Segment
 from longspan.distributed.local import LocalTransport, LocalWorld
 from longspan.worker.messages import AllocateKV, Run, WorkerSpec
 from longspan.worker.model_runner import ModelRunner
@@ -68,13 +68,13 @@ def seconds_a_token(worker: Worker, runner: ModelRunner, context: int, length: i
 
     def run() -> None:
         worker.execute(command)
-        runner.pool.release(REQUEST, [(begin, begin + length)])
+        runner.pool.release(OWN, [(begin, begin + length)])
 
     def side(_: int) -> float:
-        runner.pool.allocate(REQUEST, context, begin)
+        runner.pool.allocate(OWN, context, begin)
         seconds = timed(run, max(1, TOKENS // length)) / length
         if begin > context:
-            runner.pool.release(REQUEST, [(context, begin)])
+            runner.pool.release(OWN, [(context, begin)])
         return seconds
 
     return side
@@ -83,10 +83,10 @@ def seconds_a_token(worker: Worker, runner: ModelRunner, context: int, length: i
 def behind(worker: Worker, runner: ModelRunner, context: int, rounds: int) -> dict[str, Any]:
     """Seconds a token for each size of chunks, and their overhead."""
     if context:
-        runner.pool.allocate(REQUEST, 0, context)
+        runner.pool.allocate(OWN, 0, context)
     sides = {str(length): seconds_a_token(worker, runner, context, length) for length in CHUNKS}
     seconds = interleaved(sides, rounds)
-    runner.free(REQUEST)
+    runner.pool.free(OWN)
     largest = seconds[str(CHUNKS[-1])]
     return {
         "overhead": {length: paired_ratio(times, largest) - 1.0 for length, times in seconds.items()},

@@ -27,7 +27,7 @@ from benchmarks.common import arguments, save, say
 from longspan.attention.elastic import ElasticAttention
 from longspan.attention.layout import plan_layout, positions_of
 from longspan.config import DType, Quantization
-from longspan.core.actions import KVRange, RunBatch, Segment
+from longspan.core.actions import OWN, KVRange, RunBatch, Segment
 from longspan.distributed.local import LocalTransport, LocalWorld
 from longspan.distributed.tensor_parallel import SingleDevice
 from longspan.engine.tokenizer import Tokenizer
@@ -77,7 +77,8 @@ class Reader:
             following_T = torch.tensor(tokens[start + 1 : stop + 1])
             losses.append(F.cross_entropy(logits_TV[: len(following_T)], following_T, reduction="none"))
             first.append(logits_TV[: max(0, COMPARED - start)].clone())
-        self.runner.free("r")
+        self.runner.pool.free(OWN)
+        self.runner.forget("r")
         return Reading(torch.cat(losses), torch.cat(first))
 
     def _logits(self, tokens: Sequence[int], start: int, stop: int) -> Tensor:

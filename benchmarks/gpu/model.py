@@ -71,7 +71,7 @@ class Runner:
         size = pool.free_slots.size
         pool.free_slots.stack[:size] = np.random.default_rng(0).permutation(pool.free_slots.stack[:size])
         for number in range(batch):
-            pool.allocate(f"r{number}", 0, context)
+            pool.allocate(number, 0, context)
             self.runner.last_token[f"r{number}"] = number % self.vocab
             self.runner.sampling[f"r{number}"] = SamplingState.start(SamplingParams(temperature=0.0), seed=0)
 
@@ -84,7 +84,7 @@ class Runner:
         return Run(
             self.batch(
                 [
-                    Segment(f"r{i}", context, 1, (0,), (KVRange(0, context, context + 1),), ((0, context),))
+                    Segment(f"r{i}", context, 1, (0,), (KVRange(0, context, context + 1),), ((0, context),), True, i)
                     for i in range(batch)
                 ]
             ),

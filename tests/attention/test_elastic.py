@@ -6,11 +6,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from longspan.attention.backend import AttentionBackend
 from longspan.attention.cpu import CpuBackend
@@ -27,6 +29,7 @@ from longspan.worker.kv_pool import KVPool
 from tests.threads import in_threads
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS = 6, 2, 32, 2
+UNSEEN = 3  # tokens in a residence behind those that a segment refers to, on each instance
 CPU = torch.device("cpu")
 
 
@@ -86,6 +89,7 @@ def run_everywhere(
         place.give_up()
 
     slots = sum(segment.end for segment in batch.segments)  # one instance may hold and keep all of it
+    slots += sum(UNSEEN * len(segment.context) * (1 + len(segment.earlier)) for segment in batch.segments)
     with place.on():
         pools = make_pools(batch, truth, num_instances, slots, place)
 
@@ -119,17 +123,35 @@ def run_everywhere(
 
 
 def make_pools(batch: RunBatch, truth: Truth, num_instances: int, slots: int, place: Place) -> list[KVPool]:
-    """With the context of the batch's segments in them."""
+    """With the context of the batch's segments in them, each part in its residence; and behind what a segment refers
+    to, tokens that it must not see."""
     pools = [KVPool(LAYERS, KV_HEADS, slots, HEAD_DIM, place.dtype, place.device) for _ in range(num_instances)]
     for segment in batch.segments:
         start = 0
         for instance, tokens in segment.context:
             end = start + tokens
-            kv = torch.stack([side[segment.request_id][:, start:end] for side in (truth.k, truth.v)])
-            kv = kv.transpose(2, 3).to(place.device, place.dtype)
-            pools[instance].insert(segment.request_id, [(start, end)], kv)
+            for residence, low, high in within(segment, start, end):
+                kv = torch.stack([side[segment.request_id][:, low:high] for side in (truth.k, truth.v)])
+                kv = kv.transpose(2, 3).to(place.device, place.dtype)
+                pools[instance].insert(residence, [(low, high)], kv)
             start = end
+            others = torch.full((2, LAYERS, KV_HEADS, UNSEEN, HEAD_DIM), 9.0, dtype=place.dtype, device=place.device)
+            for residence, _, behind in residences(segment):
+                pools[instance].insert(residence, [(behind, behind + UNSEEN)], others)
     return pools
+
+
+def residences(segment: Segment) -> list[tuple[int, int, int]]:
+    """(residence, begin, end) of what the segment refers to, its own tokens included."""
+    ends = list(accumulate(length for _, length in segment.earlier))
+    numbers = [number for number, _ in segment.earlier]
+    return list(zip([*numbers, segment.residence], [0, *ends], [*ends, segment.end], strict=True))
+
+
+def within(segment: Segment, start: int, end: int) -> list[tuple[int, int, int]]:
+    """(residence, start, end) of each part of these tokens."""
+    parts = [(number, max(start, begin), min(end, stop)) for number, begin, stop in residences(segment)]
+    return [part for part in parts if part[1] < part[2]]
 
 
 def check_kept(batch: RunBatch, truth: Truth, pools: list[KVPool]) -> None:
@@ -137,12 +159,12 @@ def check_kept(batch: RunBatch, truth: Truth, pools: list[KVPool]) -> None:
     for segment in batch.segments:
         for held in segment.store:
             if held.length:
-                kept = pools[held.instance].read(segment.request_id, [(held.start, held.end)])
+                kept = pools[held.instance].read(segment.residence, [(held.start, held.end)])
                 for side, true in zip(kept, (truth.k, truth.v), strict=True):
                     torch.testing.assert_close(
                         side.transpose(1, 2), true[segment.request_id][:, held.start : held.end], atol=0, rtol=0
                     )
-        at_rest = sum(len(pool.held(segment.request_id)) for pool in pools)
+        at_rest = sum(len(pool.held(number, end)) for number, _, end in residences(segment) for pool in pools)
         assert at_rest == segment.end
 
 
@@ -169,7 +191,11 @@ def batches(draw: st.DrawFn) -> tuple[RunBatch, int]:
         for instance, tokens in shares:
             store.append(KVRange(instance, at, at + tokens))
             at += tokens
-        segments.append(Segment(f"r{number}", start, length, compute, tuple(store), tuple(context)))
+        cuts = sorted(draw(st.sets(st.integers(1, start - 1), max_size=2))) if start > 1 else []
+        earlier = tuple((100 * number + place, b - a) for place, (a, b) in enumerate(pairwise([0, *cuts])))
+        own = 100 * number + len(cuts)
+        named = Segment(f"r{number}", start, length, compute, tuple(store), tuple(context), residence=own)
+        segments.append(replace(named, earlier=earlier))
     return RunBatch(0, tuple(everyone), tuple(segments)), num_instances
 
 

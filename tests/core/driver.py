@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch
+from longspan.core.actions import Action, MigrateKV, RefuseRequest, RunBatch, StopRequest
 from longspan.core.costs.cost_model import CostModel
 from longspan.core.decision import Decision
 from longspan.core.events import (
@@ -138,7 +138,7 @@ class Driver:
                 assert life.outputs + max(lookahead, 0) < life.max_tokens, "a token too many"
         elif isinstance(action, MigrateKV):
             assert self.lives[action.request_id].ended is None
-        elif isinstance(action, FreeKV):
+        elif isinstance(action, StopRequest):
             assert (self.lives[action.request_id].ended is None) == (action.reason == "preempted")
         self.model.submit(action)
 

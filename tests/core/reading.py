@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from longspan.core.actions import Action, FreeKV, RunBatch
+from longspan.core.actions import Action, FreeKV, RunBatch, StopRequest
 
 
 def batches(actions: Iterable[Action]) -> list[RunBatch]:
@@ -24,4 +25,9 @@ def lengths(actions: Iterable[Action]) -> dict[str, int]:
 
 def preempted(actions: Iterable[Action]) -> list[str]:
     """Requests."""
-    return [action.request_id for action in actions if isinstance(action, FreeKV) and action.reason == "preempted"]
+    return [action.request_id for action in actions if isinstance(action, StopRequest) and action.reason == "preempted"]
+
+
+def freed(residence: int, request_id: str, instances: tuple[int, ...], reason: Any) -> list[Action]:
+    """What becomes of a request's KV, and of the request."""
+    return [FreeKV(residence, instances), StopRequest(request_id, instances, reason)]

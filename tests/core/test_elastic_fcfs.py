@@ -11,7 +11,7 @@ from longspan.core.actions import Action, FreeKV, KVRange, RefuseRequest, RunBat
 from longspan.core.policies.parts.sharing import share_evenly
 
 from .driver import Driver
-from .reading import batches
+from .reading import batches, freed
 
 
 def driver(**changes: Any) -> Driver:
@@ -77,7 +77,7 @@ def test_requests_that_arrived_together_share_a_prefill_and_decode_apart() -> No
     d.arrive(20, 9, "first")
     for name in ("a", "b", "c"):
         assert d.arrive(12, 3, name) == []  # both instances are busy
-    prefill = batch(d.complete(stop={"first"})[1:])
+    prefill = batch(d.complete(stop={"first"})[2:])
     assert [segment.request_id for segment in prefill.segments] == ["a", "b", "c"]
     # Stripes start at another instance for each request; KV goes whole to the emptiest instance.
     assert [segment.compute for segment in prefill.segments] == [(0, 1), (1, 0), (0, 1)]
@@ -159,12 +159,12 @@ def test_one_master_while_requests_are_few_then_all_share_evenly() -> None:
     d.arrive(1, 1)
     for name in ("long", "a", "b"):
         d.arrive({"long": 250}.get(name, 20), 9, name)
-    prefill = batch(d.complete()[1:])
+    prefill = batch(d.complete()[2:])
     assert len(prefill.segments) == 3
     decode = batch(d.complete())  # `long` lives on both, so all three are one group
     assert decode.group == (0, 1)
     assert sorted(masters(decode).values()) in ([0, 0, 1], [0, 1, 1])
-    decode = batch(d.complete(stop={"a"})[1:])
+    decode = batch(d.complete(stop={"a"})[2:])
     assert len(set(masters(decode).values())) == 1  # two are few enough for one master
 
 
@@ -175,8 +175,8 @@ def test_scale_up_by_threshold() -> None:
     for name in "abcd":
         d.arrive(5, 9, name)
     x, y = d.model.started
-    assert len(batch(d.complete(y)[1:]).segments) == 4  # a to d in one prefill on instance 1
-    assert d.complete(x) == [FreeKV("x", (0,), "finished")]
+    assert len(batch(d.complete(y)[2:]).segments) == 4  # a to d in one prefill on instance 1
+    assert d.complete(x) == freed(0, "x", (0,), "finished")
     decode = batch(d.complete())
     assert decode.group == (0, 1)
     assert sorted(masters(decode).values()) == [0, 0, 1, 1]
@@ -234,7 +234,7 @@ def test_nobody_is_preempted_while_a_busy_instance_has_room() -> None:
     for name in "ab":
         d.arrive(10, 9, name)
     x, easy = d.model.started
-    both = batch(d.complete(x)[1:])
+    both = batch(d.complete(x)[2:])
     d.complete(easy)
     assert d.complete(both) == []  # instance 0 is full; 1 decodes, and has room for two
     assert masters(batch(d.complete())) == {"a": 1, "b": 1, "easy": 1}
@@ -245,7 +245,7 @@ def test_a_lone_request_waits_for_the_others_rather_than_preempt_itself() -> Non
     d.arrive(20, 9, "a")
     d.arrive(20, 9, "b")
     assert d.complete() == []
-    assert d.complete()[0] == FreeKV("b", (1,), "preempted")
+    assert d.complete()[:2] == freed(1, "b", (1,), "preempted")
 
 
 def test_preemption_drops_the_latest_and_computes_it_again() -> None:
@@ -256,8 +256,8 @@ def test_preemption_drops_the_latest_and_computes_it_again() -> None:
     actions: list[Action] = []
     while not any(isinstance(action, FreeKV) for action in actions):
         actions = d.complete()
-    assert actions[0] == FreeKV("young", (0,), "preempted")
-    assert masters(actions[1]) == {"old": 0}
+    assert actions[:2] == freed(1, "young", (0,), "preempted")
+    assert masters(actions[2]) == {"old": 0}
     assert d.scheduler.stats().num_preemptions == 1
     while "young" not in masters(actions[-1]):
         actions = d.complete()

@@ -18,7 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
+from longspan.core.actions import (
+    OWN,
+    Action,
+    FreeKV,
+    KVRange,
+    MigrateKV,
+    RefuseRequest,
+    RunBatch,
+    Segment,
+    StopRequest,
+)
 from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.decision import Decision
 from longspan.core.events import (
@@ -146,7 +156,7 @@ def test_a_changed_log_reports_its_first_difference(path: Path) -> None:
     difference = replay(path)
     assert isinstance(difference, Difference)
     assert (difference.path, difference.line) == (path, place + 1)
-    assert [action.reason for action in difference.expected if isinstance(action, FreeKV)] == ["aborted"]
+    assert [action.reason for action in difference.expected if isinstance(action, StopRequest)] == ["aborted"]
     assert difference.expected != difference.got
     assert f"{path}, line {place + 1}" in difference.lines()[0]
 
@@ -306,16 +316,18 @@ texts = st.text(st.characters(codec="utf-8"))
 requests = st.sampled_from(["a", "b", "cmpl-1", 'it"s', "\u00e9\U0001f600"])
 numbers = st.integers(-(2**60), 2**60)
 ranges = st.builds(KVRange, small, small, small)
+pairs = st.lists(st.tuples(small, small), max_size=3).map(tuple)
+residences = st.integers(OWN, 3)
 segments = st.builds(
     Segment, requests, small, small, st.lists(small, max_size=3).map(tuple), st.lists(ranges, max_size=3).map(tuple),
-    st.lists(st.tuples(small, small), max_size=3).map(tuple), st.booleans(),
+    pairs, st.booleans(), residences, st.just(()) | pairs,
 )  # fmt: skip
 plain_segments = st.builds(
-    lambda request, start, length, instance, emits: Segment(
+    lambda request, start, length, instance, emits, residence: Segment(
         request, start, length, (instance,), (KVRange(instance, start, start + length),),
-        ((instance, start),) if start else (), emits,
+        ((instance, start),) if start else (), emits, residence,
     ),
-    requests, small, st.integers(1, 3), st.integers(0, 1), st.booleans(),
+    requests, small, st.integers(1, 3), st.integers(0, 1), st.booleans(), residences,
 )  # fmt: skip
 groups = st.lists(st.integers(0, 1), max_size=2).map(tuple)
 runs = st.builds(RunBatch, small, groups, st.lists(segments | plain_segments, max_size=4).map(tuple))
@@ -330,11 +342,13 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(KVMigrated, small),
     st.builds(BatchCompleted, small, st.lists(outputs, max_size=4).map(tuple)),
 )
+large_pairs = st.lists(st.tuples(numbers, numbers), max_size=2).map(tuple)
 actions: st.SearchStrategy[Action] = st.one_of(
     runs,
     plain_runs,
-    st.builds(MigrateKV, small, requests, small, small, st.lists(st.tuples(numbers, numbers), max_size=2).map(tuple)),
-    st.builds(FreeKV, requests, groups, st.sampled_from(["finished", "aborted", "preempted"])),
+    st.builds(MigrateKV, small, requests, small, small, large_pairs, residences),
+    st.builds(FreeKV, residences, groups, st.just(()) | large_pairs),
+    st.builds(StopRequest, requests, groups, st.sampled_from(["finished", "aborted", "preempted"])),
     st.builds(RefuseRequest, requests, texts, st.sampled_from(["too_long", "queue_full"])),
 )
 decisions = st.builds(
@@ -394,13 +408,13 @@ def test_whatever_happens_reads_back_the_same(
 
 
 @settings(max_examples=40)
-@given(st.data(), st.sampled_from(["log", "log.gz"]))
+@given(st.floats(0.0, 1.0), st.sampled_from(["log", "log.gz"]))
 def test_a_log_cut_anywhere_reads_to_a_prefix(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str
+    tmp_path_factory: pytest.TempPathFactory, share: float, name: str
 ) -> None:
     path = write(tmp_path_factory.mktemp("cut") / name, a_small_day(), run="x")
     whole, records = path.read_bytes(), records_of(a_small_day())
-    cut = data.draw(st.integers(0, len(whole)))
+    cut = int(share * len(whole))  # how well it is compressed depends on when the thread that writes it wakes
     path.write_bytes(whole[:cut])
     if name == "log" and b"\n" not in whole[:cut]:
         with pytest.raises(ReplayError, match="no header"):
@@ -565,10 +579,10 @@ def test_the_logs_of_version_1_hold_everything() -> None:
     for path in VERSION_1.glob("v1_*"):
         for record in read_event_log(path):
             seen |= {type(record.event), *map(type, record.actions)}
-            seen |= {action.reason for action in record.actions if isinstance(action, FreeKV)}
+            seen |= {action.reason for action in record.actions if isinstance(action, StopRequest)}
     assert seen == {
         RequestArrived, RequestAborted, FirstStageFree, BatchCompleted, KVMigrated, RunBatch, MigrateKV, FreeKV,
-        RefuseRequest, "finished", "aborted", "preempted",
+        StopRequest, RefuseRequest, "finished", "aborted", "preempted",
     }  # fmt: skip
 
 

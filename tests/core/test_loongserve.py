@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch
+from longspan.core.actions import KVRange, MigrateKV, RefuseRequest, RunBatch, StopRequest
 from longspan.core.policies import create_policy
 from longspan.errors import ConfigError
 
@@ -94,7 +94,7 @@ def test_a_pause_keeps_the_kv_and_resuming_loses_nothing() -> None:
     assert {s.request_id: s.start for s in decode.segments} == {"a": 501, "b": 20}
     d.finish()
     assert d.lives["a"].outputs == 300
-    freed = [action for _, _, actions in d.log for action in actions if isinstance(action, FreeKV)]
+    freed = [action for _, _, actions in d.log for action in actions if isinstance(action, StopRequest)]
     assert {action.reason for action in freed} == {"finished"}
 
 
@@ -222,7 +222,7 @@ def test_scale_up_when_slots_run_out() -> None:
 def test_without_scale_up_the_latest_is_computed_again() -> None:
     d = full_instance("loongserve_no_scale_up")
     actions = d.complete()
-    assert actions[0] == FreeKV("a", (0,), "preempted")
+    assert actions[1] == StopRequest("a", (0,), "preempted")
     (prefill,) = batches(actions)
     assert [kept.instance for kept in prefill.segments[0].store] == [0, 1]
     d.finish()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV, MigrateKV, RunBatch
+from longspan.core.actions import Action, FreeKV, MigrateKV, RunBatch, StopRequest
 from longspan.core.books.request import Request
 from longspan.core.costs.cost_model import Chunk, FittedCostModel
 from longspan.core.costs.load import batch_seconds
@@ -26,7 +26,7 @@ from longspan.simulator.playback import play
 
 from .cost_models import cost_models, scaling_model
 from .driver import Driver
-from .reading import batches, preempted
+from .reading import batches, freed, preempted
 from .settings import configured, with_options
 from .test_properties import Workload, run, workloads
 
@@ -154,7 +154,7 @@ def test_a_long_prompt_half_done_gives_way_for_memory() -> None:
     driver.complete()
     driver.arrive(300, 5, "short", service=ServiceLevel(ttft_s=1e-3))
     actions = driver.complete()
-    assert [a for a in actions if isinstance(a, FreeKV)] == [FreeKV("long", (0,), "preempted")]
+    assert [a for a in actions if isinstance(a, FreeKV | StopRequest)] == freed(0, "long", (0,), "preempted")
     assert driver.scheduler.stats().num_preemptions == 1
     driver.finish()
     assert driver.scheduler.stats().num_preemptions == 1

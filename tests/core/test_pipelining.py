@@ -17,7 +17,7 @@ from longspan.simulator.playback import play
 
 from .cost_models import scaling_model
 from .driver import Driver
-from .reading import batches
+from .reading import batches, freed
 from .settings import configured
 
 # A token costs 1 ms, whatever its context; nothing is fixed.
@@ -67,7 +67,7 @@ def test_an_abort_with_chunks_in_both_stages_frees_when_both_are_through() -> No
     assert not [a for a in d.abort("long") if isinstance(a, FreeKV)]
     assert not [a for a in d.complete(first) if isinstance(a, FreeKV)]
     d.complete()
-    assert d.complete() == [FreeKV("long", (0,), "aborted")]
+    assert d.complete() == freed(0, "long", (0,), "aborted")
     d.finish()
 
 
@@ -81,7 +81,7 @@ def test_who_gives_way_lets_its_chunks_through_first() -> None:
     d.complete(second)
     assert segments(d.complete(first)) == [], "a chunk more would put it off"
     actions = d.complete(second)
-    assert [a for a in actions if isinstance(a, FreeKV)] == [FreeKV("long", (0,), "preempted")]
+    assert actions[:2] == freed(0, "long", (0,), "preempted")
     assert segments(actions)[0][0] == "short"
     d.finish()
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV
+from longspan.core.actions import Action, StopRequest
 from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.events import Event
 
@@ -92,7 +92,7 @@ class FirstComeFirstServed(Driver):
         actions = super().handle(event)
         order = {request_id: place for place, request_id in enumerate(self.lives)}
         waiting = [rid for rid in self.alive() if rid not in self.model.residences]
-        preempted = [action.request_id for action in actions if isinstance(action, FreeKV)]
+        preempted = [action.request_id for action in actions if isinstance(action, StopRequest)]
         started = [
             segment.request_id
             for batch in batches(actions)

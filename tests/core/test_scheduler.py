@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV
+from longspan.core.actions import Action
 from longspan.core.events import BatchCompleted, KVMigrated, RequestArrived, TokenOutput
 from longspan.core.internal_error import InternalError
 from longspan.core.policies import POLICIES, create_policy
@@ -14,7 +14,7 @@ from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 
 from .driver import Driver
-from .reading import batches
+from .reading import batches, freed
 
 
 def driver(num_instances: int = 1, kv_tokens: int = 100, *, lookahead: bool = True) -> Driver:
@@ -46,7 +46,7 @@ def test_no_token_beyond_max_tokens_is_looked_ahead() -> None:
     d.arrive(10, 3, "a")
     assert starts(d.complete()) == [{"a": 10}, {"a": 11}]  # tokens two and three
     assert d.complete() == []
-    assert d.complete() == [FreeKV("a", (0,), "finished")]
+    assert d.complete() == freed(0, "a", (0,), "finished")
 
 
 def test_who_stops_leaves_one_token_for_nobody_and_frees_its_kv_after_it() -> None:
@@ -55,7 +55,7 @@ def test_who_stops_leaves_one_token_for_nobody_and_frees_its_kv_after_it() -> No
     d.complete()
     assert d.complete(stop={"a"}) == []  # its next iteration is queued already
     assert d.scheduler.stats().num_running == 1
-    assert d.complete() == [FreeKV("a", (0,), "finished")]
+    assert d.complete() == freed(0, "a", (0,), "finished")
     assert d.scheduler.idle()
 
 
@@ -102,7 +102,7 @@ def test_abort_in_a_prefill_frees_when_the_batch_is_done() -> None:
     d.arrive(10, 9, "a")
     assert d.abort("a") == []
     assert d.abort("a") == []
-    assert d.complete() == [FreeKV("a", (0,), "aborted")]
+    assert d.complete() == freed(0, "a", (0,), "aborted")
 
 
 def test_abort_in_a_decode_frees_after_the_queued_iteration() -> None:
@@ -111,7 +111,7 @@ def test_abort_in_a_decode_frees_after_the_queued_iteration() -> None:
     d.complete()
     assert d.abort("a") == []
     assert d.complete() == []
-    assert d.complete() == [FreeKV("a", (0,), "aborted")]
+    assert d.complete() == freed(0, "a", (0,), "aborted")
 
 
 def test_abort_of_a_ready_request_frees_at_once() -> None:
@@ -119,7 +119,7 @@ def test_abort_of_a_ready_request_frees_at_once() -> None:
     d.policy_may_rest = True
     d.arrive(20, 9, "a")
     d.complete()
-    assert d.abort("a") == [FreeKV("a", (0,), "aborted")]
+    assert d.abort("a") == freed(0, "a", (0,), "aborted")
 
 
 def test_abort_in_a_migration_frees_where_the_kv_went() -> None:
@@ -127,7 +127,7 @@ def test_abort_in_a_migration_frees_where_the_kv_went() -> None:
     d.arrive(20, 9, "a")
     d.complete()
     assert d.abort("a") == []
-    assert d.complete() == [FreeKV("a", (1,), "aborted")]
+    assert d.complete() == freed(0, "a", (1,), "aborted")
 
 
 def test_abort_of_the_unknown_or_ended_is_ignored() -> None:

@@ -44,7 +44,7 @@ def prefill(state: SchedulerState, compute: tuple[int, ...] = (0, 1), **kept: in
 
 def test_segments_of_all_kinds() -> None:
     state = prepared()
-    assert decode(state) == Segment("ready", 12, 1, (1,), (KVRange(1, 12, 13),), ((0, 8), (1, 4)))
+    assert decode(state) == Segment("ready", 12, 1, (1,), (KVRange(1, 12, 13),), ((0, 8), (1, 4)), residence=0)
     chunk = prefill(state, i0=3, i1=2)
     assert chunk == Segment("new", 0, 5, (0, 1), (KVRange(0, 0, 3), KVRange(1, 3, 5)), (), emits=False)
     state.run_batch((0, 1), [decode(state), chunk])
@@ -72,6 +72,12 @@ ILLEGAL: dict[str, tuple[Act, str]] = {
         lambda s: s.run_batch((0, 1), [replace(decode(s), context=((0, 12),))]),
         "not where the KV is",
     ),
+    "another residence": (lambda s: s.run_batch((0, 1), [replace(decode(s), residence=1)]), "its residence is 0"),
+    "a residence of none": (
+        lambda s: s.run_batch((0, 1), [replace(prefill(s, i0=5, i1=5), residence=7)]),
+        "its residence is yet to begin",
+    ),
+    "an earlier residence": (lambda s: s.run_batch((0, 1), [replace(decode(s), earlier=((1, 2),))]), "not where"),
     "store elsewhere": (
         lambda s: s.run_batch((0, 1), [replace(decode(s), store=(KVRange(0, 12, 13),))]),
         "does not compute",

@@ -12,16 +12,17 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from longspan.core.actions import FreeKV, MigrateKV, RunBatch, Segment
+from longspan.core.actions import FreeKV, MigrateKV, RunBatch, Segment, StopRequest
 
 Item = RunBatch | MigrateKV | FreeKV
 
 
 @dataclass(eq=False)
 class Residence:
-    """A request's KV from its first prefill to its FreeKV: token -> owner."""
+    """A request's KV from its first prefill to its FreeKV: token -> owner. number: what the actions call it."""
 
     request_id: str
+    number: int
     owner: dict[int, int] = field(default_factory=dict)
 
     def counts(self, end: int | None = None) -> Counter[int]:
@@ -38,21 +39,26 @@ class WorkerModel:
         self.residences: dict[str, Residence] = {}
         self.started: list[RunBatch | MigrateKV] = []
         self._residence_of: dict[int, dict[str, Residence]] = {}
+        self._freed: tuple[str, tuple[int, ...]] | None = None
+        self._num_begun = 0
 
     @property
     def is_empty(self) -> bool:
         places = (self.used, self.queues, self.later)
         return not any(map(any, places)) and not self.residences and not self.started
 
-    def submit(self, action: Item) -> None:
-        if isinstance(action, FreeKV):
+    def submit(self, action: Item | StopRequest) -> None:
+        if isinstance(action, StopRequest):
+            self._stop(action)
+        elif isinstance(action, FreeKV):
             self._submit_free(action)
         elif isinstance(action, MigrateKV):
             self._check_queue_is_legal(action, (action.source, action.target))
-            self._enqueue(action, (action.source, action.target), [action.request_id])
+            self._enqueue(action, (action.source, action.target), [(action.request_id, action.residence)])
         else:
             self._check_queue_is_legal(action, action.group)
-            self._enqueue(action, action.group, [segment.request_id for segment in action.segments])
+            named = [(segment.request_id, segment.residence) for segment in action.segments]
+            self._enqueue(action, action.group, named)
         self.advance()
 
     def in_first_stage(self, action: RunBatch | MigrateKV) -> bool:
@@ -107,15 +113,31 @@ class WorkerModel:
             if line and line[0] not in self.started and all(self.later[i][0] is line[0] for i in line[0].group):
                 self.started.append(line[0])
 
-    def _enqueue(self, action: RunBatch | MigrateKV, instances: tuple[int, ...], request_ids: list[str]) -> None:
-        residences = {rid: self.residences.setdefault(rid, Residence(rid)) for rid in request_ids}
+    def _stop(self, action: StopRequest) -> None:
+        """Right after its KV is freed, on the same instances."""
+        freed, self._freed = self._freed, None
+        assert freed == (action.request_id, action.instances)
+
+    def _enqueue(
+        self, action: RunBatch | MigrateKV, instances: tuple[int, ...], named: list[tuple[str, int]]
+    ) -> None:
+        residences = {}
+        for request_id, number in named:
+            if request_id not in self.residences:  # numbers count up as residences begin
+                assert number == self._num_begun
+                self._num_begun += 1
+            residence = residences[request_id] = self.residences.setdefault(request_id, Residence(request_id, number))
+            assert residence.number == number
         self._residence_of[id(action)] = residences
         for instance in instances:
             self.queues[instance].append((action, None))
 
     def _submit_free(self, action: FreeKV) -> None:
-        """Exactly the instances that hold the request's KV, once for each residence."""
-        residence = self.residences.pop(action.request_id)
+        """Exactly the instances that hold the residence, once for each."""
+        assert not action.ranges and self._freed is None
+        (request_id,) = [name for name, residence in self.residences.items() if residence.number == action.residence]
+        residence = self.residences.pop(request_id)
+        self._freed = request_id, action.instances
         assert set(action.instances) == set(residence.counts()) and action.instances
         assert all(residence not in touched.values() for touched in self._residence_of.values())
         for instance in action.instances:

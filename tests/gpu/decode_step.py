@@ -63,7 +63,7 @@ def counted(shape: ModelShape, batch: int, instances: int, params: SamplingParam
             )  # fmt: skip
             for number in range(batch):
                 at = CONTEXT * instance // instances, CONTEXT * (instance + 1) // instances
-                pool.allocate(f"r{number}", *at)
+                pool.allocate(number, *at)
                 if number % instances == instance:
                     runner.last_token[f"r{number}"] = number
                     runner.sampling[f"r{number}"] = SamplingState.start(params, seed=number)
@@ -84,7 +84,8 @@ def step(batch: int, instances: int, number: int) -> Run:
         held = [CONTEXT * (i + 1) // instances - CONTEXT * i // instances for i in range(instances)]
         held[master] += number
         context = tuple(enumerate(held))
-        segments.append(Segment(f"r{request}", at, 1, (master,), (KVRange(master, at, at + 1),), context))
+        store = (KVRange(master, at, at + 1),)
+        segments.append(Segment(f"r{request}", at, 1, (master,), store, context, residence=request))
     return Run(RunBatch(number, tuple(range(instances)), tuple(segments)), {}, {})
 
 

@@ -48,9 +48,10 @@ def step(model: LlamaModel, dtype: torch.dtype) -> tuple[torch.Tensor, KVPool]:
     segments = []
     for number, stored in enumerate(CONTEXTS):
         if stored:
-            pool.insert(f"r{number}", [(0, stored)], torch.randn(2, 3, 2, stored, 64, generator=generator).to(dtype))
+            pool.insert(number, [(0, stored)], torch.randn(2, 3, 2, stored, 64, generator=generator).to(dtype))
         context = ((0, stored),) if stored else ()
-        segments.append(Segment(f"r{number}", stored, 1, (0,), (KVRange(0, stored, stored + 1),), context))
+        store = (KVRange(0, stored, stored + 1),)
+        segments.append(Segment(f"r{number}", stored, 1, (0,), store, context, residence=number))
     layout = plan_layout(RunBatch(0, (0,), tuple(segments)), 0, pool, CPU)
     attention = ElasticAttention(layout, pool, cpu_backend(), SoleDevice(), lambda i: i, 64**-0.5)
     tokens, rows = torch.arange(5, 5 + len(CONTEXTS)), torch.arange(len(CONTEXTS))
@@ -83,14 +84,15 @@ def step_of_two(models: list[LlamaModel], dtype: torch.dtype) -> list[torch.Tens
     generator = torch.Generator().manual_seed(2)
     pools = [KVPool(3, 2, 512, 64, dtype, CPU) for _ in models]
     segments = []
-    for name, (master, first, second) in HELD.items():
+    for number, (name, (master, first, second)) in enumerate(HELD.items()):
         stored = first + second
         kv = torch.randn(2, 3, 2, stored, 64, generator=generator).to(dtype)
         for pool, (start, end) in zip(pools, ((0, first), (first, stored)), strict=True):
             if end > start:
-                pool.insert(name, [(start, end)], kv[:, :, :, start:end])
+                pool.insert(number, [(start, end)], kv[:, :, :, start:end])
         context = tuple((i, tokens) for i, tokens in enumerate((first, second)) if tokens)
-        segments.append(Segment(name, stored, 1, (master,), (KVRange(master, stored, stored + 1),), context))
+        store = (KVRange(master, stored, stored + 1),)
+        segments.append(Segment(name, stored, 1, (master,), store, context, residence=number))
     batch = RunBatch(0, (0, 1), tuple(segments))
     logits = [torch.empty(0)] * 2
     with tempfile.TemporaryDirectory() as folder:

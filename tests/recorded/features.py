@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import FreeKV, MigrateKV, RefuseRequest, RunBatch, Segment
+from longspan.core.actions import MigrateKV, RefuseRequest, RunBatch, Segment, StopRequest
 from longspan.core.events import BatchCompleted, FirstStageFree, RequestAborted, RequestArrived
 from longspan.metrics.event_log import LogRecord
 
@@ -64,7 +64,7 @@ class _Watcher:
                     self._run(action)
                 case MigrateKV():
                     self.seen.add("migration")
-                case FreeKV(request_id=request_id, reason="preempted"):
+                case StopRequest(request_id, reason="preempted"):
                     self.seen.add("preemption")
                     self.started.discard(request_id)
                 case RefuseRequest():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from longspan.core.actions import Action, FreeKV, RunBatch
+from longspan.core.actions import Action, RunBatch, StopRequest
 from longspan.core.policies import MOVED_SETTINGS, create_policy
 from longspan.core.state import SchedulerState
 from longspan.errors import ReplayError
@@ -92,7 +92,7 @@ def of_another_instance(action: Action, instances: int) -> Action | None:
 
 
 def aborted(action: Action, instances: int) -> Action | None:
-    return replace(action, reason="aborted") if isinstance(action, FreeKV) and action.reason == "finished" else None
+    return replace(action, reason="aborted") if isinstance(action, StopRequest) and action.reason == "finished" else None
 
 
 @pytest.mark.parametrize("change", [of_another_instance, aborted])

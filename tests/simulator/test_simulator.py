@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import FreeKV, MigrateKV, RunBatch
+from longspan.core.actions import FreeKV, MigrateKV, RunBatch, StopRequest
 from longspan.core.costs.batch_shape import BatchShape
 from longspan.core.costs.cost_model import Chunk
 from longspan.core.events import BatchCompleted, KVMigrated, RequestArrived
@@ -100,7 +100,7 @@ def test_its_event_log_replays_and_workers_could_have_done_it(policy: str, tmp_p
                 issued[RunBatch, action.batch_id] = action
             elif isinstance(action, MigrateKV):
                 issued[MigrateKV, action.migration_id] = action
-            if isinstance(action, RunBatch | MigrateKV | FreeKV):
+            if isinstance(action, RunBatch | MigrateKV | FreeKV | StopRequest):
                 workers.submit(action)
     assert workers.is_empty
 

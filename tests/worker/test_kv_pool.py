@@ -17,8 +17,8 @@ def test_what_is_written_comes_back(slots: int, dtype: torch.dtype) -> None:
     assert not pool.k_LGNK.any() and not pool.v_LGNK.any()
     assert pool.k_LGNK.data_ptr() != pool.v_LGNK.data_ptr()
     k, v = torch.randn(2, 2, slots, 3, 64).to(dtype)
-    taken = pool.allocate("a", 0, slots)
+    taken = pool.allocate(7, 0, slots)
     for layer in range(2):
         pool.write(layer, taken, k[layer], v[layer])
-    got = pool.read("a", [(0, slots)])
+    got = pool.read(7, [(0, slots)])
     torch.testing.assert_close(got, torch.stack([k, v]).transpose(2, 3), rtol=0, atol=0)

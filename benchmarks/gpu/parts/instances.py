@@ -112,14 +112,17 @@ def commands(instances: int) -> list[Run]:
     requests = [f"r{i}" for i in range(REQUESTS)]
     # A seed is the request's number, by which the recorder knows it.
     states = {r: SamplingState.start(SamplingParams(temperature=0.0), seed=i) for i, r in enumerate(requests)}
-    prefill = [Segment(r, 0, PROMPT, everyone, tuple(kept)) for r in requests]
+    prefill = [
+        Segment(r, 0, PROMPT, everyone, tuple(kept), residence=i) for i, r in enumerate(requests)
+    ]
     runs = [Run(RunBatch(0, everyone, tuple(prefill)), {r: tokens(i, PROMPT) for i, r in enumerate(requests)}, states)]
     for step in range(STEPS):
         segments, at = [], PROMPT + step
         for i, request in enumerate(requests):
             master = (i + step) % instances
             context = tuple((k, n) for k, n in held[i].items() if n)
-            segments.append(Segment(request, at, 1, (master,), (KVRange(master, at, at + 1),), context))
+            kept_here = (KVRange(master, at, at + 1),)
+            segments.append(Segment(request, at, 1, (master,), kept_here, context, True, i))
             held[i][master] += 1
         ids = {r: tokens(100 * i + step, 1) for i, r in enumerate(requests)}
         runs.append(Run(RunBatch(1 + step, everyone, tuple(segments)), ids, states))

@@ -10,6 +10,7 @@ import torch
 
 from case import Case, Figures, Where
 from longspan.attention.backend import AttentionBackend
+from longspan.core.actions import OWN
 from longspan.models.llama import LlamaModel
 from model import Runner, load
 from parts.ceilings import ceiling
@@ -52,7 +53,7 @@ def prompt(where: Where, backend: AttentionBackend, shape: ModelShape, tokens: i
         chunks.extend(wall_seconds_each(lambda: runner.runner.run(command), where.device, 1, warmup=0))
 
     run(0, edges[1], "warm")
-    runner.runner.free("warm")
+    runner.runner.pool.free(OWN)
     chunks.clear()
     for start, end in pairwise(edges):
         run(start, end, "r0")

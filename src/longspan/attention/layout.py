@@ -19,14 +19,14 @@ from longspan.core.actions import RunBatch, Segment
 
 
 class SlotBook(Protocol):
-    """The pool's side of a layout: where tokens of a request are, and where new ones go."""
+    """The pool's side of a layout: where tokens of a residence are, and where new ones go."""
 
-    def held(self, request_id: str) -> torch.Tensor:
-        """Slots (int64) of all tokens of the request that this instance holds, by position."""
+    def held(self, residence: int, below: int) -> torch.Tensor:
+        """Slots (int64) of the residence's tokens here, at positions below `below`, in any order."""
         ...
 
-    def allocate(self, request_id: str, start: int, end: int) -> torch.Tensor:
-        """Slots (int64) for tokens [start, end) of the request, from now on held here."""
+    def allocate(self, residence: int, start: int, end: int) -> torch.Tensor:
+        """Slots (int64) for the tokens at positions [start, end) of the residence, from now on held here."""
         ...
 
 
@@ -121,7 +121,7 @@ def stripe_count(segment: Segment, instance: int) -> int:
 def plan_layout(batch: RunBatch, instance: int, book: SlotBook, device: torch.device) -> BatchLayout:
     """Derive `instance`'s part in the batch, and allocate the slots of what it keeps."""
     rows = list(_rows(batch, instance))
-    held = {s.request_id: book.held(s.request_id) for s in batch.segments if _context_at(s, instance)}
+    held = {s.request_id: _held(book, s, s.start) for s in batch.segments if _context_at(s, instance)}
     for segment in batch.segments:
         known, planned = len(held.get(segment.request_id, ())), _context_at(segment, instance)
         assert known == planned, (
@@ -131,7 +131,7 @@ def plan_layout(batch: RunBatch, instance: int, book: SlotBook, device: torch.de
     # What stays here, by segment: (first token, slots) for each range.
     kept = {
         segment.request_id: [
-            (r.start, book.allocate(segment.request_id, r.start, r.end))
+            (r.start, book.allocate(segment.residence, r.start, r.end))
             for r in segment.store
             if r.instance == instance
         ]
@@ -149,7 +149,7 @@ def plan_layout(batch: RunBatch, instance: int, book: SlotBook, device: torch.de
             own_rows.append(part)
             own_slots.append(slots)
             if segment.length == 1:  # a lone token meets itself in the pool
-                context = book.held(segment.request_id)
+                context = _held(book, segment, segment.end)
             else:
                 solo.append(slice(part.start, part.stop))
         if context is not None:
@@ -175,6 +175,18 @@ def positions_of(layout: BatchLayout) -> np.ndarray:
     return np.concatenate(
         [part.first + part.step * np.arange(part.stop - part.start, dtype=np.int64) for part in layout.rows]
     )
+
+
+def _held(book: SlotBook, segment: Segment, below: int) -> torch.Tensor:
+    """Slots (int64) of the request's tokens before a position, in all residences that it refers to."""
+    own = book.held(segment.residence, below)
+    if not segment.earlier:
+        return own
+    others, end = [], 0
+    for residence, length in segment.earlier:
+        end += length
+        others.append(book.held(residence, end))
+    return torch.cat([*others, own])
 
 
 def _context_at(segment: Segment, instance: int) -> int:

@@ -10,9 +10,12 @@ from typing import Literal
 
 from msgspec import Struct
 
+OWN = -1
+"""In place of a residence's number: the request's own one, which may have yet to begin."""
+
 
 class KVRange(Struct, frozen=True, gc=False):
-    """`instance` holds the KV of tokens [start, end) of a request."""
+    """`instance` holds the KV of the tokens at positions [start, end)."""
 
     instance: int
     start: int
@@ -34,6 +37,9 @@ class Segment(Struct, frozen=True, gc=False):
         With one, that one stores all.
     context: (instance, tokens) for each instance that holds KV of tokens [0, start); they add up to `start`.
     emits: whether a token is sampled after the segment's last one.
+    residence: the number of the residence that the new tokens are appended to. Its tokens below `start` are context.
+    earlier: (residence, length) of others that hold context, in token order; their lengths add up to where
+        `residence` begins. Tokens behind these lengths, and from `start` on, are not the request's: nobody reads them.
     """
 
     request_id: str
@@ -43,6 +49,8 @@ class Segment(Struct, frozen=True, gc=False):
     store: tuple[KVRange, ...]
     context: tuple[tuple[int, int], ...] = ()
     emits: bool = True
+    residence: int = OWN
+    earlier: tuple[tuple[int, int], ...] = ()
 
     @property
     def end(self) -> int:
@@ -66,13 +74,14 @@ class RunBatch(Struct, frozen=True, gc=False, tag=True):
 
 
 class MigrateKV(Struct, frozen=True, gc=False, tag=True):
-    """Move the KV of token ranges [start, end) of a request from one instance to another."""
+    """Move the KV of token ranges [start, end) of a residence, which is a request's, from one instance to another."""
 
     migration_id: int
     request_id: str
     source: int
     target: int
     ranges: tuple[tuple[int, int], ...]
+    residence: int = OWN
 
     @property
     def num_tokens(self) -> int:
@@ -80,7 +89,21 @@ class MigrateKV(Struct, frozen=True, gc=False, tag=True):
 
 
 class FreeKV(Struct, frozen=True, gc=False, tag=True):
-    """Free all KV that a request has on these instances. `preempted` means it will be computed again."""
+    """Free the KV of a residence on these instances.
+
+    ranges: of these positions [start, end); empty: of all, and the residence is no more.
+    """
+
+    residence: int
+    instances: tuple[int, ...]
+    ranges: tuple[tuple[int, int], ...] = ()
+
+
+class StopRequest(Struct, frozen=True, gc=False, tag=True):
+    """A request runs no more on these instances, which held KV of it: they forget how its tokens are sampled.
+
+    `preempted`: it waits, to be computed again; what samples it then is told anew. Else it has come to its end.
+    """
 
     request_id: str
     instances: tuple[int, ...]
@@ -98,4 +121,4 @@ class RefuseRequest(Struct, frozen=True, gc=False, tag=True):
     reason: Literal["too_long", "queue_full"] = "too_long"
 
 
-Action = RunBatch | MigrateKV | FreeKV | RefuseRequest
+Action = RunBatch | MigrateKV | FreeKV | StopRequest | RefuseRequest

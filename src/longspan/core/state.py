@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
+from longspan.core.actions import OWN, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
 from longspan.core.books.cluster import Cluster
 from longspan.core.books.kv_placement import KVPlacement
 from longspan.core.books.ledger import Ledger, decode_segment
@@ -97,14 +97,16 @@ class SchedulerState:
             else:
                 store.append(KVRange(instance, position, position + tokens))
             position += tokens
+        own = self.placement.own(request.id)
         return Segment(
             request_id=request.id,
             start=request.num_stored,
             length=position - request.num_stored,
             compute=tuple(compute),
             store=tuple(store),
-            context=self.placement.context(request.id),
+            context=() if own is None else own.context,
             emits=position == request.num_tokens,
+            residence=OWN if own is None else own.number,
         )
 
     def decode_segment(self, request: Request, master: int) -> Segment:

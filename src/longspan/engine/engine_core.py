@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch
+from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch, StopRequest
 from longspan.core.costs.cost_model import CostModel
 from longspan.core.events import (
     BatchCompleted,
@@ -46,6 +46,7 @@ from longspan.outputs import EngineStats, PositionLogprobs, RequestOutput, Token
 from longspan.worker.messages import (
     BatchDone,
     FirstStageDone,
+    Forget,
     Free,
     Migrate,
     MigrationDone,
@@ -362,8 +363,11 @@ class EngineCore:
                 self._run(action, now)
             case MigrateKV():
                 self._migrate(action, now)
-            case FreeKV(request_id, instances):
-                self._free(request_id, instances)
+            case FreeKV():
+                for instance in action.instances:
+                    self.executor.submit(instance, Free(action))
+            case StopRequest(request_id, instances):
+                self._stop(request_id, instances)
             case RefuseRequest(request_id):
                 self._tell(self.requests.pop(request_id), _refusal(action))
 
@@ -402,9 +406,9 @@ class EngineCore:
         for instance in (action.source, action.target):
             self.executor.submit(instance, Migrate(action))
 
-    def _free(self, request_id: str, instances: Collection[int]) -> None:
+    def _stop(self, request_id: str, instances: Collection[int]) -> None:
         for instance in sorted({*instances, *self.emitters.pop(request_id, ())}):
-            self.executor.submit(instance, Free(request_id))
+            self.executor.submit(instance, Forget(request_id))
         request = self.requests.get(request_id)
         if request is not None:  # preempted: it starts again, and its state goes wherever that is
             request.emitter = None

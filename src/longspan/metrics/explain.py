@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from longspan.core.actions import FreeKV, MigrateKV, RefuseRequest, RunBatch, Segment
+from longspan.core.actions import MigrateKV, RefuseRequest, RunBatch, Segment, StopRequest
 from longspan.core.decision import Decision
 from longspan.core.events import BatchCompleted, FirstStageFree, KVMigrated, RequestAborted, RequestArrived
 from longspan.errors import ReplayError
@@ -311,7 +311,7 @@ class _Reader:
                 self._issue(self._batches, action.batch_id, action)
             case MigrateKV():
                 self._issue(self._migrations, action.migration_id, action)
-            case FreeKV(self.request_id, _, "preempted"):
+            case StopRequest(self.request_id, _, "preempted"):
                 self._rest(self._now)
                 self.chapters.append(Chapter("preempted", self._now, self._now, self._group))
                 self._group = ()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from longspan.core.actions import FreeKV, RefuseRequest, RunBatch
+from longspan.core.actions import RefuseRequest, RunBatch, StopRequest
 from longspan.core.events import BatchCompleted, Event, RequestAborted, RequestArrived, TokenOutput
 from longspan.metrics.event_log import EventLog, LogRecord, Piece
 
@@ -70,7 +70,7 @@ class _Lives:
                     self._issue(action)
                 case RefuseRequest(request_id) if request_id in self._lives:
                     yield self._end(request_id, "refused")
-                case FreeKV(request_id, _, "finished" | "aborted") if request_id in self._lives:
+                case StopRequest(request_id, _, "finished" | "aborted") if request_id in self._lives:
                     yield self._end(request_id, "unknown")
 
     def _happen(self, event: Event) -> Iterator[RequestSummary]:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from heapq import heappop, heappush
 
-from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch
+from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch, StopRequest
 from longspan.core.events import (
     BatchCompleted,
     Event,
@@ -95,7 +95,7 @@ class Driver(ABC):
     def _submitted(self, work: Work, begin_s: float, end_s: float, seconds: Seconds) -> None:
         """It will begin and end then, unless it is slowed down."""
 
-    def _told(self, action: FreeKV | RefuseRequest) -> None:
+    def _told(self, action: FreeKV | StopRequest | RefuseRequest) -> None:
         """What takes no time."""
 
     def _handled(self, event: Event, actions: list[Action]) -> None:

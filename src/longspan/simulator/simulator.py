@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV, RefuseRequest, RunBatch
+from longspan.core.actions import Action, FreeKV, RefuseRequest, RunBatch, StopRequest
 from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.events import Event, RequestArrived, TokenOutput
 from longspan.core.internal_error import InternalError
@@ -170,11 +170,11 @@ class Simulator(Driver):
                     life = self._lives[segment.request_id]
                     life.began_s = begin_s if life.began_s is None else life.began_s
 
-    def _told(self, action: FreeKV | RefuseRequest) -> None:
+    def _told(self, action: FreeKV | StopRequest | RefuseRequest) -> None:
         if isinstance(action, RefuseRequest):
             life = self._lives.pop(action.request_id)
             self._ended.append(_refused(life.arrived_s, self.now, life.num_prompt_tokens))
-        elif action.reason == "preempted":
+        elif isinstance(action, StopRequest) and action.reason == "preempted":
             self._lives[action.request_id].num_preemptions += 1
 
     def _handled(self, event: Event, actions: list[Action]) -> None:

@@ -1,4 +1,4 @@
-"""One device's part of the KV pool: slots of one token each, and which request's tokens are in them.
+"""One device's part of the KV pool: slots of one token each, and which residence's tokens are in them.
 
 The scheduler counts tokens; the pool picks slots. Shapes: L layers, G KV heads, N slots, K head_dim, T tokens.
 """
@@ -21,7 +21,7 @@ _LARGE_PAGE = 2 << 20
 
 
 class KVPool:
-    """KV of any tokens of any requests, token by token.
+    """KV of any tokens of any residences, token by token.
 
     The layout is [L, G, N, K] for keys and for values: the keys of one head lie side by side, as the attention
     kernels read them.
@@ -35,7 +35,7 @@ class KVPool:
         library = best_library() if device.type == "cpu" else None
         self._native = NativeElementwise(library) if library else None
         self.free_slots = _FreeSlots(slots)
-        self.holdings: dict[str, _Holding] = {}
+        self.holdings: dict[int, _Holding] = {}
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """k_GNK and v_GNK of the layer."""
@@ -50,41 +50,41 @@ class KVPool:
         self.k_LGNK[layer].index_copy_(1, slots, k_TGK.transpose(0, 1))
         self.v_LGNK[layer].index_copy_(1, slots, v_TGK.transpose(0, 1))
 
-    def held(self, request_id: str) -> torch.Tensor:
-        """Slots (int64) of all tokens of the request that are here, in the order in which they came."""
-        holding = self.holdings.get(request_id)
-        slots = holding.slots if holding else np.zeros(0, dtype=np.int64)
+    def held(self, residence: int, below: int) -> torch.Tensor:
+        """Slots (int64) of the residence's tokens that are here, at positions below `below`, in no particular order."""
+        holding = self.holdings.get(residence)
+        slots = holding.below(below) if holding else np.zeros(0, dtype=np.int64)
         return torch.from_numpy(slots).to(self.device)
 
-    def allocate(self, request_id: str, start: int, end: int) -> torch.Tensor:
-        """Slots (int64) for tokens [start, end) of the request."""
+    def allocate(self, residence: int, start: int, end: int) -> torch.Tensor:
+        """Slots (int64) for the tokens at positions [start, end) of the residence."""
         slots = self.free_slots.take(end - start)
-        self.holdings.setdefault(request_id, _Holding()).append(np.arange(start, end), slots)
+        self.holdings.setdefault(residence, _Holding()).append(start, end, slots)
         return torch.from_numpy(slots).to(self.device)
 
-    def free(self, request_id: str) -> None:
-        """Give back every slot of the request; none is fine."""
-        holding = self.holdings.pop(request_id, None)
+    def free(self, residence: int) -> None:
+        """Give back every slot of the residence; none is fine."""
+        holding = self.holdings.pop(residence, None)
         if holding:
             self.free_slots.give(holding.slots)
 
-    def read(self, request_id: str, ranges: Iterable[tuple[int, int]]) -> torch.Tensor:
+    def read(self, residence: int, ranges: Iterable[tuple[int, int]]) -> torch.Tensor:
         """[2, L, G, T, K]: keys and values of the token ranges, by position."""
-        slots = torch.from_numpy(self.holdings[request_id].find(ranges)).to(self.device)
+        slots = torch.from_numpy(self.holdings[residence].find(ranges)).to(self.device)
         return torch.stack([self.k_LGNK.index_select(2, slots), self.v_LGNK.index_select(2, slots)])
 
-    def insert(self, request_id: str, ranges: Iterable[tuple[int, int]], kv_2LGTK: torch.Tensor) -> None:
+    def insert(self, residence: int, ranges: Iterable[tuple[int, int]], kv_2LGTK: torch.Tensor) -> None:
         """Take in what `read` gave on another device."""
-        slots = torch.cat([self.allocate(request_id, start, end) for start, end in ranges])
+        slots = torch.cat([self.allocate(residence, start, end) for start, end in ranges])
         self.k_LGNK.index_copy_(2, slots, kv_2LGTK[0])
         self.v_LGNK.index_copy_(2, slots, kv_2LGTK[1])
 
-    def release(self, request_id: str, ranges: Iterable[tuple[int, int]]) -> None:
+    def release(self, residence: int, ranges: Iterable[tuple[int, int]]) -> None:
         """Give back the slots of these token ranges only."""
-        holding = self.holdings[request_id]
+        holding = self.holdings[residence]
         self.free_slots.give(holding.remove(ranges))
         if not len(holding.slots):
-            del self.holdings[request_id]
+            del self.holdings[residence]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -121,11 +121,15 @@ class _FreeSlots:
 
 
 class _Holding:
-    """Positions and slots of one request's tokens, in arrays that grow by doubling."""
+    """Positions and slots of one residence's tokens, in arrays that grow by doubling.
+
+    end: no position is at it or behind.
+    """
 
     def __init__(self) -> None:
         self._table = np.empty((2, 64), dtype=np.int64)
         self._count = 0
+        self.end = 0
 
     @property
     def positions(self) -> np.ndarray:
@@ -135,15 +139,20 @@ class _Holding:
     def slots(self) -> np.ndarray:
         return self._table[1, : self._count]
 
-    def append(self, positions: np.ndarray, slots: np.ndarray) -> None:
-        count = self._count + len(positions)
+    def append(self, start: int, end: int, slots: np.ndarray) -> None:
+        count = self._count + end - start
         if count > self._table.shape[1]:
             grown = np.empty((2, max(count, 2 * self._table.shape[1])), dtype=np.int64)
             grown[:, : self._count] = self._table[:, : self._count]
             self._table = grown
-        self._table[0, self._count : count] = positions
+        self._table[0, self._count : count] = np.arange(start, end)
         self._table[1, self._count : count] = slots
         self._count = count
+        self.end = max(self.end, end)
+
+    def below(self, position: int) -> np.ndarray:
+        """Slots of the tokens before the position: mostly all."""
+        return self.slots if self.end <= position else self.slots[self.positions < position]
 
     def find(self, ranges: Iterable[tuple[int, int]]) -> np.ndarray:
         """Slots of the token ranges, by position within each range."""

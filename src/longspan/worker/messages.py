@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from longspan.config import Device, DType, Quantization, TransportName
-from longspan.core.actions import MigrateKV, RunBatch
+from longspan.core.actions import FreeKV, MigrateKV, RunBatch
 from longspan.worker.sampling_state import SampledToken, SamplingState
 
 
@@ -101,7 +101,13 @@ class Migrate(msgspec.Struct, frozen=True, tag=True):
 
 
 class Free(msgspec.Struct, frozen=True, tag=True):
-    """Forget a request: its KV, its sampling state."""
+    """Free KV of a residence."""
+
+    action: FreeKV
+
+
+class Forget(msgspec.Struct, frozen=True, tag=True):
+    """Forget how a request's tokens are sampled."""
 
     request_id: str
 
@@ -110,7 +116,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """End the worker."""
 
 
-Command = AllocateKV | Run | Migrate | Free | Stop
+Command = AllocateKV | Run | Migrate | Free | Forget | Stop
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):

@@ -12,7 +12,7 @@ import torch
 from longspan.attention.backend import AttentionBackend
 from longspan.attention.elastic import ElasticAttention
 from longspan.attention.layout import BatchLayout, plan_layout, positions_of
-from longspan.core.actions import MigrateKV
+from longspan.core.actions import FreeKV, MigrateKV
 from longspan.distributed.stream import HostStream, Stream
 from longspan.distributed.tensor_parallel import TensorParallelGroup
 from longspan.distributed.transport import Transport
@@ -130,20 +130,26 @@ class ModelRunner:
     def migrate(self, action: MigrateKV) -> None:
         """Send or receive the KV of a migration, to its end on the device; the source's slots are free afterwards."""
         if action.source == self.instance:
-            kv_2LGTK = self.pool.read(action.request_id, action.ranges)
+            kv_2LGTK = self.pool.read(action.residence, action.ranges)
             self.transport.exchange([(kv_2LGTK, self.rank_of(action.target))], []).wait()
-            self.pool.release(action.request_id, action.ranges)
+            self.pool.release(action.residence, action.ranges)
         else:
             layers, kv_heads, _, head_dim = self.pool.k_LGNK.shape
             shape = (2, layers, kv_heads, action.num_tokens, head_dim)
             kv_2LGTK = self.pool.k_LGNK.new_empty(shape)
             self.transport.exchange([], [(kv_2LGTK, self.rank_of(action.source))]).wait()
-            self.pool.insert(action.request_id, action.ranges, kv_2LGTK)
+            self.pool.insert(action.residence, action.ranges, kv_2LGTK)
         self.stream.record().wait()
 
-    def free(self, request_id: str) -> None:
-        """Forget a request."""
-        self.pool.free(request_id)
+    def free(self, action: FreeKV) -> None:
+        """Free the KV of a residence, all or ranges."""
+        if action.ranges:
+            self.pool.release(action.residence, action.ranges)
+        else:
+            self.pool.free(action.residence)
+
+    def forget(self, request_id: str) -> None:
+        """Forget how a request's tokens are sampled."""
         self.sampling.pop(request_id, None)
         self.last_token.pop(request_id, None)
 

@@ -36,6 +36,7 @@ from longspan.worker.messages import (
     AllocateKV,
     Command,
     FirstStageDone,
+    Forget,
     Free,
     KVAllocated,
     Loading,
@@ -163,8 +164,11 @@ class Worker:
             case Migrate(action):
                 self._ready_runner.migrate(action)
                 return MigrationDone(action.migration_id, self.spec.instance)
-            case Free(request_id):
-                self._ready_runner.free(request_id)
+            case Free(action):
+                self._ready_runner.free(action)
+                return None
+            case Forget(request_id):
+                self._ready_runner.forget(request_id)
                 return None
             case _:
                 raise AssertionError(f"unknown command {command!r}")

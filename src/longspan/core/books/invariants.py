@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from longspan.core.actions import MigrateKV, RunBatch
+from longspan.core.actions import MigrateKV, RunBatch, Segment
 from longspan.core.books.cluster import Instance, Work
 from longspan.core.books.ledger import Ledger
 from longspan.core.books.request import Request, RequestStatus
@@ -20,7 +20,7 @@ def check_invariants(ledger: Ledger) -> None:
 
 
 def kv_is_conserved(ledger: Ledger) -> None:
-    """On every instance: capacity = free + what requests hold + what is on the way to it."""
+    """On every instance: capacity = free + what residences have there + what is on the way to it."""
     for instance in ledger.cluster.instances:
         migrations = [work.action for work in ledger.migrations.values()]
         arriving = sum(action.num_tokens for action in migrations if action.target == instance.id)
@@ -28,7 +28,7 @@ def kv_is_conserved(ledger: Ledger) -> None:
         _require(
             instance.used == held + arriving and 0 <= instance.used <= instance.capacity,
             f"instance {instance.id}: {instance.used} of {instance.capacity} slots used, "
-            f"but requests hold {held} and {arriving} arrive",
+            f"but residences have {held} and {arriving} arrive",
         )
 
 
@@ -48,6 +48,18 @@ def every_token_has_one_owner(ledger: Ledger) -> None:
         _require(dict(counts) == ledger.placement.counts(request.id), f"request {request.id}: wrong counts")
         _require(tuple(sorted(counts)) == ledger.placement.holders(request.id), "wrong holders")
         _require(tuple(sorted(counts.items())) == ledger.placement.context(request.id), "wrong context")
+
+
+def work_names_its_residence(ledger: Ledger) -> None:
+    """What is in flight refers to the residences of its requests, each of which has one, and no other has the same."""
+    numbers = [residence.number for residence in ledger.placement.residences()]
+    _require(len(set(numbers)) == len(numbers), f"residences share a number: {sorted(numbers)}")
+    named_by: list[Segment | MigrateKV] = [work.action for work in ledger.migrations.values()]
+    for work in ledger.batches.values():
+        named_by += work.action.segments
+    for named in named_by:
+        own = ledger.placement.own(named.request_id)
+        _require(own is not None and own.number == named.residence, f"{named} names another residence than its own")
 
 
 def instances_run_one_batch(ledger: Ledger) -> None:
@@ -207,6 +219,7 @@ def reservations_are_kept(ledger: Ledger) -> None:
 INVARIANTS: tuple[Callable[[Ledger], None], ...] = (
     kv_is_conserved,
     every_token_has_one_owner,
+    work_names_its_residence,
     instances_run_one_batch,
     instances_are_at_hand,
     counts_in_flight_are_right,

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from msgspec.structs import replace
+
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RunBatch, Segment
+from longspan.core.actions import OWN, Action, FreeKV, KVRange, MigrateKV, RunBatch, Segment, StopRequest
 from longspan.core.books.cluster import Cluster, Work
 from longspan.core.books.kv_placement import KVPlacement
 from longspan.core.books.request import Request, RequestStatus
+from longspan.core.books.residence import Residence
 from longspan.core.books.waiting_queue import WaitingQueue
 from longspan.core.decision import Decision
+from longspan.core.internal_error import InternalError
 
 
 class Ledger:
@@ -102,11 +106,9 @@ class Ledger:
             request.num_computed += segment.length
 
     def _new_batch(self, group: tuple[int, ...], segments: Sequence[Segment], is_decode: bool) -> Work[RunBatch]:
-        batch = RunBatch(self.num_batches, group, tuple(segments))
+        batch = RunBatch(self.num_batches, group, tuple([self._enter(segment) for segment in segments]))
         self.num_batches += 1
         self.num_prefills += not is_decode
-        for segment in segments:
-            self._enter(segment)
         return Work(batch, group, is_decode)
 
     def _emit_batch(self, work: Work[RunBatch]) -> RunBatch:
@@ -114,8 +116,11 @@ class Ledger:
         self.actions.append(work.action)
         return work.action
 
-    def _enter(self, segment: Segment) -> None:
-        """A request enters a batch: its store slots are taken at once, so nobody else can count on them."""
+    def _enter(self, segment: Segment) -> Segment:
+        """A request enters a batch: its store slots are taken at once, so nobody else can count on them.
+
+        Returns the segment, which names the request's residence.
+        """
         request = self.requests[segment.request_id]
         if request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
@@ -133,6 +138,12 @@ class Ledger:
         if request.reserved:
             self._use_reservation(request)
         self._renew_promise(request)
+        return segment if segment.residence != OWN else replace(segment, residence=self._own(request).number)
+
+    def _own(self, request: Request) -> Residence:
+        residence = self.placement.own(request.id)
+        assert residence is not None, "it has just been given KV"
+        return residence
 
     # migrations
 
@@ -140,7 +151,8 @@ class Ledger:
         self, request: Request, source: int, target: int, ranges: tuple[tuple[int, int], ...]
     ) -> MigrateKV:
         """The target's slots are taken now, the source's are given back when the migration is done."""
-        action = MigrateKV(self.num_migrations, request.id, source, target, ranges)
+        residence = self._own(request).number
+        action = MigrateKV(self.num_migrations, request.id, source, target, ranges, residence)
         work = Work(action, (source, target))
         self.num_migrations += 1
         self._leave_ready(request)
@@ -181,10 +193,11 @@ class Ledger:
         self._leave_ready(request)
         self.drop_claims(request)
         self.tokens_when_grown -= request.tokens_when_grown
-        counts = self.placement.free(request.id)
-        for number, tokens in counts.items():
+        residence = self.placement.free(request.id)
+        for number, tokens in residence.counts.items():
             self.cluster.give_back(number, tokens)
-        self.actions.append(FreeKV(request.id, tuple(sorted(counts)), reason))
+        self.actions.append(FreeKV(residence.number, residence.holders))
+        self.actions.append(StopRequest(request.id, residence.holders, reason))
 
     def return_to_queue(self, request: Request) -> None:
         """Preempt: drop the KV; prompt and output are computed again when the request's turn comes."""
@@ -253,6 +266,9 @@ class Ledger:
 
 def decode_segment(ledger: Ledger, request: Request, master: int) -> Segment:
     """One more token of `request` at `master`, which keeps its KV."""
+    residence = ledger.placement.own(request.id)
+    if residence is None:
+        raise InternalError(f"request {request.id} holds no KV: it cannot decode")
     start = request.num_stored
-    context = ledger.placement.context(request.id)
-    return Segment(request.id, start, 1, (master,), (KVRange(master, start, start + 1),), context)
+    store = (KVRange(master, start, start + 1),)
+    return Segment(request.id, start, 1, (master,), store, residence.context, True, residence.number)

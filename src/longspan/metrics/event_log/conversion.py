@@ -6,25 +6,28 @@ Version 1 had an object for each line, with everything in full:
     {"now": 3.25, "event": {"type": "RequestArrived", ...}, "actions": [{"type": "RunBatch", ...}, ...],
      "why": [{"step": "batch", ...}, ...]}
 
-Version 2 is this one, but what is an option of a policy now was in the config, whichever policy it was, and ablations
-of LoongServe were policies with names of their own.
+Versions 1 and 2 knew no residences: each request had one, and freeing it and the request's end were one action. What is
+an option of a policy now was in the config, whichever policy it was, and ablations of LoongServe were policies with
+names of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
+from msgspec.structs import replace as with_changes
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action
+from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch, Segment, StopRequest
 from longspan.core.decision import Decision
 from longspan.core.events import Event, RequestArrived
 from longspan.core.policies import ALIASES, MOVED_SETTINGS, POLICIES, create_policy, policy_text, split_policy
 from longspan.core.policies.options import format_policy, options_of
 from longspan.metrics.event_log.decoder import Content, RecordDecoder
-from longspan.metrics.event_log.history import FORMAT_VERSION
+from longspan.metrics.event_log.history import FORMAT_VERSION, ResidenceNumbers
 
 RENAMED_OPTIONS: dict[str, str] = {}
 """Of `SchedulerConfig`: what an option was called -> what it is called."""
@@ -34,7 +37,7 @@ class Header(msgspec.Struct, frozen=True):
     """Of one piece. config: as the log has it, checked by `read_config`.
 
     policy: the name of the one that decided, options: its own; own_policy: its class, if it is not known by that name.
-    requests, running: see `RecordDecoder`.
+    requests, running, residences: see `RecordDecoder`.
     """
 
     config: dict[str, Any]
@@ -47,11 +50,13 @@ class Header(msgspec.Struct, frozen=True):
     cost_model: dict[str, Any] | None = None
     requests: tuple[Any, ...] = ()
     running: tuple[Any, ...] = ()
+    residences: tuple[Any, ...] = ()
 
 
 class Decoder(Protocol):
     requests: list[tuple[float, RequestArrived]]
     running: list[Action]
+    residences: ResidenceNumbers
 
     def decode(self, text: bytes) -> Content: ...
 
@@ -68,7 +73,7 @@ def read_header(text: bytes) -> Header:
         if not isinstance(config, dict):
             raise ValueError(f"the header's config is {config!r}, but must be an object")
         content["policy"] = config.get("policy", SchedulerConfig().policy)
-    elif version not in (2, FORMAT_VERSION):
+    elif version not in range(2, FORMAT_VERSION + 1):
         raise ValueError(f"version {version!r}, but this reads 1 to {FORMAT_VERSION}")
     return msgspec.convert(content, Header)
 
@@ -123,26 +128,58 @@ def _read_knobs(options: dict[str, Any]) -> tuple[SchedulerConfig, list[str]]:
     return msgspec.convert(given, SchedulerConfig), notes
 
 
-def make_decoder(header: Header) -> Decoder:
-    """Raises ValueError: the header is nonsense."""
-    return Version1Decoder() if header.version == 1 else RecordDecoder(header.requests, header.running)
+def make_decoder(header: Header, before: ResidenceNumbers | None = None) -> Decoder:
+    """before: where the piece before came to. Raises ValueError: the header is nonsense."""
+    if header.version == 1:
+        return Version1Decoder()
+    if header.version == 2 and before is not None:
+        return RecordDecoder(header.requests, header.running, before.copy())
+    return RecordDecoder(header.requests, header.running, header.residences)
+
+
+class _FreeKV(msgspec.Struct, tag="FreeKV"):
+    """Of version 1."""
+
+    request_id: str
+    instances: tuple[int, ...]
+    reason: Literal["finished", "aborted", "preempted"]
 
 
 class _Line(msgspec.Struct):
     now: float
     event: Event
-    actions: tuple[Action, ...]
+    actions: tuple[RunBatch | MigrateKV | _FreeKV | RefuseRequest, ...]
     why: tuple[Decision, ...] = ()
 
 
 class Version1Decoder:
-    """Each line stands for itself."""
+    """Each line stands for itself, but for residences, which it does not name."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[float, RequestArrived]] = []
         self.running: list[Action] = []
+        self.residences = ResidenceNumbers()
         self._decoder = msgspec.json.Decoder(_Line)
 
     def decode(self, text: bytes) -> Content:
         line = self._decoder.decode(text)
-        return line.now, line.event, line.actions, line.why
+        actions = [converted for action in line.actions for converted in self._converted(action)]
+        return line.now, line.event, tuple(actions), line.why
+
+    def _converted(self, action: RunBatch | MigrateKV | _FreeKV | RefuseRequest) -> Iterator[Action]:
+        match action:
+            case RunBatch(batch_id, group, segments):
+                yield RunBatch(batch_id, group, tuple(map(self._with_residence, segments)))
+            case MigrateKV(request_id=request_id):
+                yield with_changes(action, residence=self.residences.of(request_id))
+            case _FreeKV(request_id, instances, reason):
+                yield FreeKV(self.residences.of(request_id), instances)
+                yield StopRequest(request_id, instances, reason)
+                self.residences.drop(request_id)
+            case RefuseRequest():
+                yield action
+
+    def _with_residence(self, segment: Segment) -> Segment:
+        number = self.residences.expected(segment.request_id)
+        self.residences.take(segment.request_id, number)
+        return with_changes(segment, residence=number)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import msgspec
 
-from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
+from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment, StopRequest
 from longspan.core.decision import Decision
 from longspan.core.events import (
     BatchCompleted,
@@ -19,10 +19,10 @@ from longspan.core.events import (
     RequestArrived,
     TokenOutput,
 )
-from longspan.metrics.event_log.history import Clock, History, continued, lengthen
+from longspan.metrics.event_log.history import Clock, History, ResidenceNumbers, continued, lengthen
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 
-FreeReason = Literal["finished", "aborted", "preempted"]
+StopReason = Literal["finished", "aborted", "preempted"]
 RefuseReason = Literal["too_long", "queue_full"]
 Content = tuple[float, Event, tuple[Action, ...], tuple[Decision, ...]]
 
@@ -43,10 +43,16 @@ class RecordDecoder:
     """Decodes the records of one piece, in order.
 
     requests, running: what the header gave: requests that had arrived before, with the times, and work in flight.
+    residences: which residence each request writes.
     """
 
-    def __init__(self, requests: Iterable[Any] = (), running: Iterable[Any] = ()) -> None:
-        """Raises ValueError: a header of nonsense."""
+    def __init__(
+        self, requests: Iterable[Any] = (), running: Iterable[Any] = (),
+        residences: Sequence[Any] | ResidenceNumbers = (),
+    ) -> None:  # fmt: skip
+        """residences: the header's, or for a piece of version 2, which says nothing of them, those behind the piece
+        before. Raises ValueError: a header of nonsense.
+        """
         self._history: History[_Line] = History()
         self._running: dict[int, RunBatch] = {}
         self._clock = Clock()
@@ -54,7 +60,8 @@ class RecordDecoder:
         for code in requests:
             now, *rest = _list(code)
             self.requests.append((_number(now), self._arrived(rest)))
-        self.running: list[Action] = [self._action(code) for code in running]
+        self.residences = residences if isinstance(residences, ResidenceNumbers) else self._numbers(residences)
+        self.running: list[Action] = [action for code in running for action in self._actions(code)]
 
     def decode(self, text: bytes) -> Content:
         """Raises ValueError (of which msgspec's errors are some): it is no record, or does not follow those before."""
@@ -69,7 +76,7 @@ class RecordDecoder:
         event = self._event(event_code)
         why: tuple[Decision, ...] = ()
         told = rest.pop() if rest and isinstance(rest[-1], dict) else None
-        actions = tuple([self._action(code) for code in rest])
+        actions = tuple([action for code in rest for action in self._actions(code)])
         if told is not None:
             why = tuple([self._decision(code) for code in _list(told.get("why"))])
         return now, event, actions, why
@@ -125,21 +132,41 @@ class RecordDecoder:
 
     # actions
 
-    def _action(self, code: Any) -> Action:
+    def _actions(self, code: Any) -> Iterator[Action]:
         if type(code) is int:
-            return self._again(code)
+            yield self._again(code)
+            return
         match _list(code):
+            case ["free", request, instances, reason]:
+                known = self._known(request)
+                yield FreeKV(self.residences.of(known), _ints(instances))
+                yield self._stop(known, instances, reason)
+            case rest:
+                yield self._action(rest)
+
+    def _action(self, code: list[Any]) -> Action:
+        match code:
             case ["run", batch_id, group, *parts]:
                 return self._batch(_int(batch_id), _ints(group), parts)
-            case ["move", migration_id, request, source, target, *ranges]:
+            case ["move", migration_id, whose, source, target, *ranges]:
+                name, *residence = whose if isinstance(whose, list) else [whose]
+                request = self._name(name)
+                number = _int(residence[0]) if residence else self.residences.of(request)
                 pairs = tuple([_pair(each) for each in ranges])
-                return MigrateKV(_int(migration_id), self._name(request), _int(source), _int(target), pairs)
-            case ["free", request, instances, reason]:
-                known = self._known(request) if reason == "preempted" else self._last_word(request)
-                return FreeKV(known, _ints(instances), _one_of(reason, FreeReason))
+                return MigrateKV(_int(migration_id), request, _int(source), _int(target), pairs, number)
+            case ["drop", residence, instances, *ranges]:
+                return FreeKV(_int(residence), _ints(instances), tuple([_pair(each) for each in ranges]))
+            case ["stop", request, instances, reason]:
+                return self._stop(self._known(request), instances, reason)
             case ["refuse", request, message, reason] if isinstance(message, str):
                 return RefuseRequest(self._last_word(request), message, _one_of(reason, RefuseReason))
         raise ValueError(f"{code!r} is no action")
+
+    def _stop(self, request_id: str, instances: Any, reason: Any) -> StopRequest:
+        self.residences.drop(request_id)
+        if reason != "preempted":
+            self._history.forget(request_id)
+        return StopRequest(request_id, _ints(instances), _one_of(reason, StopReason))
 
     def _again(self, batch_id: int) -> RunBatch:
         group = self._history.group
@@ -182,14 +209,18 @@ class RecordDecoder:
         return batch
 
     def _segment(self, code: Sequence[Any]) -> Segment:
-        if not 4 <= len(code) <= 7:
+        if not 4 <= len(code) <= 8:
             raise ValueError(f"{code!r} is no segment")
         request_id, start, length = self._name(code[0]), _int(code[1]), _int(code[2])
         compute = _ints(code[3])
         store = _store(code[4] if len(code) > 4 else None, start, length, compute)
         flat = _ints(code[5]) if len(code) > 5 else ()
         context = tuple(zip(flat[::2], flat[1::2], strict=True))
-        return Segment(request_id, start, length, compute, store, context, len(code) < 7 or _bool(code[6]))
+        emits = len(code) < 7 or _bool(code[6])
+        residence, *earlier = _ints(code[7]) if len(code) > 7 else (self.residences.expected(request_id),)
+        self.residences.take(request_id, residence)
+        pairs = tuple(zip(earlier[::2], earlier[1::2], strict=True))
+        return Segment(request_id, start, length, compute, store, context, emits, residence, pairs)
 
     # why
 
@@ -204,6 +235,10 @@ class RecordDecoder:
         return Decision(code[0], names, _ints(code[2]) if len(code) > 2 else (), values)
 
     # requests
+
+    def _numbers(self, code: Sequence[Any]) -> ResidenceNumbers:
+        following, *known = code or [0]
+        return ResidenceNumbers(_int(following), {self._known(name): _int(number) for name, number in known})
 
     def _name(self, code: Any) -> str:
         if isinstance(code, str) and code not in self._history.numbers:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
+from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment, StopRequest
 from longspan.core.decision import Decision
 from longspan.core.events import (
     BatchCompleted,
@@ -19,7 +19,7 @@ from longspan.core.events import (
     RequestArrived,
     TokenOutput,
 )
-from longspan.metrics.event_log.history import Clock, History, context_behind, shorten
+from longspan.metrics.event_log.history import Clock, History, ResidenceNumbers, context_behind, shorten
 from longspan.service_level import DEFAULT_SERVICE
 
 
@@ -60,6 +60,7 @@ class RecordEncoder:
         self._json = msgspec.json.Encoder()
         self._arrived: dict[str, tuple[float, RequestArrived]] = {}
         self._migrations: dict[int, MigrateKV] = {}
+        self._residences = ResidenceNumbers()
 
     def encode(self, now: float, event: Event, actions: Sequence[Action], why: Sequence[Decision] = ()) -> bytes:
         """The line, with its end. Raises whatever msgspec raises, for values that JSON cannot carry."""
@@ -68,8 +69,19 @@ class RecordEncoder:
         else:
             self._history.group = None
             line = [self._clock.encode(now), self._event(now, event)]
+        freed: FreeKV | None = None
         for action in actions:
-            line.append(self._batch(action) if type(action) is RunBatch else self._action(action))
+            if freed is not None:
+                line.append(self._freed(freed, action))
+                freed, paired = None, line[-1][0] == "free"
+                if paired:
+                    continue
+            if type(action) is FreeKV:
+                freed = action  # with the request's stop behind it, as it mostly is, it is one
+            else:
+                line.append(self._batch(action) if type(action) is RunBatch else self._action(action))
+        if freed is not None:
+            line.append(self._freed(freed, None))
         if why:
             line.append({"why": [self._decision(decision) for decision in why]})
         return self._json.encode(line) + b"\n"
@@ -78,9 +90,12 @@ class RecordEncoder:
         """An encoder for it, and what its header says of the requests that are alive and the work that runs."""
         following = RecordEncoder()
         requests = [[now, *following._arrive(now, event)] for now, event in self._arrived.values()]
+        residences = self._residences
+        known = [[following._known(request_id), number] for request_id, number in residences.known.items()]
+        following._residences = residences.copy()
         running = [following._batch(batch) for batch, _ in self._running.values()]
         running += [following._action(migration) for migration in self._migrations.values()]
-        header = {"requests": requests, "running": running}
+        header = {"requests": requests, "running": running, "residences": [residences.following, *known]}
         return following, {name: value for name, value in header.items() if value}
 
     # events
@@ -134,14 +149,29 @@ class RecordEncoder:
         match action:
             case MigrateKV(migration_id, request_id, source, target, ranges):
                 self._migrations[migration_id] = action
-                return ["move", migration_id, self._name(request_id), source, target, *ranges]
-            case FreeKV(request_id, instances, "preempted"):
-                return ["free", self._known(request_id), instances, "preempted"]
-            case FreeKV(request_id, instances, reason):
-                return ["free", self._last_word(request_id), instances, reason]
+                whose: Any = self._name(request_id)
+                if action.residence != self._residences.of(request_id):
+                    whose = [whose, action.residence]
+                return ["move", migration_id, whose, source, target, *ranges]
+            case StopRequest(request_id, instances, reason):
+                return ["stop", self._stopped(action), instances, reason]
             case RefuseRequest(request_id, message, reason):
                 return ["refuse", self._last_word(request_id), message, reason]
         raise TypeError(f"{action!r} is no action")
+
+    def _freed(self, freed: FreeKV, behind: Action | None) -> list[Any]:
+        """Together with the stop of its request, if that is behind it; else the freeing alone."""
+        if (
+            type(behind) is StopRequest and not freed.ranges and behind.instances == freed.instances
+            and self._residences.known.get(behind.request_id) == freed.residence
+        ):  # fmt: skip
+            return ["free", self._stopped(behind), behind.instances, behind.reason]
+        return ["drop", freed.residence, freed.instances, *freed.ranges]
+
+    def _stopped(self, stop: StopRequest) -> int | str:
+        self._residences.drop(stop.request_id)
+        known = self._known(stop.request_id)
+        return known if stop.reason == "preempted" else self._last_word(stop.request_id)
 
     def _batch(self, batch: RunBatch) -> Any:
         """A number alone: the group of the batch that ended goes on, one token further."""
@@ -197,6 +227,11 @@ class RecordEncoder:
         """In full, without what follows from the rest: that the one that computes keeps all, no context, a token."""
         store = _store(segment)
         code = [self._name(segment.request_id), segment.start, segment.length, segment.compute]
+        is_expected = segment.residence == self._residences.expected(segment.request_id) and not segment.earlier
+        self._residences.take(segment.request_id, segment.residence)
+        if not is_expected:
+            residences = [segment.residence, *_flat(segment.earlier)]
+            return [*code, store, _flat(segment.context), segment.emits, residences]
         if not segment.emits:
             return [*code, store, _flat(segment.context), False]
         if segment.context:
@@ -242,6 +277,8 @@ def _is_simple(segment: Segment) -> bool:
     start, compute = segment.start, segment.compute
     if len(compute) != 1 or segment.store != (KVRange(compute[0], start, start + segment.length),):
         return False
+    if segment.earlier:
+        return False
     return segment.context == (((compute[0], start),) if start else ())
 
 
@@ -257,6 +294,7 @@ def _is_same_again(segments: Sequence[Segment], before: Sequence[Segment]) -> bo
                 start != old.start + old.length or new.request_id != old.request_id or new.compute != old.compute
                 or new.length != 1 or not new.emits or tokens != start or kept.start != start
                 or kept.end != start + 1 or kept.instance != instance or (instance,) != new.compute
+                or new.residence != old.residence or new.earlier
             ):  # fmt: skip
                 return False
     except ValueError:  # several instances keep or hold it
@@ -274,7 +312,7 @@ def _goes_on(new: Segment, old: Segment) -> bool:
     kept = store[0]
     if kept.start != start or kept.end != start + new.length or kept.instance != compute[0]:
         return False
-    return new.context == context_behind(old)
+    return new.context == context_behind(old) and (new.residence, new.earlier) == (old.residence, old.earlier)
 
 
 def _store(segment: Segment) -> list[int] | list[tuple[int, int, int]] | None:

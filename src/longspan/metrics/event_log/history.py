@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from longspan.core.actions import KVRange, Segment
+from longspan.core.actions import OWN, KVRange, Segment
 
 FORMAT_VERSION = 3
 
@@ -63,6 +63,35 @@ class History(Generic[T]):
         self.latest[group] = batch
 
 
+class ResidenceNumbers:
+    """Which residence each request writes, as far as a log need not say: their numbers count up as requests begin."""
+
+    def __init__(self, following: int = 0, known: dict[str, int] | None = None) -> None:
+        self.following = following
+        self.known: dict[str, int] = {} if known is None else known
+
+    def expected(self, request_id: str) -> int:
+        """Of a segment of the request, if it is as it should be."""
+        return self.known.get(request_id, self.following)
+
+    def of(self, request_id: str) -> int:
+        """Of what is moved or freed."""
+        return self.known.get(request_id, OWN)
+
+    def take(self, request_id: str, residence: int) -> None:
+        """A segment of the request writes this residence."""
+        if residence != OWN:
+            self.known[request_id] = residence
+            self.following = max(self.following, residence + 1)
+
+    def drop(self, request_id: str) -> None:
+        """The request has ended or is preempted."""
+        self.known.pop(request_id, None)
+
+    def copy(self) -> ResidenceNumbers:
+        return ResidenceNumbers(self.following, dict(self.known))
+
+
 class Clock:
     """Times as whole nanoseconds since the line before, where that gives back the very same float; else as they are."""
 
@@ -104,7 +133,8 @@ def continued(old: Segment, length: int, emits: bool) -> Segment:
         raise ValueError(f"{len(old.compute)} instances computed what it continues")
     start, master = old.start + old.length, old.compute[0]
     store = (KVRange(master, start, start + length),)
-    return Segment(old.request_id, start, length, old.compute, store, context_behind(old), emits)
+    context = context_behind(old)
+    return Segment(old.request_id, start, length, old.compute, store, context, emits, old.residence, old.earlier)
 
 
 def context_behind(old: Segment) -> tuple[tuple[int, int], ...]:

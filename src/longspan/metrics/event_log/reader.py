@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ from longspan.core.policies.options import parse_policy
 from longspan.errors import LongspanError, ReplayError
 from longspan.metrics.event_log.conversion import Header, make_decoder, read_config, read_header
 from longspan.metrics.event_log.files import existing_pieces, first_piece_path
+from longspan.metrics.event_log.history import ResidenceNumbers
 from longspan.metrics.event_log.lines import read_lines
 
 
@@ -38,13 +39,15 @@ class Piece:
 
     number: of the piece, from 1. requests: those that had arrived before it, with the times, and were alive.
     running: work that was under way. truncated_line: once it is read, the number of a last line that a killed process
-    left unfinished (it is not part of the log), else None.
+    left unfinished (it is not part of the log), else None. before: the piece before it in the run, which is read first.
     """
 
     def __init__(self, path: Path, header: Header, on_read: Callable[[int], object] = lambda count: None) -> None:
         """Raises ReplayError: the header is nonsense."""
         self.path, self.header, self.number = path, header, header.piece
         self.truncated_line: int | None = None
+        self.before: Piece | None = None
+        self._behind: ResidenceNumbers | None = None
         self._on_read = on_read
         with _named(path, lambda: 1):
             decoder = make_decoder(header)
@@ -55,7 +58,8 @@ class Piece:
         """Raises ReplayError: a line is broken; the message names it."""
         line = 1
         with _named(self.path, lambda: line):
-            decoder = make_decoder(self.header)
+            decoder = make_decoder(self.header, self.before._behind if self.before is not None else None)
+            self._behind = decoder.residences
             for line, text in enumerate(read_lines(self.path, self._on_read), start=1):
                 if not text.endswith(b"\n"):
                     self.truncated_line = line
@@ -76,6 +80,8 @@ class EventLog:
         """on_read: told how many bytes of `total_bytes` were read, now and then. Raises ReplayError."""
         self.path = Path(path)
         self.pieces: tuple[Piece, ...] = tuple(Piece(*found, on_read) for found in _pieces_of(self.path))
+        for piece, following in pairwise(self.pieces):
+            following.before = piece
         first = self.pieces[0]
         with _named(first.path, lambda: 1):
             self.config, self.notes = read_config(first.header)

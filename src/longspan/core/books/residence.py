@@ -1,0 +1,167 @@
+"""A residence: the KV of a run of tokens, and which instance holds which of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+
+from longspan.core.actions import KVRange
+from longspan.core.internal_error import InternalError
+
+_NOBODY = -1  # the owner of tokens that are missing
+
+
+class Residence:
+    """The KV of the tokens at positions [begin, end).
+
+    It is append-only while the request that writes it lives, and sealed afterwards. Tokens in it may be missing, since
+    the instance that held them was lost or gave them up. It may be split, which moves no slot, and truncated where
+    nobody refers to the tokens behind. All tokens are of one layer group; today the model's layers are one group.
+
+    owners[i] has the tokens from starts[i] on, up to the next start, or to `end`; neighbours are merged.
+    counts: tokens by instance, in that order. holders: its instances.
+    """
+
+    __slots__ = ("_context", "begin", "counts", "end", "holders", "number", "owners", "sealed", "starts")
+
+    def __init__(self, number: int, begin: int = 0) -> None:
+        self.number = number
+        self.begin = self.end = begin
+        self.owners: list[int] = []
+        self.starts: list[int] = []
+        self.counts: dict[int, int] = {}
+        self.holders: tuple[int, ...] = ()
+        self.sealed = False
+        self._context: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def context(self) -> tuple[tuple[int, int], ...]:
+        """(instance, tokens) by instance, as `Segment.context` has it. Kept, since it is asked for several times."""
+        if self._context is None:
+            self._context = tuple(self.counts.items())
+        return self._context
+
+    @property
+    def last_holder(self) -> int:
+        """The instance that holds the newest token."""
+        return self.owners[-1]
+
+    def ranges(self) -> tuple[KVRange, ...]:
+        """Those that somebody holds."""
+        return tuple([KVRange(*piece) for piece in self._pieces() if piece[0] != _NOBODY])
+
+    def missing(self) -> tuple[tuple[int, int], ...]:
+        """[start, end) of the tokens that nobody holds."""
+        return tuple([(start, end) for owner, start, end in self._pieces() if owner == _NOBODY])
+
+    def append(self, owner: int, end: int) -> None:
+        """`owner` takes the next tokens, up to `end`."""
+        if self.sealed or end <= self.end:
+            what = "is sealed" if self.sealed else f"ends at {self.end}"
+            raise InternalError(f"residence {self.number} {what}: nothing can be appended up to {end}")
+        if not self.owners or self.owners[-1] != owner:
+            self.owners.append(owner)
+            self.starts.append(self.end)
+            if owner not in self.counts:
+                self.counts = dict(sorted({**self.counts, owner: 0}.items()))
+                self.holders = tuple(self.counts)
+        self.counts[owner] += end - self.end
+        self.end = end
+        self._context = None
+
+    def move(self, source: int, target: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """Give the tokens of `ranges`, all of them at `source`, to `target`."""
+        self.require_held(source, ranges)
+        self._assign(target, ranges)
+
+    def lose(self, instance: int) -> None:
+        """The instance's tokens are missing from now on."""
+        self._assign(_NOBODY, [(piece.start, piece.end) for piece in self.ranges() if piece.instance == instance])
+
+    def fill(self, new: KVRange) -> None:
+        """An instance takes tokens that were missing."""
+        if not any(start <= new.start < new.end <= end for start, end in self.missing()):
+            raise InternalError(f"residence {self.number}: {new} is not missing")
+        self._assign(new.instance, [(new.start, new.end)])
+
+    def seal(self) -> None:
+        """Its writer has ended: nothing is appended any more."""
+        self.sealed = True
+
+    def split(self, at: int, number: int) -> Residence:
+        """Cut off the tokens from `at` on, as a residence of this number, which the writer goes on to write."""
+        if not self.begin < at < self.end:
+            raise InternalError(f"residence {self.number} of [{self.begin}, {self.end}) cannot be split at {at}")
+        tail = Residence(number, at)
+        for owner, start, end in self._pieces():
+            if end > at:
+                tail.owners.append(owner)
+                tail.starts.append(max(start, at))
+        tail.end, tail.sealed = self.end, self.sealed
+        tail._count()
+        self.truncate(at)
+        self.seal()
+        return tail
+
+    def truncate(self, end: int) -> None:
+        """Forget the tokens from `end` on."""
+        if not self.begin <= end <= self.end:
+            raise InternalError(f"residence {self.number} of [{self.begin}, {self.end}) cannot end at {end}")
+        kept = [(owner, start) for owner, start in zip(self.owners, self.starts, strict=True) if start < end]
+        self.owners, self.starts = [owner for owner, _ in kept], [start for _, start in kept]
+        self.end = end
+        self._count()
+
+    def require_held(self, instance: int, ranges: Iterable[tuple[int, int]]) -> None:
+        """Raise unless `ranges` are in order, disjoint, not empty, and all held by `instance`."""
+        owned = [piece for piece in self.ranges() if piece.instance == instance]
+        starts = [piece.start for piece in owned]
+        previous_end = self.begin - 1
+        for start, end in ranges:
+            if not previous_end <= start < end:
+                raise InternalError(f"residence {self.number}: range [{start}, {end}) is empty or out of order")
+            place = bisect_right(starts, start) - 1
+            if place < 0 or end > owned[place].end:
+                raise InternalError(f"residence {self.number}: [{start}, {end}) is not at instance {instance}")
+            previous_end = end
+        if previous_end < self.begin:
+            raise InternalError(f"residence {self.number}: no ranges to move")
+
+    def _pieces(self) -> Iterator[tuple[int, int, int]]:
+        """(owner, start, end) of each stretch with one owner, or none."""
+        ends = [*self.starts[1:], self.end] if self.starts else []
+        return zip(self.owners, self.starts, ends, strict=True)
+
+    def _assign(self, owner: int, ranges: Iterable[tuple[int, int]]) -> None:
+        """Each of the ranges, which are disjoint, lies inside one piece; it gets another owner."""
+        pieces = list(_reassigned(self._pieces(), owner, sorted(ranges, reverse=True)))
+        self.owners, self.starts = [], []
+        for piece_owner, start in pieces:
+            if not self.owners or self.owners[-1] != piece_owner:
+                self.owners.append(piece_owner)
+                self.starts.append(start)
+        self._count()
+
+    def _count(self) -> None:
+        counts: dict[int, int] = {}
+        for owner, start, end in self._pieces():
+            if owner != _NOBODY:
+                counts[owner] = counts.get(owner, 0) + end - start
+        self.counts = dict(sorted(counts.items()))
+        self.holders = tuple(self.counts)
+        self._context = None
+
+
+def _reassigned(
+    pieces: Iterable[tuple[int, int, int]], target: int, pending: list[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """(owner, start) of the pieces, with the parts in `pending` given to `target`. pending: in reverse order."""
+    for owner, position, end in pieces:
+        while pending and pending[-1][0] < end:
+            start, stop = pending.pop()
+            if position < start:
+                yield owner, position
+            yield target, start
+            position = stop
+        if position < end:
+            yield owner, position
