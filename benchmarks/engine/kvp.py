@@ -41,6 +41,7 @@ from longspan import LLM
 from longspan.core.actions import RunBatch
 from longspan.core.books.request import Request
 from longspan.core.events import BatchCompleted, KVMigrated
+from longspan.core.news import News
 from longspan.core.policies.fixed import FixedPolicy
 from longspan.core.state import SchedulerState
 from longspan.metrics.event_log import read_event_log
@@ -65,10 +66,10 @@ class AlternatingShards(FixedPolicy):
         super().__init__((0, 1), masters=lambda _: (0,), max_prefill_tokens=WHOLE_PROMPT)
         self.steps = steps
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         if any(len(state.placement.holders(r.id)) != self._shards(r) for r in state.with_kv()):
             state.hold_back()
-        super().schedule(state, now)
+        super().schedule(state, news, now)
 
     def _shards(self, request: Request) -> int:
         return 2 - (max(request.num_output_tokens, 1) - 1) // self.steps % 2

@@ -7,6 +7,7 @@ import random
 from longspan.core.actions import Segment
 from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request, RequestStatus
+from longspan.core.news import News
 from longspan.core.state import SchedulerState
 
 
@@ -18,7 +19,7 @@ class RandomPolicy:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         acts = (self._batch, self._batch, self._batch, self._migrate, self._preempt, self._refuse)
         for _ in range(self.rng.randrange(4)):
             self.rng.choice(acts)(state)

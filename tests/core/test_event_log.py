@@ -40,6 +40,7 @@ from longspan.core.events import (
     RequestArrived,
     TokenOutput,
 )
+from longspan.core.news import News
 from longspan.core.policies.elastic_fcfs.policy import ElasticFcfs
 from longspan.core.state import SchedulerState
 from longspan.errors import ReplayError
@@ -56,7 +57,7 @@ MODEL = scaling_model(
     2, fixed=0.02, fixed_step=0.001, per_token=1e-3, per_pair=0.0, decode_fixed=5e-4, decode_step=0.0,
     per_request=1e-4, migration_per_token=1e-6,
 )  # fmt: skip
-VERSION_1 = Path(__file__).parents[1] / "data" / "event_logs"
+OLD_LOGS = Path(__file__).parents[1] / "data" / "event_logs"
 
 Record = tuple[float, Event, Sequence[Action], Sequence[Decision]]
 
@@ -442,7 +443,7 @@ class Backwards(ElasticFcfs):
 
     name = "backwards"
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         for request in list(state.waiting):
             state.refuse(request.id, "not today")
 
@@ -559,7 +560,7 @@ def test_what_is_no_log(tmp_path: Path) -> None:
 # older versions
 
 
-@pytest.mark.parametrize("path", sorted(VERSION_1.glob("v1_*")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(OLD_LOGS.glob("v1_*")), ids=lambda path: path.name)
 def test_logs_of_version_1_replay_and_say_the_same_in_this_one(path: Path, tmp_path: Path) -> None:
     log = read_event_log(path)
     assert replay(path) is None
@@ -574,9 +575,17 @@ def test_logs_of_version_1_replay_and_say_the_same_in_this_one(path: Path, tmp_p
     assert 3 * (tmp_path / "log").stat().st_size < len(gzip.decompress(path.read_bytes()))
 
 
+def test_the_pieces_of_a_log_of_version_2_replay() -> None:
+    """Its later pieces do not say which residences are there: that follows from those before."""
+    for path in OLD_LOGS.glob("v2_pieces*"):
+        log = read_event_log(path)
+        assert len(log.pieces) == 3
+        assert replay(path) is None
+
+
 def test_the_logs_of_version_1_hold_everything() -> None:
     seen = set()
-    for path in VERSION_1.glob("v1_*"):
+    for path in OLD_LOGS.glob("v1_*"):
         for record in read_event_log(path):
             seen |= {type(record.event), *map(type, record.actions)}
             seen |= {action.reason for action in record.actions if isinstance(action, StopRequest)}
@@ -596,7 +605,7 @@ def test_options_of_old_logs_that_are_unknown_or_renamed_are_told(
     if version == 2:
         text = write(tmp_path / "new", busy_day).read_bytes()
     else:
-        text = gzip.decompress((VERSION_1 / "v1_elastic_fcfs.jsonl.gz").read_bytes())
+        text = gzip.decompress((OLD_LOGS / "v1_elastic_fcfs.jsonl.gz").read_bytes())
     assert text.count(b'"decode_headroom":2') == 1
     path = tmp_path / "log"
     path.write_bytes(text.replace(b'"decode_headroom":2', b'"headroom":2,"shoe_size":[44]'))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from longspan.config import SchedulerConfig
+from longspan.core.news import News
 from longspan.core.policies import (
     ALIASES,
     MOVED_SETTINGS,
@@ -53,7 +54,7 @@ class Everything(Policy):
     name = "everything"
     options: Options
 
-    def schedule(self, state: SchedulerState, now: float) -> None: ...
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None: ...
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -201,7 +202,7 @@ class Duck:
 
     name, needs_cost_model, keeps_on_one_instance = "duck", False, True
 
-    def schedule(self, state: SchedulerState, now: float) -> None: ...
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None: ...
 
 
 def test_what_extends_nothing_will_do_if_it_has_all_that_is_asked_for() -> None:

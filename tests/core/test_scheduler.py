@@ -8,6 +8,7 @@ from longspan.config import SchedulerConfig
 from longspan.core.actions import Action
 from longspan.core.events import BatchCompleted, KVMigrated, RequestArrived, TokenOutput
 from longspan.core.internal_error import InternalError
+from longspan.core.news import News
 from longspan.core.policies import POLICIES, create_policy
 from longspan.core.scheduler import Scheduler
 from longspan.core.state import SchedulerState
@@ -189,7 +190,7 @@ class Idler:
 
     name = "idler"
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         for request in list(state.waiting):
             state.run_batch([0], [state.prefill_segment(request, [0], {0: request.num_tokens})])
 
@@ -197,7 +198,7 @@ class Idler:
 class Mover(Idler):
     """And moves all KV from instance 0 to 1."""
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
-        super().schedule(state, now)
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
+        super().schedule(state, news, now)
         for request in list(state.cluster[0].ready.values()):
             state.migrate(request.id, 0, 1, [(0, request.num_computed)])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from longspan import LLM, SamplingParams
+from longspan.core.news import News
 from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError, ReplayError
@@ -22,9 +23,9 @@ class StepByStep(ElasticFcfs):
 
     name = "step_by_step"
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         state.hold_back()
-        super().schedule(state, now)
+        super().schedule(state, news, now)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 
 from longspan import SamplingParams
 from longspan.config import EngineConfig
+from longspan.core.news import News
 from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.core.state import SchedulerState
 from longspan.engine.assembly import start_engine
@@ -49,17 +50,17 @@ class Breaks(ElasticFcfs):
         self.left = at
         self.error = error
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         self.left -= 1
         if self.left == 0:
             raise self.error
-        super().schedule(state, now)
+        super().schedule(state, news, now)
 
 
 class Rests(ElasticFcfs):
     """Starts nothing."""
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         return
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from longspan.core.books.request import Request, RequestStatus
+from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.policies.medha.baselines import Sarathi
 from longspan.core.policies.medha.predictor import Predictor, TokenBudget
@@ -24,8 +25,8 @@ class Replaceable(Policy):
         super().__init__()
         self.policy: Policy = Sarathi()
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
-        self.policy.schedule(state, now)
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
+        self.policy.schedule(state, news, now)
 
 
 class ForcedChunks(Sarathi):
@@ -57,13 +58,13 @@ class ForcedChunks(Sarathi):
     def predictor(self, state: SchedulerState) -> Predictor:
         return TokenBudget(state.config, self.chunk_size, self.shard_tokens)
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         if self.watched is None:
             self.watched = state.waiting.first
         if self.pauses and self.paused_at is None and self._has_no_boundary_left() and self._others_are_there(state):
             self.paused_at = 0
             state.preempt(self.watched.id)
-        super().schedule(state, now)
+        super().schedule(state, news, now)
         self._note(state, self.watched)
 
     def _ranking(self, state: SchedulerState, now: float) -> Ranking:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from longspan.core.news import News
 from longspan.core.state import SchedulerState
 from tests.core.random_policy import RandomPolicy
 
@@ -30,7 +31,7 @@ class ForcedPolicy(RandomPolicy):
         self.migrates, self.preempts = migrates, preempts
         self._moved_before = 0
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         if state.num_batches > self._moved_before:  # never for moves alone: nobody would get on
             self._moved_before = state.num_batches
             if self.migrates:

@@ -36,7 +36,7 @@ CORE_FLOORS = [
     ["internal_error", "actions", "events", "decision"],
     ["costs"],
     ["books"],
-    ["state", "lookahead"],
+    ["state", "lookahead", "news"],
     ["policies.options"],
     ["policies.base"],
     ["policies.parts"],

@@ -12,6 +12,7 @@ import pytest
 
 from longspan import LLM, SamplingParams
 from longspan.core.costs.cost_model import Chunk, CostModel
+from longspan.core.news import News
 from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.core.state import SchedulerState
 from longspan.entrypoints import cli
@@ -46,9 +47,9 @@ class Predicting(ElasticFcfs):
     keeps_on_one_instance = False
     seen: CostModel | None = None
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         self.seen = state.cost_model
-        super().schedule(state, now)
+        super().schedule(state, news, now)
 
 
 def start(tiny: Path, policy: ElasticFcfs | None = None, **settings) -> LLM:

@@ -92,7 +92,8 @@ def of_another_instance(action: Action, instances: int) -> Action | None:
 
 
 def aborted(action: Action, instances: int) -> Action | None:
-    return replace(action, reason="aborted") if isinstance(action, StopRequest) and action.reason == "finished" else None
+    is_stop = isinstance(action, StopRequest) and action.reason == "finished"
+    return replace(action, reason="aborted") if is_stop else None
 
 
 @pytest.mark.parametrize("change", [of_another_instance, aborted])

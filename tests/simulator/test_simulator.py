@@ -16,6 +16,7 @@ from longspan.core.costs.batch_shape import BatchShape
 from longspan.core.costs.cost_model import Chunk
 from longspan.core.events import BatchCompleted, KVMigrated, RequestArrived
 from longspan.core.internal_error import InternalError
+from longspan.core.news import News
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
@@ -210,7 +211,7 @@ class Idler:
     needs_cost_model = False
     keeps_on_one_instance = False
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         pass
 
 

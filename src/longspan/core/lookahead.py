@@ -37,7 +37,7 @@ def _somebody_needs_instances(ledger: Ledger) -> bool:
     """
     if ledger.waiting:
         head = ledger.waiting.first
-        lacking = head.num_tokens + ledger.headroom(head)
+        lacking = head.slots_to_take + ledger.headroom(head)
         for instance in ledger.cluster.instances:
             lacking -= max(0, instance.room)
             if lacking <= 0:

@@ -17,6 +17,7 @@ from longspan.core.decision import Decision
 from longspan.core.events import BatchCompleted, Event, FirstStageFree, KVMigrated, RequestAborted, RequestArrived
 from longspan.core.internal_error import InternalError
 from longspan.core.lookahead import look_ahead
+from longspan.core.news import News
 from longspan.core.policies import create_policy
 from longspan.core.policies.base import Policy
 from longspan.core.state import SchedulerState
@@ -48,6 +49,7 @@ class Scheduler:
         self.config = replace(config, policy=self.policy.name)
         self._ledger = Ledger(self.config)
         self._state = SchedulerState(self._ledger, cost_model)
+        self._news = News(self._ledger.arrived, self._ledger.ended)
         self._now = float("-inf")
         self.decisions: tuple[Decision, ...] = ()
 
@@ -60,9 +62,10 @@ class Scheduler:
             raise InternalError(f"time went backwards, from {self._now} to {now}")
         self._now = now
         self._ledger.hold_back = False
+        self._ledger.arrived.clear()
         self._ledger.ended.clear()
         self._apply(event, now)
-        self.policy.schedule(self._state, now)
+        self.policy.schedule(self._state, self._news, now)
         look_ahead(self._ledger, self._ledger.take_started())
         self.decisions = self._ledger.take_decisions()
         return self._ledger.take_actions()

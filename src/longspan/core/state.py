@@ -56,11 +56,6 @@ class SchedulerState:
         return self._ledger.num_finished, self._ledger.num_finished_tokens
 
     @property
-    def ended(self) -> Sequence[Request]:
-        """Requests that finished or were aborted by this call's event: to learn from, and to forget."""
-        return self._ledger.ended
-
-    @property
     def tokens_when_grown(self) -> int:
         """Of all requests `with_kv` together."""
         return self._ledger.tokens_when_grown

@@ -176,7 +176,7 @@ def flowing_lists_are_right(ledger: Ledger) -> None:
         flows = (
             request.status is RequestStatus.PREFILLING
             and request.in_flight > 0
-            and request.num_stored < request.num_tokens
+            and request.tokens_to_compute > 0
             and request.id not in first_stages
         )
         _require(request.flowing == flows, f"request {request.id} flows: {request.flowing}, but it should be {flows}")

@@ -30,7 +30,7 @@ class Ledger:
     num_prefills: batches issued that were not pure decode iterations.
     tokens_when_grown: of those that hold KV, all together.
     num_finished, num_finished_tokens: requests that came to their own end, and what they generated.
-    ended: requests that came to an end by this call's event.
+    arrived, ended: requests that joined the queue, and that came to an end, by this call's event.
     decisions: why the policy decided as it did in this call.
     hold_back: the policy wants instances back as soon as they are done; nothing looks ahead in this call.
     """
@@ -53,6 +53,7 @@ class Ledger:
         self.tokens_when_grown = 0
         self.num_finished = 0
         self.num_finished_tokens = 0
+        self.arrived: list[Request] = []
         self.ended: list[Request] = []
         self.decisions: list[Decision] = []
         self.hold_back = False
@@ -90,7 +91,7 @@ class Ledger:
         self.cluster.pass_on(work)
         for segment in work.action.segments:
             request = self.requests[segment.request_id]
-            if request.status is RequestStatus.PREFILLING and request.num_stored < request.num_tokens:
+            if request.status is RequestStatus.PREFILLING and request.tokens_to_compute:
                 request.flowing = True
                 self.cluster.list_flowing(request, self.placement.holders(request.id))
 

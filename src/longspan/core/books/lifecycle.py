@@ -36,6 +36,7 @@ def arrive(ledger: Ledger, event: RequestArrived, now: float) -> None:
     ledger.num_arrivals += 1
     ledger.requests[request.id] = request
     ledger.waiting.add(request)
+    ledger.arrived.append(request)
 
 
 def abort(ledger: Ledger, event: RequestAborted) -> None:

@@ -92,6 +92,24 @@ class Request:
         return self.num_computed + self.num_scheduled
 
     @property
+    def missing(self) -> tuple[tuple[int, int], ...]:
+        """[start, end) of the tokens known so far that have no KV slot: they are computed next, in order.
+
+        Today these are the last ones. Where a request can lose KV, or adopt some, there will be ranges before them.
+        """
+        return ((self.num_stored, self.num_tokens),) if self.tokens_to_compute else ()
+
+    @property
+    def tokens_to_compute(self) -> int:
+        """Tokens known so far that are missing."""
+        return self.num_prompt_tokens + self.num_output_tokens - self.num_computed - self.num_scheduled
+
+    @property
+    def slots_to_take(self) -> int:
+        """KV slots that the tokens known so far still have to find. Those that are missing find theirs as they run."""
+        return self.num_prompt_tokens + self.num_output_tokens - self.num_computed - self.num_scheduled
+
+    @property
     def num_reserved(self) -> int:
         return sum([planned.length for planned in self.reserved]) if self.reserved else 0
 
@@ -118,8 +136,7 @@ class Request:
     @property
     def resting_status(self) -> RequestStatus:
         """What a request with KV is when nothing touches it."""
-        only_last_left = self.num_tokens - self.num_stored <= 1
-        return RequestStatus.DECODING if only_last_left else RequestStatus.PREFILLING
+        return RequestStatus.DECODING if self.tokens_to_compute <= 1 else RequestStatus.PREFILLING
 
     def become(self, status: RequestStatus) -> None:
         if status is self.status:

@@ -34,11 +34,6 @@ class WaitingQueue:
     def first(self) -> Request:
         return self._requests[0]
 
-    @property
-    def last(self) -> Request:
-        """Who arrived last; a request that has just arrived is the last."""
-        return self._requests[-1]
-
     def after_first(self) -> Iterator[Request]:
         return islice(self._requests, 1, None)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from longspan.core.news import News
 from longspan.core.policies.options import make_options
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
@@ -14,7 +16,7 @@ from longspan.errors import ConfigError
 class Policy(ABC):
     """Asked once after every event. Acts through `state`, as often as it likes, or not at all.
 
-    It must decide from `state`, `now` and what it remembers alone, and leave nobody waiting for ever:
+    It must decide from `state`, `news`, `now` and what it remembers alone, and leave nobody waiting for ever:
     whenever no batch runs and a request is alive, it starts something.
     """
 
@@ -39,8 +41,11 @@ class Policy(ABC):
         self.options = make_options(self.Options, self.name, options)
 
     @abstractmethod
-    def schedule(self, state: SchedulerState, now: float) -> None:
-        """Decide what runs next, if anything. now: seconds, of a clock that never goes backwards."""
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
+        """Decide what runs next, if anything.
+
+        news: what the present event has changed. now: seconds, of a clock that never goes backwards.
+        """
 
 
 def check_policy(policy: object) -> None:
@@ -49,6 +54,7 @@ def check_policy(policy: object) -> None:
     Raises ConfigError.
     """
     if isinstance(policy, Policy):
+        _check_call(policy)
         return
     lacking = [name for name in ("name", "needs_cost_model", "keeps_on_one_instance", "schedule")
                if not hasattr(policy, name)]
@@ -58,3 +64,14 @@ def check_policy(policy: object) -> None:
             f"policy is {policy!r}, but must be a name, or an object of a class that extends "
             f"longspan.core.policies.base.Policy; this one {what}"
         )
+    _check_call(policy)
+
+
+def _check_call(policy: Any) -> None:
+    """Raises ConfigError unless `schedule` can be called as it will be."""
+    try:
+        inspect.signature(policy.schedule).bind(None, None, 0.0)
+    except TypeError as error:
+        raise ConfigError(
+            f"the policy {policy.name} is called as schedule(state, news, now), which it does not take: {error}"
+        ) from error

@@ -9,6 +9,7 @@ from longspan.config import check_count
 from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request
 from longspan.core.decision import Decision
+from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.policies.one_instance import StaticTP
 from longspan.core.policies.parts.decode_batch import decode_each
@@ -51,11 +52,11 @@ class DistServe(Policy):
         super().__init__(**options)
         self._both = StaticTP()
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         if len(state.cluster) == 1:
-            self._both.schedule(state, now)
+            self._both.schedule(state, news, now)
             return
-        refuse_the_too_long(state)
+        refuse_the_too_long(state, news)
         prefill, decode = self._pools(state)
         held = _hand_over(state, prefill, decode)
         _prefill(state, [instance for instance in prefill if instance.is_idle and instance.id not in held])
@@ -108,7 +109,7 @@ def _prefill(state: SchedulerState, idle: Sequence[Instance]) -> None:
     for instance in sorted(idle, key=lambda instance: (-instance.unreserved, instance.id)):
         prompts = _gather(state, instance)
         if prompts:
-            kept = {request.id: [(instance.id, request.num_tokens)] for request in prompts}
+            kept = {request.id: [(instance.id, request.tokens_to_compute)] for request in prompts}
             run_prefill(state, prompts, [instance.id], kept)
 
 
@@ -117,7 +118,7 @@ def _gather(state: SchedulerState, instance: Instance) -> list[Request]:
     gathered: list[Request] = []
     tokens = 0
     for request in state.waiting:
-        tokens += request.num_tokens
+        tokens += request.tokens_to_compute
         if tokens > instance.unreserved or (gathered and tokens > state.config.max_batch_tokens):
             break
         if len(gathered) == state.config.max_batch_requests:

@@ -10,6 +10,7 @@ from longspan.core.books.cluster import Work
 from longspan.core.books.request import RequestStatus
 from longspan.core.books.rules import involved_instances
 from longspan.core.costs.episode import Episode, Iterate, Move, Step, Timed
+from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.state import SchedulerState
 
@@ -48,9 +49,9 @@ class EpisodePolicy(Policy):
             if seconds
         ]
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         self._follow(state, now)
-        if any(request.id == self._other for request in state.ended):
+        if any(request.id == self._other for request in news.ended):
             self._other = None  # in a small pool it may come to its end too early: the rest runs alone
         expected = len(self._ids) + (self._other is not None)
         self._all_are_here = self._all_are_here or len(state.waiting) == expected
@@ -111,7 +112,7 @@ class EpisodePolicy(Policy):
         if self._episode.beside == "prefill" and request.is_ready:
             state.preempt(request_id)
         if request.status is RequestStatus.WAITING:
-            kept = ((instance.id, request.num_tokens),)
+            kept = ((instance.id, request.tokens_to_compute),)
             state.run_batch((instance.id,), [state.prefill_segment(request, (instance.id,), kept)])
         elif request.is_ready:
             state.run_batch((instance.id,), [state.decode_segment(request, instance.id)])

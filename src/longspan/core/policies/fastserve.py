@@ -15,6 +15,7 @@ from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.costs.cost_model import Chunk
 from longspan.core.decision import Decision
+from longspan.core.news import News
 from longspan.core.policies.parts.data_parallel import DataParallel
 from longspan.core.policies.parts.lanes import Lane, Rank
 from longspan.core.policies.parts.mixed_batch import MixedBatch
@@ -80,9 +81,9 @@ class FastServe(DataParallel):
         self._moments = 0
         self._began_to_wait: deque[tuple[float, Request]] = deque()
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         self._promote_who_waits(state, now)
-        super().schedule(state, now)
+        super().schedule(state, news, now)
 
     def quantum(self, queue: int) -> float:
         """Seconds."""
@@ -93,7 +94,7 @@ class FastServe(DataParallel):
         self._began_to_wait.append((now, request))
         job = self._jobs.get(request.id)
         if job is None:
-            prefill_s = state.cost_model.prefill((Chunk(request.num_tokens),), 1)
+            prefill_s = state.cost_model.prefill((Chunk(request.tokens_to_compute),), 1)
             queue = 0
             while self.quantum(queue) < prefill_s:
                 queue += 1
@@ -108,7 +109,7 @@ class FastServe(DataParallel):
     def may_start(
         self, state: SchedulerState, instance: Instance, lane: Lane, request: Request, taken: int = 0
     ) -> bool:
-        return request.num_tokens + state.headroom(request) <= instance.room - taken
+        return request.slots_to_take + state.headroom(request) <= instance.room - taken
 
     def iterate(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> None:
         self._charge(state, lane, now)
@@ -179,11 +180,11 @@ class FastServe(DataParallel):
         taken = sum(not request.promised for request in lane.running.values())
         tokens = 0
         for request in lane:
-            tokens += request.num_tokens
+            tokens += request.tokens_to_compute
             if (newcomers and tokens > state.config.max_batch_tokens) or not self.may_start(
                 state, instance, lane, request, taken
             ):
                 break
-            taken += request.num_tokens + state.headroom(request)
+            taken += request.slots_to_take + state.headroom(request)
             newcomers.append(request)
         return newcomers

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from longspan.core.actions import Segment
 from longspan.core.books.request import Request
+from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.state import SchedulerState
 
@@ -41,7 +42,7 @@ class FixedPolicy(Policy):
         self.iteration = 0
         self._migrated_for = -1
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         if len(state.cluster.idle()) < len(state.cluster):
             return
         if len(state.waiting):
@@ -53,12 +54,14 @@ class FixedPolicy(Policy):
         batch: list[Request] = []
         tokens = 0
         for request in state.waiting:
-            if batch and tokens + request.num_tokens > self.max_prefill_tokens:
+            if batch and tokens + request.tokens_to_compute > self.max_prefill_tokens:
                 break
             batch.append(request)
-            tokens += request.num_tokens
+            tokens += request.tokens_to_compute
         segments = [
-            state.prefill_segment(request, _turned(self.compute, place), _evenly(request.num_tokens, self.keepers))
+            state.prefill_segment(
+                request, _turned(self.compute, place), _evenly(request.tokens_to_compute, self.keepers)
+            )
             for place, request in enumerate(batch)
         ]
         state.run_batch(_members(segments), segments)

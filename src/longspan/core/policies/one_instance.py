@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request
+from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.policies.parts.decode_batch import decode_each
 from longspan.core.policies.parts.patience import somebody_is_overdue
@@ -30,13 +31,13 @@ class OneInstanceEach(Policy):
 
     keeps_on_one_instance = True
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
-        refuse_the_too_long(state)
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
+        refuse_the_too_long(state, news)
         if not somebody_is_overdue(state):
             for instance in sorted(state.cluster.idle(), key=lambda instance: (-instance.room, instance.id)):
                 prompts = _gather(state, instance, self.queue(state, instance))
                 if prompts:
-                    kept = {request.id: [(instance.id, request.num_tokens)] for request in prompts}
+                    kept = {request.id: [(instance.id, request.tokens_to_compute)] for request in prompts}
                     run_prefill(state, prompts, [instance.id], kept)
         decode_each(state)
 
@@ -65,8 +66,8 @@ def _gather(state: SchedulerState, instance: Instance, queue: Iterator[Request])
     gathered: list[Request] = []
     room, tokens = instance.room, 0
     for request in queue:
-        room -= request.num_tokens + state.headroom(request)
-        tokens += request.num_tokens
+        room -= request.slots_to_take + state.headroom(request)
+        tokens += request.tokens_to_compute
         if room < 0 or (gathered and tokens > state.config.max_batch_tokens):
             break
         gathered.append(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from longspan.core.books.request import Request, RequestStatus
+from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.policies.parts.decode_batch import choose_requests, run_decode, take_quota
 from longspan.core.policies.parts.decode_groups import DecodeGroup
@@ -20,7 +21,7 @@ class StaticSP(Policy):
 
     name = "static_sp"
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         if len(state.cluster.idle()) < len(state.cluster):
             return
         prompts = [] if somebody_is_overdue(state) else _gather(state)
@@ -36,8 +37,8 @@ def _gather(state: SchedulerState) -> list[Request]:
     room = sum(instance.room for instance in state.cluster.instances)
     tokens = 0
     for request in state.waiting:
-        room -= request.num_tokens + state.headroom(request)
-        tokens += request.num_tokens
+        room -= request.slots_to_take + state.headroom(request)
+        tokens += request.tokens_to_compute
         if room < 0 or (gathered and tokens > state.config.max_batch_tokens * len(state.cluster)):
             break
         gathered.append(request)
@@ -46,7 +47,7 @@ def _gather(state: SchedulerState) -> list[Request]:
 
 def _prefill(state: SchedulerState, prompts: list[Request]) -> None:
     rooms = {instance.id: instance.free for instance in state.cluster.instances}
-    kept = {request.id: keep_evenly(request.num_tokens, rooms) for request in prompts}
+    kept = {request.id: keep_evenly(request.tokens_to_compute, rooms) for request in prompts}
     run_prefill(state, prompts, list(rooms), kept)
 
 

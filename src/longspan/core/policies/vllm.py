@@ -54,12 +54,12 @@ class FilledBatches(DataParallel):
     ) -> bool:
         if len(lane.running) >= state.config.max_batch_requests:
             return False
-        return request.num_tokens <= instance.unreserved - taken
+        return request.slots_to_take <= instance.unreserved - taken
 
     def admit(self, state: SchedulerState, instance: Instance, lane: Lane, request: Request) -> None:
         """To be run in this very iteration. All its tokens have their slots, so its prefill can always go on."""
         lane.start(request)
-        state.reserve(request.id, [KVRange(instance.id, 0, request.num_tokens)])
+        state.reserve(request.id, [KVRange(instance.id, request.num_stored, request.num_tokens)])
 
     def make_room(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> bool:
         """A slot for every decode; returns whether anybody was preempted for that."""
@@ -93,4 +93,4 @@ class Vllm(FilledBatches):
 
 
 def _decodes_first(request: Request) -> tuple[bool, int]:
-    return request.num_tokens - request.num_stored > 1, request.arrival_index
+    return request.tokens_to_compute > 1, request.arrival_index

@@ -132,9 +132,8 @@ def make_decoder(header: Header, before: ResidenceNumbers | None = None) -> Deco
     """before: where the piece before came to. Raises ValueError: the header is nonsense."""
     if header.version == 1:
         return Version1Decoder()
-    if header.version == 2 and before is not None:
-        return RecordDecoder(header.requests, header.running, before.copy())
-    return RecordDecoder(header.requests, header.running, header.residences)
+    residences = before.copy() if before is not None and header.version == 2 else header.residences
+    return RecordDecoder(header.requests, header.running, residences, names_residences=header.version > 2)
 
 
 class _FreeKV(msgspec.Struct, tag="FreeKV"):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import msgspec
+from msgspec.structs import replace
 
 from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment, StopRequest
 from longspan.core.decision import Decision
@@ -48,11 +49,15 @@ class RecordDecoder:
 
     def __init__(
         self, requests: Iterable[Any] = (), running: Iterable[Any] = (),
-        residences: Sequence[Any] | ResidenceNumbers = (),
+        residences: Sequence[Any] | ResidenceNumbers = (), *, names_residences: bool = True,
     ) -> None:  # fmt: skip
-        """residences: the header's, or for a piece of version 2, which says nothing of them, those behind the piece
-        before. Raises ValueError: a header of nonsense.
+        """residences: the header's, or of a piece that says nothing of them, those behind the piece before.
+
+        names_residences: what goes on does so in its residence; in version 2, in whatever the request's was.
+
+        Raises ValueError: a header of nonsense.
         """
+        self._names_residences = names_residences
         self._history: History[_Line] = History()
         self._running: dict[int, RunBatch] = {}
         self._clock = Clock()
@@ -173,7 +178,7 @@ class RecordDecoder:
         base = None if group is None else self._history.latest.get(group)
         if base is None or group is None:
             raise ValueError(f"batch {batch_id} continues none")
-        segments = tuple([continued(old, 1, True) for old in base.segments])
+        segments = tuple([self._continued(old, 1, True) for old in base.segments])
         return self._issue(RunBatch(batch_id, group, segments), base.rest)
 
     def _batch(self, batch_id: int, group: tuple[int, ...], parts: Sequence[Any]) -> RunBatch:
@@ -194,14 +199,19 @@ class RecordDecoder:
                 raise ValueError(f"batch {batch_id} continues more than the {len(base)} segments of those before")
             if further is not None:
                 emits = len(further) < 2 or _bool(further[1])
-                segments.append(continued(base[place], _int(further[0]), emits))
+                segments.append(self._continued(base[place], _int(further[0]), emits))
             elif count > 0:
-                segments += [continued(old, 1, True) for old in base[place:following]]
+                segments += [self._continued(old, 1, True) for old in base[place:following]]
             place = following
         repeated = [-len(latest.rest), len(latest.segments)] if latest.rest else [len(latest.segments)]
         repeats = latest is not _NOTHING and parts == repeated
         rest = latest.rest if repeats else self._history.rest_behind(segments, latest.rest, latest.segments)
         return self._issue(RunBatch(batch_id, group, tuple(segments)), rest)
+
+    def _continued(self, old: Segment, length: int, emits: bool) -> Segment:
+        if self._names_residences:
+            return continued(old, length, emits)
+        return replace(continued(old, length, emits), residence=self.residences.of(old.request_id))
 
     def _issue(self, batch: RunBatch, rest: tuple[Segment, ...]) -> RunBatch:
         self._running[batch.batch_id] = batch

@@ -8,6 +8,7 @@ or packs them full, this policy decides at every event, and leaves headroom.
 
 from __future__ import annotations
 
+from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.policies.elastic_fcfs.decode import start_decodes
 from longspan.core.policies.elastic_fcfs.prefill import start_prefills
@@ -29,7 +30,7 @@ class ElasticFcfs(Policy):
 
     name = "elastic_fcfs"
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         if somebody_is_overdue(state):
             start_decodes(state)
             return

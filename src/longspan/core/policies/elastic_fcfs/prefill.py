@@ -37,7 +37,7 @@ def _should_wait(state: SchedulerState, head: Request, idle: Sequence[Instance],
     """
     if not idle or not decoding or not _fit(state, [head], (*idle, *decoding)):
         return False
-    useful = _useful_instances(state, head.num_tokens, len(idle) + len(decoding))
+    useful = _useful_instances(state, head.tokens_to_compute, len(idle) + len(decoding))
     return useful > len(idle) or not _fit(state, [head], idle)
 
 
@@ -48,7 +48,7 @@ def _useful_instances(state: SchedulerState, tokens: int, available: int) -> int
 
 def _need(state: SchedulerState, request: Request) -> int:
     """Slots for its tokens, and for the first ones to come."""
-    return request.num_tokens + state.headroom(request)
+    return request.slots_to_take + state.headroom(request)
 
 
 def _fit(state: SchedulerState, requests: Iterable[Request], instances: Iterable[Instance]) -> bool:
@@ -59,10 +59,10 @@ def _fit(state: SchedulerState, requests: Iterable[Request], instances: Iterable
 def _gather(state: SchedulerState, idle: Sequence[Instance]) -> list[Request]:
     """The head and those behind it that go along in one batch. A head longer than the limit runs alone."""
     requests = [state.waiting.first]
-    tokens, need = requests[0].num_tokens, _need(state, requests[0])
+    tokens, need = requests[0].tokens_to_compute, _need(state, requests[0])
     room = sum(instance.room for instance in idle)
     for request in state.waiting.after_first():
-        tokens += request.num_tokens
+        tokens += request.tokens_to_compute
         need += _need(state, request)
         limit = state.config.max_batch_tokens * _useful_instances(state, tokens, len(idle))
         if tokens > limit or need > room:
@@ -93,6 +93,6 @@ def _plan_retention(
     """
     rooms = {instance.id: max(0, instance.room) for instance in group}
     plan: dict[str, list[tuple[int, int]]] = {}
-    for request in sorted(requests, key=lambda request: (-request.num_tokens, request.arrival_index)):
-        plan[request.id] = keep_compactly(request.num_tokens, state.headroom(request), rooms)
+    for request in sorted(requests, key=lambda request: (-request.tokens_to_compute, request.arrival_index)):
+        plan[request.id] = keep_compactly(request.tokens_to_compute, state.headroom(request), rooms)
     return plan

@@ -9,6 +9,7 @@ from typing import Literal
 
 from longspan.config import check_count
 from longspan.core.decision import Decision
+from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.policies.loongserve.allocation import Allocation, allocate, could_pay
 from longspan.core.policies.loongserve.batching import (
@@ -97,7 +98,7 @@ class LoongServe(Policy):
         self._queue: Queue | None = None
         self._queue_changes = 0
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         self._step(state)
         if state.waiting and len(state.cluster.idle()) == len(state.cluster):
             self._step(state)  # the only one that decoded was preempted: its turn has come again
@@ -144,7 +145,7 @@ class LoongServe(Policy):
         """The first waiting requests that instances which are idle, or decode and soon will be, have room for now."""
         if self._queue is None or self._queue_changes != state.waiting.changes:
             prompts = [
-                Prompt(request.id, request.num_tokens, request.num_tokens + state.headroom(request))
+                Prompt(request.id, request.tokens_to_compute, request.slots_to_take + state.headroom(request))
                 for request in islice(state.waiting, MAX_BATCHING)
             ]
             self._queue = Queue.of(prompts, times, state.config.max_batch_tokens)

@@ -156,12 +156,12 @@ class Packer:
         if request.id in self.clearings:
             return
         headroom = self.state.headroom(request)
-        need = request.num_tokens + headroom
+        need = request.slots_to_take + headroom
         if sum(self.rooms.values()) < need:
             self.blocked = candidate
             return
         planned = plan_shards(
-            request.num_tokens, headroom, self.rooms, self._order(candidate, need), self.predictor.shard_tokens
+            request.slots_to_take, headroom, self.rooms, self._order(candidate, need), self.predictor.shard_tokens
         )
         assert planned is not None, "there is room"
         first = planned[0]

@@ -14,6 +14,7 @@ from typing import ClassVar
 from longspan.config import check_count
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.decision import Decision
+from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.policies.medha.chunking import Packer
 from longspan.core.policies.medha.clearing import Clearings
@@ -74,7 +75,7 @@ class ChunkedPrefill(Policy):
         self._clearings = Clearings()
         self._giving_way: set[str] = set()
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         if self._somebody_could_start(state, now):
             state.hold_back()
         self._giving_way = {

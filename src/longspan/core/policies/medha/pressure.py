@@ -73,7 +73,7 @@ class Relief:
         """A half-done prefill whose slots, perhaps with others', make room; if one does, that with least work lost."""
         beneficiary = blocked.request
         rooms = sum(instance.room for instance in self.state.cluster.instances)
-        deficit = beneficiary.num_tokens + self.state.headroom(beneficiary) - rooms
+        deficit = beneficiary.slots_to_take + self.state.headroom(beneficiary) - rooms
         victims = self._victims(blocked, self.state.with_kv())
         if deficit <= 0 or sum(map(_slots, victims)) < deficit:
             return None
@@ -87,7 +87,7 @@ class Relief:
 
         None if there is none, or if moving takes longer than the request has. migration_s: seconds for so many tokens.
         """
-        need = scattered.request.num_tokens + self.state.headroom(scattered.request)
+        need = scattered.request.slots_to_take + self.state.headroom(scattered.request)
         rooms = {instance.id: instance.room for instance in self.state.cluster.instances}
         ready = [request for request in self.state.with_kv() if request.is_ready]
         for victim in reversed(self._victims(scattered, ready)):

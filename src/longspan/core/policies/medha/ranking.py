@@ -84,7 +84,7 @@ class Backlog:
 
 
 def _column(state: SchedulerState, request: Request, standing: Standing[float]) -> tuple[float, ...]:
-    need = request.num_tokens + state.headroom(request)
+    need = request.slots_to_take + state.headroom(request)
     priority = request.service.priority
     return (
         standing.arrived, standing.deadline_s, standing.total_s, standing.scale_s, request.arrival_index, priority, need

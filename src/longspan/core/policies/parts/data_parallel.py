@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from longspan.core.books.cluster import Instance
-from longspan.core.books.request import Request
+from longspan.core.books.request import Request, RequestStatus
 from longspan.core.decision import Decision
+from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.policies.parts.lanes import Lane, Rank
 from longspan.core.policies.parts.refusal import refuse_the_too_long
@@ -26,10 +27,10 @@ class DataParallel(Policy):
         self._lanes: list[Lane] = []
         self._lane_of: dict[str, Lane] = {}
 
-    def schedule(self, state: SchedulerState, now: float) -> None:
-        for request in state.ended:
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
+        for request in news.ended:
             self.let_go(request)
-        self._take_in(state, now)
+        self._take_in(state, news, now)
         for instance in state.cluster.idle():
             lane = self._lanes[instance.id]
             if lane or lane.running:
@@ -65,15 +66,15 @@ class DataParallel(Policy):
         state.preempt(request.id)
         self._lane_of[request.id].wait(request, self.rank(state, request, now))
 
-    def _take_in(self, state: SchedulerState, now: float) -> None:
-        """Called at every event, so at most one request is new, and it is the last that arrived."""
+    def _take_in(self, state: SchedulerState, news: News, now: float) -> None:
         if not self._lanes:
             self._lanes = [Lane() for _ in state.cluster.instances]
-        refuse_the_too_long(state)
-        if state.waiting and (newcomer := state.waiting.last).id not in self._lane_of:
-            lane = min(self._lanes, key=lambda lane: lane.load)
-            self._lane_of[newcomer.id] = lane
-            lane.wait(newcomer, self.rank(state, newcomer, now))
+        refuse_the_too_long(state, news)
+        for newcomer in news.arrived:
+            if newcomer.status is RequestStatus.WAITING:
+                lane = min(self._lanes, key=lambda lane: lane.load)
+                self._lane_of[newcomer.id] = lane
+                lane.wait(newcomer, self.rank(state, newcomer, now))
 
     def _somebody_could_start(self, state: SchedulerState, now: float) -> bool:
         """On an instance whose next iteration could be queued ahead; it would put off the newcomer's first."""

@@ -28,7 +28,7 @@ class MixedBatch:
 
     def add(self, request: Request, most: int | None = None) -> None:
         """As many of its tokens without KV as there are budget and slots for, `most` at most; a decode has one."""
-        tokens = min(request.num_tokens - request.num_stored, self.left)
+        tokens = min(request.tokens_to_compute, self.left)
         if most is not None:
             tokens = min(tokens, most)
         if not request.reserved:

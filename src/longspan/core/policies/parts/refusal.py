@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from longspan.core.news import News
 from longspan.core.state import SchedulerState
 
 
-def refuse_the_too_long(state: SchedulerState) -> None:
-    """Called at every event, so only who has just arrived can be too long."""
-    if not state.waiting:
-        return
-    request, most = state.waiting.last, state.config.kv_tokens
-    if request.max_kv_tokens > most:
+def refuse_the_too_long(state: SchedulerState, news: News) -> None:
+    """Those that have just arrived, and that no instance can hold alone."""
+    most = state.config.kv_tokens
+    for request in [request for request in news.arrived if request.max_kv_tokens > most]:
         message = (
             f"The prompt has {request.num_prompt_tokens} tokens and max_tokens is {request.max_tokens}, but "
             f"the policy {state.config.policy!r} keeps a request on one instance, which holds {most}."

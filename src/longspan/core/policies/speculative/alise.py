@@ -56,7 +56,7 @@ class Alise(Speculative):
         key = partial(_place, ranks)
         chosen = nsmallest(state.config.max_batch_requests, ranks, key=key)
         batch = MixedBatch(instance, self.options.token_budget)
-        for request in sorted(chosen, key=lambda request: (request.num_tokens - request.num_stored > 1, key(request))):
+        for request in sorted(chosen, key=lambda request: (request.tokens_to_compute > 1, key(request))):
             if request.status is RequestStatus.WAITING and batch.left:
                 self.admit(state, instance, lane, request)
             batch.add(request)
@@ -84,7 +84,7 @@ class Alise(Speculative):
         newcomers: list[Request] = []
         tokens = 0
         for request in list(islice(lane, state.config.max_batch_requests)):
-            tokens += request.num_tokens
+            tokens += request.slots_to_take
             places = state.config.max_batch_requests - len(newcomers)
             while (lacking := tokens + len(_decoding(state, ranks)) - instance.unreserved) > 0:
                 victims = _victims(ranks, lane.rank_of(request), lacking, places)
@@ -130,7 +130,7 @@ def _aged(seconds: float, request: Request) -> Rank:
 def _seconds_left(state: SchedulerState, request: Request, tokens: int) -> float:
     """If it ran alone: its prefill, and the tokens that it is expected to generate."""
     model = state.cost_model
-    chunk = Chunk(request.num_tokens - request.num_stored, request.num_stored)
+    chunk = Chunk(request.tokens_to_compute, request.num_stored)
     decode = model.decode(1, request.num_tokens, 1, 1)
     if chunk.length == 1 and chunk.context:
         return tokens * decode

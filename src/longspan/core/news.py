@@ -1,0 +1,20 @@
+"""What is new to a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longspan.core.books.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the present event has changed, beside what `SchedulerState` shows.
+
+    arrived: requests that have just joined the queue. ended: requests that finished or were aborted, to learn from and
+    to forget. (A fleet that changes will be told here, too.)
+    """
+
+    arrived: Sequence[Request]
+    ended: Sequence[Request]
