@@ -214,5 +214,14 @@ def test_what_extends_nothing_will_do_if_it_has_all_that_is_asked_for() -> None:
         check_policy(type("Half", (), {"schedule": Duck.schedule})())
 
 
+class OldDuck(Duck):
+    def schedule(self, state: SchedulerState, now: float) -> None: ...  # type: ignore[override]
+
+
+def test_one_that_is_called_otherwise_is_refused_with_what_it_must_take() -> None:
+    with pytest.raises(ConfigError, match=r"duck is called as schedule\(state, news, now\), which it does not take"):
+        check_policy(OldDuck())
+
+
 def test_all_of_ours_extend_the_base_class() -> None:
     assert all(issubclass(policy_class(name), Policy) for name in POLICIES)
