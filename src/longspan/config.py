@@ -116,49 +116,56 @@ class SchedulerConfig(SchedulingConfig):
 class EngineConfig(SchedulingConfig):
     """One engine: model, devices, and how it schedules (`SchedulingConfig`).
 
-    model: a name that `longspan models` lists, a folder in Hugging Face layout, or a .gguf file.
-    tp: tensor-parallel devices inside each instance, or inside each of its pipeline stages.
-    pp: pipeline stages of each instance: consecutive layers on devices of their own. Several chunks of one prompt are
-        in flight at once (Medha's SPP).
-    pp_layers: decoder layers of each stage, in order; None balances them by the measured cost of a layer and the head.
-    dtype: of weights, activations and KV; auto is bfloat16 where the device computes it natively.
-    generation_config: where a request over the API does not say, auto takes temperature, top_p, top_k, min_p and
-        repetition_penalty from the model's generation_config.json; none takes OpenAI's defaults (temperature 1).
-    quantization: what matrices are kept in: gguf, 4 and 8 bits as a .gguf file stores them; int8, 8 bits whatever the
-        model; none, dtype. auto is gguf where it is faster, on CPUs in bfloat16, else none.
-    max_model_len: longest prompt plus output, tokens; None is the model's own limit.
-    kv_tokens: KV slots of each instance, tokens; None is what fits (on a CPU: enough for the longest context).
-    threads_per_device: CPU threads of each device process; None shares the cores evenly.
-    transport: how worker processes exchange; auto is NCCL between GPUs, shared memory on one machine's CPUs.
-    event_log: a new file for every event and decision (docs/event_log.md); None writes none.
-    event_log_max_bytes: a file that has so many is left for a new one; None: one file.
-    event_log_keep: so many of a run's files stay, the newest; None: all.
-    sib: a file of `longspan profile`: what policies predict times with. None: an estimate, for those that need one.
-    worker_timeout_s: a worker that gives no sign of life, or makes no progress, for so long is given up.
-    stall_after_s: a batch may take so much longer than what is expected of its size; then /health says that it stalls.
+    Texts behind fields are the help of the commands that take them. None: see there.
     """
 
     model: str = DEFAULT_MODEL
+    """A name that `longspan models` lists, a folder in Hugging Face layout, or a .gguf file; the same as the first
+    argument."""
     served_model_name: str | None = None
+    """The name that requests give; by default the model's own."""
     instances: int = 2
+    """Elastic instances: full copies of the model, among which the work of one request is spread as it needs."""
     tp: int = 1
+    """Tensor-parallel devices inside each instance, or inside each of its pipeline stages."""
     pp: int = 1
+    """Pipeline stages of each instance: consecutive layers, on devices of their own. Under policies that chunk prompts,
+    such as medha, the chunks of one follow each other through them (Medha's SPP)."""
     pp_layers: tuple[int, ...] | None = None
+    """Decoder layers of each stage, in order; by default balanced by the measured cost of a layer and the head."""
     dtype: DType = "auto"
+    """Of weights, activations and KV; auto is bfloat16 where the device computes it natively."""
     generation_config: GenerationDefaults = "auto"
+    """Sampling of requests over the API that do not say: auto, as the model's generation_config.json advises
+    (temperature, top_p, top_k, min_p, repetition_penalty); none, OpenAI's defaults (temperature 1)."""
     quantization: Quantization = "auto"
+    """What matrices are kept in: gguf, 4 and 8 bits as a .gguf file stores them; int8, 8 bits whatever the model; none,
+    the dtype. auto is gguf where that is faster, on CPUs in bfloat16, else none."""
     device: Device = "auto"
+    """Where to run; auto is CUDA if there is one."""
     executor: ExecutorName = "multiproc"
+    """One process for each device, or all instances as threads of this one."""
     transport: TransportName = "auto"
+    """How worker processes exchange; auto is NCCL between GPUs, shared memory between CPUs."""
     max_model_len: int | None = None
+    """Longest prompt and output together, tokens; by default the model's own limit."""
     kv_tokens: int | None = None
+    """KV slots of each instance, tokens; by default what fits (on a CPU: enough for the longest context)."""
     threads_per_device: int | None = None
+    """CPU threads of each device; by default an even share of the cores."""
     event_log: Path | None = None
+    """Write every decision to this file, or where it exists to a new one beside it; `longspan replay` checks it,
+    `longspan explain` tells of its requests. Compressed if it ends in .gz."""
     event_log_max_bytes: int | None = None
+    """Go on in a new file (FILE.2, FILE.3 ...) once one has so many bytes."""
     event_log_keep: int | None = None
+    """How many of a run's files to keep, the newest; all by default."""
     sib: Path | None = None
+    """A file of `longspan profile`, measured here, for policies that predict times; by default an estimate."""
     worker_timeout_s: float = 15.0
+    """A worker without a sign of life, or without progress, for so long is given up."""
     stall_after_s: float = 60.0
+    """/health turns 503 when a batch takes so much longer than what is expected of its size."""
 
     def __post_init__(self) -> None:  # noqa: C901
         SchedulingConfig.__post_init__(self)

@@ -15,11 +15,13 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from longspan import __version__
-from longspan.config import Device, DType, EngineConfig, ExecutorName, Quantization, TransportName
+from longspan.config import EngineConfig
 from longspan.core.policies import told_of_moved
 from longspan.entrypoints.bench.commands import bench
 from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions
+from longspan.entrypoints.help import KnobsLast
 from longspan.entrypoints.plan.options import PlanOptions
+from longspan.entrypoints.profile_options import ProfileSettings, given
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.entrypoints.simulate.options import SimulateOptions
 from longspan.entrypoints.toml_config import ConfigFile, read_toml_config
@@ -37,6 +39,7 @@ app = App(
     version=__version__,
     version_flags=("--version", "-V"),
     default_parameter=Parameter(negative_iterable=()),  # no --empty-api-key: to leave it out is enough
+    help_formatter=KnobsLast(),
     config=(Env("LONGSPAN_", show=False), read_toml_config, check_whole_numbers),
 )
 
@@ -65,32 +68,6 @@ def serve(
     Args:
         model_or_path: What to serve: a name that `longspan models` lists, a folder in Hugging Face layout, or
             a .gguf file. The same as --model.
-        engine.model: What to serve, where it is not the first argument.
-        engine.served_model_name: The name that requests give; by default the model's own.
-        engine.instances: Elastic instances: full copies of the model, among which the work of one request is
-            spread as it needs.
-        engine.tp: Tensor-parallel devices inside each instance.
-        engine.pp: Pipeline stages of each instance, each on devices of its own; the chunks of a prompt follow each
-            other through them, under policies that chunk prompts, such as medha.
-        engine.pp_layers: Decoder layers of each stage, in order; balanced by their measured cost by default.
-        engine.dtype: Of weights, activations and KV; auto is bfloat16 where the device computes it natively.
-        engine.generation_config: Sampling of requests that do not say: auto, as the model's generation_config.json
-            advises; none, OpenAI's defaults.
-        engine.quantization: What matrices are kept in: gguf, as a .gguf file stores them; int8, 8 bits; none, the
-            dtype. auto is gguf where that is faster, else none.
-        engine.device: Where to run; auto is CUDA if there is one.
-        engine.executor: One process for each device, or all instances as threads of this one.
-        engine.transport: How worker processes exchange; auto is NCCL between GPUs, shared memory between CPUs.
-        engine.max_model_len: Longest prompt and output together, tokens; by default the model's own limit.
-        engine.kv_tokens: KV slots of each instance, tokens; by default what fits.
-        engine.threads_per_device: CPU threads of each device; by default an even share of the cores.
-        engine.event_log: Write every decision to this file, or where it exists to a new one beside it; `longspan
-            replay` checks it, `longspan explain` tells of its requests. Compressed if it ends in .gz.
-        engine.event_log_max_bytes: Go on in a new file (FILE.2, FILE.3 ...) once one has so many bytes.
-        engine.event_log_keep: How many of a run's files to keep, the newest; all by default.
-        engine.sib: What `longspan profile` measured here, for policies that predict times.
-        engine.worker_timeout_s: A worker without a sign of life for so long is given up.
-        engine.stall_after_s: /health turns 503 when a batch takes so much longer than what is expected of its size.
         server.host: Address to listen on; 0.0.0.0 is every one.
         server.port: Port to listen on; 0 takes a free one.
         server.max_body_mb: Largest request body, MiB; more gets status 413.
@@ -170,17 +147,7 @@ def profile(
     budget: str = "120s",
     plot: Path | None = None,
     json: bool = False,
-    instances: int | None = None,
-    tp: int | None = None,
-    pp: int | None = None,
-    dtype: DType | None = None,
-    quantization: Quantization | None = None,
-    device: Device | None = None,
-    executor: ExecutorName | None = None,
-    transport: TransportName | None = None,
-    threads_per_device: int | None = None,
-    max_model_len: int | None = None,
-    kv_tokens: int | None = None,
+    engine: Annotated[ProfileSettings, Flat] = ProfileSettings(),  # noqa: B008  (frozen)
     config: ConfigFile = None,
 ) -> int:
     """Measure this machine with a model, so that policies can predict how long their plans would take.
@@ -195,16 +162,10 @@ def profile(
         budget: How long it may take, such as 90s or 5m. What is cheap is measured first.
         plot: Draw predicted over measured into this picture, such as errors.png.
         json: Print JSON instead of tables.
-        instances: As for `longspan serve`, like all that follow.
     """
     from longspan.entrypoints.profile import Output, check_profile, write_profile
 
-    options = {
-        "model": model_or_path, "instances": instances, "tp": tp, "pp": pp, "dtype": dtype,
-        "quantization": quantization, "device": device, "executor": executor, "transport": transport,
-        "threads_per_device": threads_per_device, "max_model_len": max_model_len, "kv_tokens": kv_tokens,
-    }  # fmt: skip
-    settings = {name: value for name, value in options.items() if value is not None}
+    settings = given(engine) | ({} if model_or_path is None else {"model": model_or_path})
     output = Output(plot, json)
     if check is not None:
         return check_profile(settings, check, budget, output)
@@ -224,24 +185,6 @@ def simulate(
     The same arguments give the same result, to the byte.
 
     Args:
-        simulated.hardware: a100-80g, a800-80g, h100, h200, a40; or sib:FILE, this machine as `longspan profile`
-            measured it.
-        simulated.model: llama-2-7b, lwm-1m, llama-3-8b, llama-3-70b, qwen2.5-7b, smollm2-135m; or a folder with a
-            config.json, or a .gguf file. By default lwm-1m, or what was profiled.
-        simulated.instances: Elastic instances.
-        simulated.tp: Tensor-parallel devices inside each instance.
-        simulated.pp: Pipeline stages of each instance.
-        simulated.kv_tokens: KV slots of each instance, tokens; by default what memory holds beside the weights.
-        simulated.max_model_len: Longest prompt and output together, tokens; longer requests are refused.
-        simulated.output_limit: What each request gives as its max_tokens, its true output being hidden: the longest
-            output of the workload, its own rounded up to a power of two, or exactly its own.
-        simulated.slo: What counts as good, in seconds: ttft=0.5,tpot=0.05. By default a TTFT of ttft_slo_factor times
-            what the prompt takes alone, though no less than ttft_slo_floor_s, and a TPOT of tpot_slo_s.
-        simulated.long_threshold: Prompts of so many tokens are long; latencies are given by class.
-        simulated.json: Write all results, and every request, to this file.
-        simulated.event_log: Write every decision to this file, or where it exists to a new one beside it; `longspan
-            replay` checks it.
-        simulated.plot: Draw latencies, groups and KV over time into this folder.
         lengths.trace: As for `longspan bench serve`, like all that follow.
     """
     from longspan.entrypoints.simulate.command import simulate
@@ -262,18 +205,7 @@ def plan(
     Every simulation has the same requests, faster or slower. More of them judge overload more strictly.
 
     Args:
-        planned.find: The highest rate that all devices bear, or the fewest devices for the rate given.
-        planned.hardware: As for `longspan simulate`.
-        planned.model: As for `longspan simulate`.
-        planned.devices: How many there are.
-        planned.tp: Degrees of tensor parallelism to try.
-        planned.pp: Numbers of pipeline stages to try; an instance has tp times pp devices.
-        planned.policies: Policies to try.
-        planned.attainment: The share of short and of long requests, each by themselves, to be within the SLO.
-        planned.slo: As for `longspan simulate`. Alone means: on the best way to cut up all devices.
-        planned.jobs: Simulations at the same time; by default one for each core.
-        planned.json: Write the answers to this file.
-        planned.kv_tokens: As for `longspan simulate`, like all that follow.
+        lengths.trace: As for `longspan bench serve`, like all that follow.
     """
     from longspan.entrypoints.plan.command import plan
 

@@ -15,7 +15,7 @@ from longspan.entrypoints.toml_config import ConfigFile
 bench = App(name="bench", help="Measure a server, or the engine without one.")
 
 Flat = Parameter(name="*")
-EngineOptions = Parameter(name="*", group="Engine, as explained by `longspan serve --help`")
+EngineOptions = Parameter(name="*", group="Engine, as for `longspan serve`")
 
 
 @bench.command

@@ -32,19 +32,33 @@ class PlanOptions(SchedulingKnobs):
     """Explained by `longspan plan --help`. The knobs are those of a server, with the same defaults."""
 
     find: Question = "rate"
+    """The highest rate that all devices bear, or the fewest devices for the rate given."""
     hardware: str = "a800-80g"
+    """As for `longspan simulate`."""
     model: str | None = None
+    """As for `longspan simulate`."""
     devices: int = 8
+    """How many there are."""
     tp: str = "1,2,4,8"
+    """Degrees of tensor parallelism to try."""
     pp: str = "1"
+    """Numbers of pipeline stages to try; an instance has tp times pp devices."""
     policies: str = "elastic_fcfs,loongserve,medha"
+    """Policies to try."""
     kv_tokens: int | None = None
+    """As for `longspan simulate`."""
     output_limit: OutputLimit = "longest"
+    """As for `longspan simulate`."""
     slo: str | None = None
+    """As for `longspan simulate`. Alone means: on the best way to cut up all devices."""
     attainment: float = 0.9
+    """The share of short and of long requests, each by themselves, to be within the SLO."""
     long_threshold: int = 4096
+    """As for `longspan simulate`."""
     jobs: int | None = None
+    """Simulations at the same time; by default one for each core."""
     json: Path | None = None
+    """Write the answers to this file."""
 
     def __post_init__(self) -> None:
         SchedulingKnobs.__post_init__(self)

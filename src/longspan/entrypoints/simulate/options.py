@@ -19,18 +19,34 @@ class SimulateOptions(SchedulingConfig):
     """
 
     hardware: str = "a800-80g"
+    """a100-80g, a800-80g, h100, h200, a40; or sib:FILE, this machine as `longspan profile` measured it."""
     model: str | None = None
+    """llama-2-7b, lwm-1m, llama-3-8b, llama-3-70b, qwen2.5-7b, smollm2-135m; or a folder with a config.json, or a
+    .gguf file. By default lwm-1m, or what was profiled."""
     instances: int = 4
+    """Elastic instances."""
     tp: int = 1
+    """Tensor-parallel devices inside each instance."""
     pp: int = 1
+    """Pipeline stages of each instance."""
     kv_tokens: int | None = None
+    """KV slots of each instance, tokens; by default what memory holds beside the weights."""
     max_model_len: int | None = None
+    """Longest prompt and output together, tokens; longer requests are refused."""
     output_limit: OutputLimit = "longest"
+    """What each request gives as its max_tokens, its true output being hidden: the longest output of the workload,
+    its own rounded up to a power of two, or exactly its own."""
     slo: str | None = None
+    """What counts as good, in seconds: ttft=0.5,tpot=0.05. By default a TTFT of ttft_slo_factor times what the
+    prompt takes alone, though no less than ttft_slo_floor_s, and a TPOT of tpot_slo_s."""
     long_threshold: int = 4096
+    """Prompts of so many tokens are long; latencies are given by class."""
     json: Path | None = None
+    """Write all results, and every request, to this file."""
     event_log: Path | None = None
+    """Write every decision to this file, or where it exists to a new one beside it; `longspan replay` checks it."""
     plot: Path | None = None
+    """Draw latencies, groups and KV over time into this folder."""
 
     def __post_init__(self) -> None:
         SchedulingConfig.__post_init__(self)
