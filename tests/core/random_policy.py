@@ -8,15 +8,17 @@ from longspan.core.actions import Segment
 from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.news import News
+from longspan.core.policies.base import Policy
 from longspan.core.state import SchedulerState
 
 
-class RandomPolicy:
+class RandomPolicy(Policy):
     """Chunks, rings, retention splits, masters, migrations, preemptions and refusals at random."""
 
     name = "random"
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self.rng = random.Random(seed)
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:

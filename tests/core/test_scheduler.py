@@ -10,6 +10,7 @@ from longspan.core.events import BatchCompleted, KVMigrated, RequestArrived, Tok
 from longspan.core.internal_error import InternalError
 from longspan.core.news import News
 from longspan.core.policies import POLICIES, create_policy
+from longspan.core.policies.base import Policy
 from longspan.core.scheduler import Scheduler
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
@@ -185,7 +186,7 @@ def test_policies_by_name() -> None:
     assert [create_policy(name).name for name in POLICIES] == list(POLICIES)
 
 
-class Idler:
+class Idler(Policy):
     """Prefills on instance 0, and then does nothing."""
 
     name = "idler"

@@ -15,6 +15,7 @@ import pytest
 from longspan import LLM, SamplingParams
 from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.errors import ConfigError, EngineDeadError, RequestError
+from longspan.metrics.event_log import replay
 from longspan.models.catalog import ResolvedModel
 from longspan.service_level import ServiceLevel
 from tests.models.tiny import write_tiny_model
@@ -29,10 +30,10 @@ def tiny(model: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     return write_tiny_model(tmp_path_factory.mktemp("tiny"), model, max_position_embeddings=512)
 
 
-def start(folder: Path) -> LLM:
+def start(folder: Path, **settings: Any) -> LLM:
     return LLM(
         folder, instances=1, kv_tokens=2048, dtype="float32", threads_per_device=1, executor="inproc",
-        max_waiting=MAX_WAITING,
+        max_waiting=MAX_WAITING, **settings,
     )  # fmt: skip
 
 
@@ -52,6 +53,28 @@ def running(llm: LLM, count: int) -> None:
 def test_what_is_no_policy_is_refused_before_anything_starts(policy: Any) -> None:
     with pytest.raises(ConfigError, match="must be a name, or an object of a class that extends"):
         LLM("no-such-model", policy=policy)
+
+
+def test_a_setting_that_is_an_option_of_a_policy_is_told() -> None:
+    with pytest.raises(ConfigError, match="chunk_size is an option of the policy now, as in policy sarathi:chunk_size"):
+        LLM("no-such-model", chunk_size=16)
+    with pytest.raises(ConfigError, match="policy sarathi: chunk_size is 0, but must be at least 1; its options"):
+        LLM("no-such-model", policy="sarathi:chunk_size=0")
+
+
+class Duck:
+    """A policy that extends nothing."""
+
+    name, needs_cost_model, keeps_on_one_instance = "duck", False, False
+
+    def __init__(self) -> None:
+        self.schedule = ElasticFcfs().schedule
+
+
+def test_a_policy_that_extends_nothing_serves_and_its_log_replays(tiny: Path, tmp_path: Path) -> None:
+    with start(tiny, policy=Duck(), event_log=tmp_path / "log") as llm:
+        assert len(llm.generate([[5] * 9], SamplingParams(max_tokens=3, ignore_eos=True))[0].token_ids) == 3
+    assert replay(tmp_path / "log", Duck()) is None
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,6 @@ class ForcedPolicy(RandomPolicy):
     """
 
     name = "forced"
-    needs_cost_model = False
-    keeps_on_one_instance = False
 
     def __init__(
         self, seed: int, *, chunk: int | None, retention: Retention, shard: int, migrates: bool, preempts: bool

@@ -17,6 +17,7 @@ from longspan.core.costs.cost_model import Chunk
 from longspan.core.events import BatchCompleted, KVMigrated, RequestArrived
 from longspan.core.internal_error import InternalError
 from longspan.core.news import News
+from longspan.core.policies.base import Policy
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
@@ -206,10 +207,8 @@ def test_lengths_without_arrivals_are_refused() -> None:
         Simulator(config, small_world("elastic_fcfs", instances=2)[1])
 
 
-class Idler:
+class Idler(Policy):
     name = "idler"
-    needs_cost_model = False
-    keeps_on_one_instance = False
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         pass
