@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -192,6 +193,35 @@ def test_objects_with_options_replay_with_these(tmp_path: Path) -> None:
     assert read_event_log(path).config.policy == "vllm:token_budget=8"
     assert replay(path) is None
     assert replay(path, Vllm()) is not None
+
+
+@pytest.mark.parametrize(
+    ("policy", "now", "notes"),
+    [
+        ("sarathi", "sarathi:kvp_tokens_per_shard=30:chunk_size=9",
+         ["its option chunk_size is written sarathi:chunk_size=9 now",
+          "its option kvp_tokens_per_shard is written sarathi:kvp_tokens_per_shard=30 now"]),
+        ("medha", "medha:kvp_tokens_per_shard=30",
+         ["its option kvp_tokens_per_shard is written medha:kvp_tokens_per_shard=30 now"]),
+        ("splitfuse", "splitfuse:chunk_size=9", ["its option chunk_size is written splitfuse:chunk_size=9 now"]),
+        ("vllm", "vllm", []),
+        ("loongserve_reactive", "loongserve:scale_down=reactive",
+         ["its policy loongserve_reactive is written loongserve:scale_down=reactive now"]),
+        ("one of my own", "one of my own", []),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("version", [1, 2])
+def test_logs_from_when_all_policies_had_the_same_options(
+    policy: str, now: str, notes: list[str], version: int, tmp_path: Path
+) -> None:
+    """These, the chunks' size among them, were in the config, whoever decided."""
+    config = {"num_instances": 2, "kv_tokens": 200, "policy": policy, "chunk_size": 9, "kvp_tokens_per_shard": 30,
+              "max_fixed_share": 0.8, "max_space_share": 0.4, "decode_headroom": 2}  # fmt: skip
+    header = {"version": version, "config": config} | ({"policy": policy, "run": "r"} if version == 2 else {})
+    (tmp_path / "log").write_text(json.dumps(header) + "\n")
+    log = read_event_log(tmp_path / "log")
+    assert log.config == SchedulerConfig(num_instances=2, kv_tokens=200, decode_headroom=2, policy=now)
+    assert (log.policy, log.notes) == (now.partition(":")[0], notes)
 
 
 # one's own

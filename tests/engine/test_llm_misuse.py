@@ -62,6 +62,13 @@ def test_a_setting_that_is_an_option_of_a_policy_is_told() -> None:
         LLM("no-such-model", policy="sarathi:chunk_size=0")
 
 
+def test_an_old_name_of_a_policy_is_told_once(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with start(tiny, policy="loongserve_no_scale_up") as llm:
+        assert llm.engine.core.scheduler.policy.options.scale_up is False
+    told = "the policy loongserve_no_scale_up is written loongserve:scale_up=false now"
+    assert [record.getMessage() for record in caplog.records].count(told) == 1
+
+
 class Duck:
     """A policy that extends nothing."""
 
