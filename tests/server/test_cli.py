@@ -272,7 +272,8 @@ def test_every_command_with_settings_has_a_table(monkeypatch: pytest.MonkeyPatch
         (tmp_path / "longspan.toml").write_text(f"[{table}]\nnonsense = 1\n")
         assert cli.run(table.split(".")) == 2
     commands = [name for name in cli.app if not name.startswith("-")]
-    assert {table.partition(".")[0] for table in TABLES} == {*commands} - {"models", "replay", "explain", "version"}
+    without = {"models", "policies", "replay", "explain", "version"}
+    assert {table.partition(".")[0] for table in TABLES} == {*commands} - without
 
 
 def test_tables_of_other_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -327,6 +328,15 @@ def test_help_explains_every_option_and_loads_no_model_code() -> None:
         assert option in shown.stdout
         assert explained[option]
     assert set(re.findall(r"\w+", explained["--policy"] or "")) >= POLICIES.keys()
+
+
+def test_policies_are_listed_with_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["policies"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.partition(":")[0] for line in lines if line and line[0].islower()} == set(POLICIES)
+    assert "medha:kvp_tokens_per_shard=none:max_fixed_share=0.8:max_space_share=0.4" in lines
+    assert any(line.startswith("    max_space_share: of an iteration") for line in lines)
+    assert "    loongserve_no_scale_up: loongserve:scale_up=false" in lines
 
 
 @pytest.mark.parametrize("asked", ["version", "--version", "-V"])

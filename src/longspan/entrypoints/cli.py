@@ -138,6 +138,15 @@ def models() -> int:
 
 
 @app.command
+def policies() -> int:
+    """List the policies, each as `--policy` takes it with its options, and what these mean."""
+    from longspan.entrypoints.policies_list import print_policies
+
+    print_policies()
+    return 0
+
+
+@app.command
 def profile(
     model_or_path: str | None = None,
     /,
