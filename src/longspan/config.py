@@ -117,7 +117,7 @@ class SchedulerConfig(SchedulingConfig):
 class EngineConfig(SchedulingConfig):
     """One engine: model, devices, and how it schedules (`SchedulingConfig`).
 
-    Texts behind fields are the help of the commands that take them. None: see there.
+    The text behind a field is also its help on the command line.
     """
 
     model: str = DEFAULT_MODEL

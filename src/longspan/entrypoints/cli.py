@@ -68,33 +68,6 @@ def serve(
     Args:
         model_or_path: What to serve: a name that `longspan models` lists, a folder in Hugging Face layout, or
             a .gguf file. The same as --model.
-        server.host: Address to listen on; 0.0.0.0 is every one.
-        server.port: Port to listen on; 0 takes a free one.
-        server.max_body_mb: Largest request body, MiB; more gets status 413.
-        server.body_budget_mb: All bodies being received or decoded, MiB; more gets status 503. By default four times
-            the largest.
-        server.max_header_kb: Largest request line and headers, KiB; more gets status 431.
-        server.header_timeout_s: How long the headers of a request may take to come; then status 408.
-        server.body_timeout_s: How long a body may make no progress; then status 408.
-        server.max_connections: Connections at once; a new one takes the place of the longest idle, or gets status 503.
-        server.api_key: A key that requests must carry; may be given several times. Better in the environment, as
-            LONGSPAN_SERVE_API_KEY, or in a file, since others may see a command line.
-        server.api_key_file: A file of such keys, one a line.
-        server.key_max_requests: Requests in flight for each key; more get status 429.
-        server.key_max_tokens: Tokens in flight for each key, prompts and max_tokens; more get status 429.
-        server.allowed_hosts: Names of the Host header that are answered. By default all; this machine's only where no
-            other reaches the server, and no key is asked for.
-        server.cors_origins: Origins, such as https://example.com, whose pages may call from a browser.
-        server.ssl_certfile: Serve HTTPS with this PEM certificate,
-        server.ssl_keyfile: this key,
-        server.ssl_keyfile_password: and this password of the key.
-        server.ssl_ca_certs: Clients must show a certificate of these authorities.
-        server.access_log: Log one line for each request.
-        server.drain_timeout_s: How long running requests may go on after SIGTERM or Ctrl-C.
-        server.keep_alive_s: A silent stream gets a comment this often, so that proxies keep it; 0 is never.
-        server.dead_linger_s: How long a server whose engine has died answers 503 before it exits with status 1.
-        server.log_level: What to log, to standard error.
-        server.log_format: Text, or one JSON object a line.
     """
     from longspan.entrypoints.serve import serve
     from longspan.entrypoints.welcome import print_welcome

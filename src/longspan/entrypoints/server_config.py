@@ -16,57 +16,60 @@ LogFormat = Literal["text", "json"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """One HTTP server.
-
-    port: 0 lets the system choose one.
-    max_body_mb: largest request body, in MiB; longer ones get status 413.
-    body_budget_mb: all request bodies that are being received or decoded, together, in MiB; by default four times the
-        largest. What would exceed it gets status 503 before it is read.
-    max_header_kb: request line and headers of a request, in KiB; longer ones get status 431.
-    header_timeout_s: how long a connection may take until the headers of a request are complete; then status 408.
-    body_timeout_s: how long a request's body may make no progress; then status 408.
-    max_connections: how many at once. The longest idle makes room for a new one; if none is idle, the new one gets
-        status 503.
-    api_key: keys, one of which every request must carry; none asks for none.
-    api_key_file: more keys, one a line; lines that start with # are comments.
-    key_max_requests: requests that each key may have in flight; more get status 429.
-    key_max_tokens: prompt and output tokens that they may have together; more get status 429.
-    allowed_hosts: names of the Host header that are answered, *.example.com and * being patterns. By default all;
-        but if only this machine reaches the server, and no key is asked for, only names that are this machine's.
-    cors_origins: origins whose pages may call from a browser; * is all.
-    ssl_certfile, ssl_keyfile, ssl_keyfile_password: serve HTTPS with this certificate (chain) and its key, PEM.
-    ssl_ca_certs: clients must show a certificate of one of these authorities.
-    access_log: log one line for each request.
-    drain_timeout_s: how long running requests may go on after SIGTERM or SIGINT.
-    keep_alive_s: a stream that is silent for so long (a long prefill, a pause) gets an SSE comment, so that
-        proxies keep it open; 0 sends none.
-    dead_linger_s: how long a server whose engine has died goes on answering with status 503 before it exits.
-    """
+    """One HTTP server. The text behind a field is also its help on the command line."""
 
     host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every one."""
     port: int = 8000
+    """Port to listen on; 0 takes a free one."""
     max_body_mb: float = 64.0
+    """Largest request body, MiB; more gets status 413."""
     body_budget_mb: float | None = None
+    """All bodies being received or decoded, MiB; what would exceed it gets status 503 before it is read. By default
+    four times the largest."""
     max_header_kb: int = 64
+    """Largest request line and headers of a request, KiB; more gets status 431."""
     header_timeout_s: float = 30.0
+    """How long the headers of a request may take to come; then status 408."""
     body_timeout_s: float = 30.0
+    """How long a body may make no progress; then status 408."""
     max_connections: int = 2048
+    """Connections at once; a new one takes the place of the longest idle, or gets status 503 where none is."""
     api_key: tuple[str, ...] = field(default=(), repr=False)
+    """A key that requests must carry; may be given several times. Better in the environment, as
+    LONGSPAN_SERVE_API_KEY, or in a file, since others may see a command line."""
     api_key_file: Path | None = None
+    """A file of such keys, one a line; lines that start with # are comments."""
     key_max_requests: int | None = None
+    """Requests in flight for each key; more get status 429."""
     key_max_tokens: int | None = None
+    """Tokens in flight for each key, prompts and max_tokens; more get status 429."""
     allowed_hosts: tuple[str, ...] = ()
+    """Names of the Host header that are answered, * and *.example.com being patterns. By default all; this
+    machine's only where no other reaches the server, and no key is asked for."""
     cors_origins: tuple[str, ...] = ()
+    """Origins, such as https://example.com, whose pages may call from a browser; * is all."""
     ssl_certfile: Path | None = None
+    """Serve HTTPS with this PEM certificate (chain),"""
     ssl_keyfile: Path | None = None
+    """this key,"""
     ssl_keyfile_password: str | None = field(default=None, repr=False)
+    """and this password of the key."""
     ssl_ca_certs: Path | None = None
+    """Clients must show a certificate of these authorities."""
     access_log: bool = False
+    """Log one line for each request."""
     drain_timeout_s: float = 60.0
+    """How long running requests may go on after SIGTERM or Ctrl-C."""
     keep_alive_s: float = 15.0
+    """A stream that is silent for so long (a long prefill, a pause) gets an SSE comment, so that proxies keep it
+    open; 0 is never."""
     dead_linger_s: float = 5.0
+    """How long a server whose engine has died answers 503 before it exits with status 1."""
     log_level: LogLevel = "info"
+    """What to log, to standard error."""
     log_format: LogFormat = "text"
+    """Text, or one JSON object a line."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
