@@ -67,9 +67,11 @@ class AlternatingShards(FixedPolicy):
         self.steps = steps
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:
-        if any(len(state.placement.holders(r.id)) != self._shards(r) for r in state.with_kv()):
-            state.hold_back()
+        self._moves = any(len(state.placement.holders(r.id)) != self._shards(r) for r in state.with_kv())
         super().schedule(state, news, now)
+
+    def looks_ahead(self, state: SchedulerState, now: float) -> bool:
+        return not self._moves and super().looks_ahead(state, now)
 
     def _shards(self, request: Request) -> int:
         return 2 - (max(request.num_output_tokens, 1) - 1) // self.steps % 2

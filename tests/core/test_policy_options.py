@@ -234,6 +234,9 @@ class Duck:
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None: ...
 
+    def looks_ahead(self, state: SchedulerState, now: float) -> bool:
+        return True
+
 
 def test_what_extends_nothing_will_do_if_it_has_all_that_is_asked_for() -> None:
     check_policy(Duck())

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from longspan import LLM, SamplingParams
-from longspan.core.news import News
 from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError, ReplayError
@@ -23,9 +22,8 @@ class StepByStep(ElasticFcfs):
 
     name = "step_by_step"
 
-    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
-        state.hold_back()
-        super().schedule(state, news, now)
+    def looks_ahead(self, state: SchedulerState, now: float) -> bool:
+        return False
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,9 @@ class Replaceable(Policy):
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         self.policy.schedule(state, news, now)
 
+    def looks_ahead(self, state: SchedulerState, now: float) -> bool:
+        return self.policy.looks_ahead(state, now)
+
 
 class ForcedChunks(Sarathi):
     """Batches of `chunk_size` tokens, KV shards of `shard_tokens`. The first request that comes is watched.

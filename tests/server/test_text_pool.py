@@ -85,6 +85,7 @@ async def test_a_client_that_leaves_is_not_waited_for_but_its_work_keeps_its_thr
 async def test_work_whose_client_left_before_it_began_never_begins(pool: TextPool) -> None:
     gate = Gate()
     running = [await start(pool, gate.work) for _ in range(2)]
+    await asyncio.gather(gate.has_begun(), gate.has_begun())
     ran: list[int] = []
     queued = await start(pool, lambda _: ran.append(1), 900)
     with pytest.raises(QueueFullError):
@@ -100,6 +101,7 @@ async def test_work_whose_client_left_before_it_began_never_begins(pool: TextPoo
 async def test_what_waits_is_bounded_by_characters_and_by_number(pool: TextPool) -> None:
     gate = Gate()
     running = [await start(pool, gate.work) for _ in range(2)]
+    await asyncio.gather(gate.has_begun(), gate.has_begun())
     alone = await start(pool, lambda _: 1, 5000)  # larger than all that may wait; but nothing else waits
     with pytest.raises(QueueFullError) as full:
         await pool.run(lambda _: 1, 1)

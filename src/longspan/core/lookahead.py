@@ -1,15 +1,16 @@
 """Looking ahead: the next decode iteration is issued while the present one runs; the device never waits.
 
-The next iteration is the same one again: same group, same masters, one token more for each request that does
-not end by its `max_tokens` before. Its input tokens are not sampled yet; workers are first in, first out, and
-feed each other's last token. A request that turns out to have ended leaves one such segment behind: a token
-for nobody, and KV that is freed when that batch completes.
+Whether it wants that, a policy says (`Policy.looks_ahead`). The next iteration is the same one again: same group, same
+masters, one token more for each request that does not end by its `max_tokens` before. Its input tokens are not sampled
+yet; workers are first in, first out, and feed each other's last token. A request that turns out to have ended leaves
+one such segment behind: a token for nobody, and KV that is freed when that batch completes.
 
 Not in a pipeline: there the last stage samples, and the first would need the token.
 """
 
 from __future__ import annotations
 
+from longspan.config import SchedulerConfig
 from longspan.core.actions import RunBatch, Segment
 from longspan.core.books.cluster import Work
 from longspan.core.books.ledger import Ledger, decode_segment
@@ -17,32 +18,17 @@ from longspan.core.books.request import RequestStatus
 from longspan.core.books.rules import involved_instances
 
 
+def may_look_ahead(config: SchedulerConfig) -> bool:
+    return config.lookahead and config.pp == 1
+
+
 def look_ahead(ledger: Ledger, started: list[Work[RunBatch]]) -> None:
-    """Queue the next iteration behind each batch that has just begun to run, where that harms nobody."""
-    if not ledger.config.lookahead or ledger.config.pp > 1 or ledger.hold_back or not started:
-        return
-    if _somebody_needs_instances(ledger):
-        return
+    """Queue the next iteration behind each decode batch that has just begun to run, where it is the same again."""
     for work in started:
         if work.is_decode and not _somebody_is_left_out(ledger, work):
             segments = _next_iteration(ledger, work)
             if segments:
                 ledger.issue_behind(work, segments)
-
-
-def _somebody_needs_instances(ledger: Ledger) -> bool:
-    """A waiting request that some instances together have room for, or a ready one that stands still.
-
-    They wait for instances to come back, which a queued batch would put off, again and again.
-    """
-    if ledger.waiting:
-        head = ledger.waiting.first
-        lacking = head.slots_to_take + ledger.headroom(head)
-        for instance in ledger.cluster.instances:
-            lacking -= max(0, instance.room)
-            if lacking <= 0:
-                return True
-    return any([instance.ready for instance in ledger.cluster.resting()])
 
 
 def _somebody_is_left_out(ledger: Ledger, work: Work[RunBatch]) -> bool:

@@ -16,7 +16,7 @@ from longspan.core.costs.cost_model import CostModel
 from longspan.core.decision import Decision
 from longspan.core.events import BatchCompleted, Event, FirstStageFree, KVMigrated, RequestAborted, RequestArrived
 from longspan.core.internal_error import InternalError
-from longspan.core.lookahead import look_ahead
+from longspan.core.lookahead import look_ahead, may_look_ahead
 from longspan.core.news import News
 from longspan.core.policies import create_policy
 from longspan.core.policies.base import Policy
@@ -49,6 +49,7 @@ class Scheduler:
         self.config = replace(config, policy=self.policy.name)
         self._ledger = Ledger(self.config)
         self._state = SchedulerState(self._ledger, cost_model)
+        self._may_look_ahead = may_look_ahead(config)
         self._news = News(self._ledger.arrived, self._ledger.ended)
         self._now = float("-inf")
         self.decisions: tuple[Decision, ...] = ()
@@ -61,19 +62,21 @@ class Scheduler:
         if not now >= self._now:
             raise InternalError(f"time went backwards, from {self._now} to {now}")
         self._now = now
-        self._ledger.hold_back = False
         self._ledger.arrived.clear()
         self._ledger.ended.clear()
         self._apply(event, now)
         self.policy.schedule(self._state, self._news, now)
-        look_ahead(self._ledger, self._ledger.take_started())
+        started = self._ledger.take_started()
+        if started and self._may_look_ahead and self.policy.looks_ahead(self._state, now):
+            look_ahead(self._ledger, started)
         self.decisions = self._ledger.take_decisions()
         return self._ledger.take_actions()
 
     @property
     def request_limit(self) -> int:
         """Tokens that one request may have, prompt and output together, with this policy and these instances."""
-        return self.config.kv_tokens if self.policy.keeps_on_one_instance else self.config.total_kv_tokens
+        cluster = self._ledger.cluster
+        return cluster.largest_capacity if self.policy.keeps_on_one_instance else cluster.total_capacity
 
     def knows(self, request_id: str) -> bool:
         """Whether the request is alive, or has ended and still drains: its id is in use."""

@@ -19,7 +19,7 @@ from longspan.errors import ConfigError
 
 
 class SchedulerState:
-    """The reading side of the books, and the six things a policy can do.
+    """The reading side of the books, and the five things a policy can do.
 
     Each act is checked, applied at once (the policy sees its effect), and becomes an action. Everything else
     here is for reading. A policy works from `cluster.idle()` and `cluster[i].ready`, so that its cost follows
@@ -73,6 +73,20 @@ class SchedulerState:
     def headroom(self, request: Request) -> int:
         """Free slots that a request should find once all its known tokens have KV."""
         return self._ledger.headroom(request)
+
+    def instances_are_needed(self) -> bool:
+        """Whether a waiting request would fit into what some instances together have room for, or a ready one rests.
+
+        They wait for instances to come back, which a queued batch would put off, again and again.
+        """
+        if self.waiting:
+            head = self.waiting.first
+            lacking = head.slots_to_take + self.headroom(head)
+            for instance in self.cluster.instances:
+                lacking -= max(0, instance.room)
+                if lacking <= 0:
+                    return True
+        return any([instance.ready for instance in self.cluster.resting()])
 
     def prefill_segment(
         self,
@@ -145,10 +159,6 @@ class SchedulerState:
         request, planned = self.request(request_id), tuple(planned)
         check_reservation(self._ledger, request, planned)
         self._ledger.reserve(request, planned)
-
-    def hold_back(self) -> None:
-        """Let nothing look ahead in this call: somebody waits for instances to come back."""
-        self._ledger.hold_back = True
 
     def explain(self, decision: Decision) -> None:
         """Note why something is decided in this call; it changes nothing."""

@@ -135,6 +135,8 @@ class MultiprocExecutor:
         return DeviceInfo.of(self.started)
 
     def _parent(self, started: Future[None]) -> None:
+        # Until they ignore it, Ctrl-C, which is the engine's to handle, is held back in the workers that begin here.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with self.spawning:
                 self._start_processes()

@@ -85,7 +85,10 @@ class Instance:
 
 
 class Cluster:
-    """All instances, by number, and at hand those that a decision may be about, so that it need not look for them."""
+    """All instances, by number, and at hand those that a decision may be about, so that it need not look for them.
+
+    total_capacity, largest_capacity: KV slots of all instances together, and of the one that has most.
+    """
 
     def __init__(self, num_instances: int, capacity: int, stages: int = 1) -> None:
         self.instances = tuple(Instance(number, capacity, stages) for number in range(num_instances))
@@ -94,6 +97,8 @@ class Cluster:
         self._decoding: list[Instance] = []
         self._resting: set[int] = set()
         self._engaged: set[int] = set()
+        self.total_capacity = sum(instance.capacity for instance in self.instances)
+        self.largest_capacity = max(instance.capacity for instance in self.instances)
 
     def __getitem__(self, instance: int) -> Instance:
         return self.instances[instance]

@@ -32,7 +32,6 @@ class Ledger:
     num_finished, num_finished_tokens: requests that came to their own end, and what they generated.
     arrived, ended: requests that joined the queue, and that came to an end, by this call's event.
     decisions: why the policy decided as it did in this call.
-    hold_back: the policy wants instances back as soon as they are done; nothing looks ahead in this call.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -56,7 +55,6 @@ class Ledger:
         self.arrived: list[Request] = []
         self.ended: list[Request] = []
         self.decisions: list[Decision] = []
-        self.hold_back = False
         self._ready_moments = 0
 
     def take_actions(self) -> list[Action]:

@@ -73,7 +73,7 @@ def complete_migration(ledger: Ledger, event: KVMigrated) -> None:
 
 
 def _refusal(ledger: Ledger, event: RequestArrived) -> RefuseRequest | None:
-    wanted, total = event.num_prompt_tokens + event.max_tokens, ledger.config.total_kv_tokens
+    wanted, total = event.num_prompt_tokens + event.max_tokens, ledger.cluster.total_capacity
     if wanted > total:
         # Admitting only what fits the whole pool is what makes preemption end: a request alone always has
         # room.

@@ -47,6 +47,14 @@ class Policy(ABC):
         news: what the present event has changed. now: seconds, of a clock that never goes backwards.
         """
 
+    def looks_ahead(self, state: SchedulerState, now: float) -> bool:
+        """Whether the decode iterations that begin to run now shall have their next one queued behind them.
+
+        It is asked after `schedule`, where that can be. A device never waits then, but its instances come back an
+        iteration later.
+        """
+        return not state.instances_are_needed()
+
 
 def check_policy(policy: object) -> None:
     """Of one that a user gives. One that extends nothing will do, if it has all that the engine asks for.
@@ -56,7 +64,7 @@ def check_policy(policy: object) -> None:
     if isinstance(policy, Policy):
         _check_call(policy)
         return
-    lacking = [name for name in ("name", "needs_cost_model", "keeps_on_one_instance", "schedule")
+    lacking = [name for name in ("name", "needs_cost_model", "keeps_on_one_instance", "schedule", "looks_ahead")
                if not hasattr(policy, name)]
     if isinstance(policy, type) or lacking:
         what = "is a class; give an object of it" if isinstance(policy, type) else f"lacks {', '.join(lacking)}"

@@ -65,8 +65,11 @@ class EpisodePolicy(Policy):
             self._follow(state, now)
         if goes_on and self._other is not None:
             self._occupy_other(state, self._other)
-        if self._work is not None and len(self._seconds[-1]) + 1 == _times(self._step):
-            state.hold_back()
+
+    def looks_ahead(self, state: SchedulerState, now: float) -> bool:
+        """Not beyond the last iteration of a step."""
+        is_last = self._work is not None and len(self._seconds[-1]) + 1 == _times(self._step)
+        return not is_last and super().looks_ahead(state, now)
 
     @property
     def _step(self) -> Step:

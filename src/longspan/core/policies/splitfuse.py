@@ -53,7 +53,7 @@ class SplitFuse(FilledBatches):
         if not super().may_start(state, instance, lane, request, taken):
             return False
         growths = [_growth(other) for other in (*lane.running.values(), request)]
-        return peak_kv(growths) <= state.config.kv_tokens
+        return peak_kv(growths) <= instance.capacity
 
 
 def _growth(request: Request) -> tuple[int, int]:

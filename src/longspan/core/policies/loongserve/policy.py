@@ -123,9 +123,9 @@ class LoongServe(Policy):
             lengths = OutputLengths.seen(state)
             before = state.num_batches if self._gathering is None else self._gathering.before
             found = survey(state, lengths, before)
-            chosen = dispatch(queue, found, state.config.kv_tokens)
+            chosen = dispatch(queue, found, state.cluster.largest_capacity)
             if (fitting := _num_growing(state, chosen.prompts, lengths)) < len(chosen.prompts):
-                chosen = dispatch(queue.first(fitting), found, state.config.kv_tokens)
+                chosen = dispatch(queue.first(fitting), found, state.cluster.largest_capacity)
             allocation = self._allocate(state, chosen, found, times) if chosen.prompts else None
             if allocation is None:
                 break
@@ -233,7 +233,7 @@ def _num_growing(state: SchedulerState, prompts: Sequence[Prompt], lengths: Outp
 
     As far as output lengths can be predicted; a request that is alone always has room.
     """
-    total = state.config.total_kv_tokens
+    total = state.cluster.total_capacity
     requests = [state.request(prompt.id) for prompt in prompts]
     if state.tokens_when_grown + sum([request.tokens_when_grown for request in requests]) <= total:
         return len(prompts)  # even if each generates all that it may

@@ -74,10 +74,13 @@ class ChunkedPrefill(Policy):
         self._concessions = Concessions()
         self._clearings = Clearings()
         self._giving_way: set[str] = set()
+        self._holds_back = False
+
+    def looks_ahead(self, state: SchedulerState, now: float) -> bool:
+        return not self._holds_back and super().looks_ahead(state, now)
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:
-        if self._somebody_could_start(state, now):
-            state.hold_back()
+        self._holds_back = self._somebody_could_start(state, now)
         self._giving_way = {
             name for name in self._giving_way if name in state.placement and state.request(name).flowing
         }

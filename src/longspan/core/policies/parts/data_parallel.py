@@ -35,8 +35,9 @@ class DataParallel(Policy):
             lane = self._lanes[instance.id]
             if lane or lane.running:
                 self.iterate(state, instance, lane, now)
-        if self._somebody_could_start(state, now):
-            state.hold_back()
+
+    def looks_ahead(self, state: SchedulerState, now: float) -> bool:
+        return not self._somebody_could_start(state, now) and super().looks_ahead(state, now)
 
     @abstractmethod
     def iterate(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> None:
