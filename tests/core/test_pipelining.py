@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV, RunBatch
+from longspan.core.actions import Action, FreeKV, RunBatch, StopRequest
 from longspan.core.costs.load import batch_seconds
 from longspan.core.events import RequestArrived
 from longspan.core.scheduler import Scheduler
@@ -99,3 +99,33 @@ def test_time_to_first_token_of_a_long_prompt(policy: str, stages: int) -> None:
     played = play(Scheduler(config, cost_model=MODEL), [(0.0, RequestArrived("long", 4000, 1))], seconds)
     chunk_s = 4.0 if policy == "elastic_fcfs" else 0.05
     assert played["long"].ttft_s == pytest.approx((4.0 + (stages - 1) * chunk_s) / stages)
+
+
+class Watched(Driver):
+    """Sees to it that nobody is preempted while slots may come back from a later stage of its instances."""
+
+    num_preempted = 0
+
+    def _submit(self, action: Action) -> None:
+        if isinstance(action, StopRequest) and action.reason == "preempted":
+            self.num_preempted += 1
+            assert not any(self.model.later[instance] for instance in action.instances)
+        super()._submit(action)
+
+
+@pytest.mark.parametrize("policy", ["replicated", "static_tp", "static_sp", "distserve"])
+def test_a_request_waits_for_slots_that_may_come_back_from_a_later_stage(policy: str) -> None:
+    preempted = 0
+    for seed in range(20):
+        config = SchedulerConfig(num_instances=2, kv_tokens=30, pp=2, policy=policy, decode_headroom=0)
+        d = Watched(config, seed=seed)
+        for number in range(12):
+            d.arrive(d.rng.randint(1, 14), d.rng.randint(1, 15))
+            if number % 4 == 3:
+                d.abort(f"r{number - 2}")
+            for _ in range(d.rng.randrange(4)):
+                if d.model.started:
+                    d.complete(d.rng.choice(d.model.started), stop=0.05)
+        d.finish(in_order=False)
+        preempted += d.num_preempted
+    assert preempted > 0

@@ -57,13 +57,13 @@ def _decode(state: SchedulerState) -> None:
         ready = {r.id: r for instance in state.cluster.instances for r in instance.ready.values()}
         requests = [request for request in ready.values() if request.status is RequestStatus.DECODING]
         group = DecodeGroup(requests, list(state.cluster.instances), state.config.max_batch_requests)
-        if not requests or group.room > 0:
+        if not requests or group.room > 0 or group.is_awaited:
             break
         state.preempt(max(requests, key=lambda request: request.arrival_index).id)
     chosen = choose_requests(group)
     if chosen:
         numbers = [instance.id for instance in group.instances]
-        shares = share_evenly(len(chosen), [instance.free for instance in group.instances])
+        shares = share_evenly(len(chosen), [instance.unreserved for instance in group.instances])
         quotas = dict(zip(numbers, shares, strict=True))
         masters = [take_quota(dict(state.placement.context(request.id)), quotas) for request in chosen]
         run_decode(state, chosen, masters)

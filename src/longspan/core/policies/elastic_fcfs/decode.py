@@ -50,9 +50,9 @@ def _choose_masters(state: SchedulerState, requests: Sequence[Request], instance
         held: Counter[int] = Counter()
         for context in contexts:
             held.update(context)
-        able = [instance.id for instance in instances if instance.free >= len(requests)]
+        able = [instance.id for instance in instances if instance.unreserved >= len(requests)]
         if able:
             return [max(able, key=lambda number: (held[number], -number))] * len(requests)
-    shares = share_evenly(len(requests), [instance.free for instance in instances])
+    shares = share_evenly(len(requests), [instance.unreserved for instance in instances])
     quotas = {instance.id: share for instance, share in zip(instances, shares, strict=True)}
     return [take_quota(context, quotas) for context in contexts]

@@ -74,7 +74,7 @@ def _run(state: SchedulerState, requests: Sequence[Request], group: DecodeGroup,
         run_decode(state, requests, [group.instances[0].id] * len(requests))
         return
     contexts = [dict(state.placement.context(request.id)) for request in requests]
-    masters = _choose_masters(contexts, {instance.id: instance.free for instance in group.instances}, scaling)
+    masters = _choose_masters(contexts, {instance.id: instance.unreserved for instance in group.instances}, scaling)
     _explain_scale_up(state, group, set(masters), scaling)
     run_decode(state, requests, masters)
 
@@ -112,6 +112,6 @@ def _explain_scale_up(
 ) -> None:
     if joining := tuple(sorted(instance.id for instance in group.added if instance.id in masters)):
         ids = tuple(request.id for request in group.requests)
-        left = group.room - sum(instance.free for instance in group.added)
+        left = group.room - sum(instance.unreserved for instance in group.added)
         reasons = {"requests": len(ids), "per_master": scaling.per_master, "slots_left": left}
         state.explain(Decision("scale up", ids, joining, reasons))

@@ -49,4 +49,6 @@ def decode_each(state: SchedulerState, held: Collection[int] = frozenset()) -> N
         state.preempt(victim.id)
     for group in groups:
         requests = choose_requests(group)
+        if not requests:
+            continue  # it waits for slots to come back
         run_decode(state, requests, [group.instances[0].id] * len(requests))

@@ -19,7 +19,7 @@ _ARRIVAL = attrgetter("arrival_index")
 class DecodeGroup:
     """Ready requests and the idle instances that hold them, or were added.
 
-    room: free slots of its instances. It stays as it is until something runs on them.
+    room: slots of its instances that any request may take. It stays as it is until something runs on them.
     """
 
     __slots__ = ("added", "instances", "max_requests", "requests", "room")
@@ -29,12 +29,17 @@ class DecodeGroup:
         self.instances = instances
         self.max_requests = max_requests
         self.added: list[Instance] = []
-        self.room = sum([instance.free for instance in instances])
+        self.room = sum([instance.unreserved for instance in instances])
 
     @property
     def size(self) -> int:
         """Requests in its next batch."""
         return min(len(self.requests), self.max_requests)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a batch is in a later pipeline stage of some of its instances."""
+        return any([instance.later for instance in self.instances])
 
     @property
     def surplus(self) -> int:
@@ -44,7 +49,7 @@ class DecodeGroup:
     def add(self, instance: Instance) -> None:
         self.instances.append(instance)
         self.added.append(instance)
-        self.room += instance.free
+        self.room += instance.unreserved
 
     def absorb(self, other: DecodeGroup) -> None:
         self.requests += other.requests
@@ -94,8 +99,9 @@ def form_groups(
 
 def _spare(state: SchedulerState, taken: Iterable[Collection[int]]) -> Iterator[Instance]:
     numbers = set().union(*taken)
-    with_room = [instance for instance in state.cluster.idle() if instance.free > 0 and instance.id not in numbers]
-    yield from sorted(with_room, key=lambda instance: -instance.free)
+    others = [instance for instance in state.cluster.idle() if instance.id not in numbers]
+    with_room = [instance for instance in others if instance.unreserved > 0]
+    yield from sorted(with_room, key=lambda instance: -instance.unreserved)
 
 
 def find_candidates(

@@ -42,7 +42,7 @@ def choose_victim(state: SchedulerState, groups: Sequence[DecodeGroup]) -> Reque
     requests = [request for group in groups for request in group.requests]
     if len(requests) == 1:
         return None
-    room_to_come = sum(instance.free for instance in state.cluster.instances if not instance.is_idle)
+    room_to_come = sum(instance.unreserved for instance in state.cluster.instances if not instance.is_idle)
     if room_to_come >= stuck[0].size:
         return None
     return max(requests, key=_ARRIVAL)
@@ -51,9 +51,10 @@ def choose_victim(state: SchedulerState, groups: Sequence[DecodeGroup]) -> Reque
 def choose_victim_inside(groups: Sequence[DecodeGroup]) -> Request | None:
     """Whom to preempt when groups cannot help each other: the latest of one that cannot take a single step.
 
-    A request that is alone there is computed again, wherever there is room for one token more.
+    A request that is alone there is computed again, wherever there is room for one token more. Where a batch is in a
+    later stage of the group's instances, the group waits for it: slots may come back with it, or later requests.
     """
     for group in groups:
-        if group.room == 0:
+        if group.room == 0 and not group.is_awaited:
             return max(group.requests, key=_ARRIVAL)
     return None
