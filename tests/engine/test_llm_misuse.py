@@ -75,7 +75,8 @@ class Duck:
     name, needs_cost_model, keeps_on_one_instance = "duck", False, False
 
     def __init__(self) -> None:
-        self.schedule = ElasticFcfs().schedule
+        policy = ElasticFcfs()
+        self.schedule, self.looks_ahead = policy.schedule, policy.looks_ahead
 
 
 def test_a_policy_that_extends_nothing_serves_and_its_log_replays(tiny: Path, tmp_path: Path) -> None:

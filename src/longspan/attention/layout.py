@@ -6,7 +6,7 @@ instances derive their parts from the same `RunBatch`, so both ends of every exc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
@@ -27,6 +27,10 @@ class SlotBook(Protocol):
 
     def allocate(self, residence: int, start: int, end: int) -> torch.Tensor:
         """Slots (int64) for the tokens at positions [start, end) of the residence, from now on held here."""
+        ...
+
+    def allocate_each(self, tokens: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Slots (int64), one for each (residence, position)."""
         ...
 
 
@@ -121,39 +125,29 @@ def stripe_count(segment: Segment, instance: int) -> int:
 def plan_layout(batch: RunBatch, instance: int, book: SlotBook, device: torch.device) -> BatchLayout:
     """Derive `instance`'s part in the batch, and allocate the slots of what it keeps."""
     rows = list(_rows(batch, instance))
-    held = {s.request_id: _held(book, s, s.start) for s in batch.segments if _context_at(s, instance)}
-    for segment in batch.segments:
-        known, planned = len(held.get(segment.request_id, ())), _context_at(segment, instance)
-        assert known == planned, (
-            f"batch {batch.batch_id}: instance {instance} holds {known} tokens of {segment.request_id}, "
-            f"the plan says {planned}"
-        )
-    # What stays here, by segment: (first token, slots) for each range.
-    kept = {
-        segment.request_id: [
-            (r.start, book.allocate(segment.residence, r.start, r.end))
-            for r in segment.store
-            if r.instance == instance
-        ]
-        for segment in batch.segments
-    }
+    held, kept, lone_slots = _slots(batch, instance, book)
     solo, local, own_rows, own_slots, emits = [], [], [], [], []
     for part in rows:
-        segment, context = part.segment, held.get(part.segment.request_id)
+        segment = part.segment
+        context = held.get(segment.request_id)
         if segment.emits and segment.emitter == instance:
             emits.append((segment.request_id, part.stop - 1))
         if part.start == part.stop:
             continue
         if len(segment.compute) == 1:
-            ((_, slots),) = kept[segment.request_id]
             own_rows.append(part)
-            own_slots.append(slots)
-            if segment.length == 1:  # a lone token meets itself in the pool
-                context = _held(book, segment, segment.end)
-            else:
+            if segment.length > 1:
+                ((_, slots),) = kept[segment.request_id]
+                own_slots.append(slots)
                 solo.append(slice(part.start, part.stop))
         if context is not None:
             local.append(PagedSegment(part.start, part.stop, context))
+    if own_slots and len(lone_slots):  # a chunk beside decodes: in the order of the rows
+        lone = iter([lone_slots[place : place + 1] for place in range(len(lone_slots))])
+        chunks = iter(own_slots)
+        own_slots = [next(lone) if part.segment.length == 1 else next(chunks) for part in own_rows]
+    elif len(lone_slots):
+        own_slots = [lone_slots]
     return BatchLayout(
         num_rows=rows[-1].stop if rows else 0,
         rows=rows,
@@ -165,6 +159,47 @@ def plan_layout(batch: RunBatch, instance: int, book: SlotBook, device: torch.de
         asks=list(_asks(batch, instance, rows, device)),
         answers=list(_answers(batch, instance, held)),
         emits=emits,
+    )
+
+
+Kept = dict[str, list[tuple[int, torch.Tensor]]]
+"""By request: (first token, slots) of each range that stays here."""
+
+
+def _slots(
+    batch: RunBatch, instance: int, book: SlotBook
+) -> tuple[dict[str, torch.Tensor], Kept, torch.Tensor]:
+    """Slots by request of what is held here, what of its segment stays here, and those of lone tokens, in order.
+
+    A lone token that is computed here meets itself in the pool, so its own slot is among those that are held.
+    """
+    held: dict[str, torch.Tensor] = {}
+    lone: list[Segment] = []
+    for segment in batch.segments:
+        if segment.length == 1 and segment.compute == (instance,):
+            lone.append(segment)
+        elif planned := _context_at(segment, instance):
+            held[segment.request_id] = _held(book, segment, segment.start)
+            _check_held(batch, instance, segment, len(held[segment.request_id]), planned)
+    lone_slots = book.allocate_each([(segment.residence, segment.start) for segment in lone])
+    for segment in lone:
+        held[segment.request_id] = _held(book, segment, segment.end)
+        _check_held(batch, instance, segment, len(held[segment.request_id]) - 1, _context_at(segment, instance))
+    kept: Kept = {}
+    for segment in batch.segments:
+        if segment.length > 1 or len(segment.compute) > 1:
+            kept[segment.request_id] = [
+                (r.start, book.allocate(segment.residence, r.start, r.end))
+                for r in segment.store
+                if r.instance == instance
+            ]
+    return held, kept, lone_slots
+
+
+def _check_held(batch: RunBatch, instance: int, segment: Segment, known: int, planned: int) -> None:
+    assert known == planned, (
+        f"batch {batch.batch_id}: instance {instance} holds {known} tokens of {segment.request_id}, "
+        f"the plan says {planned}"
     )
 
 
@@ -190,7 +225,10 @@ def _held(book: SlotBook, segment: Segment, below: int) -> torch.Tensor:
 
 
 def _context_at(segment: Segment, instance: int) -> int:
-    return sum(tokens for holder, tokens in segment.context if holder == instance)
+    for holder, tokens in segment.context:
+        if holder == instance:
+            return tokens
+    return 0
 
 
 def _rows(batch: RunBatch, instance: int) -> Iterator[SegmentRows]:
@@ -207,7 +245,7 @@ def _ring(
     batch: RunBatch,
     instance: int,
     rows: list[SegmentRows],
-    kept: dict[str, list[tuple[int, torch.Tensor]]],
+    kept: Kept,
     device: torch.device,
 ) -> RingLayout | None:
     striped = [part for part in rows if len(part.segment.compute) > 1]

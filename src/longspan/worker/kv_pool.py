@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class KVPool:
         self._native = NativeElementwise(library) if library else None
         self.free_slots = _FreeSlots(slots)
         self.holdings: dict[int, _Holding] = {}
+        self._no_slots = torch.zeros(0, dtype=torch.int64, device=device)
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """k_GNK and v_GNK of the layer."""
@@ -53,14 +54,29 @@ class KVPool:
     def held(self, residence: int, below: int) -> torch.Tensor:
         """Slots (int64) of the residence's tokens that are here, at positions below `below`, in no particular order."""
         holding = self.holdings.get(residence)
-        slots = holding.below(below) if holding else np.zeros(0, dtype=np.int64)
-        return torch.from_numpy(slots).to(self.device)
+        return self._on_device(holding.below(below) if holding else np.zeros(0, dtype=np.int64))
 
     def allocate(self, residence: int, start: int, end: int) -> torch.Tensor:
         """Slots (int64) for the tokens at positions [start, end) of the residence."""
         slots = self.free_slots.take(end - start)
         self.holdings.setdefault(residence, _Holding()).append(start, end, slots)
-        return torch.from_numpy(slots).to(self.device)
+        return self._on_device(slots)
+
+    def allocate_each(self, tokens: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Slots (int64), one for each (residence, position): what `allocate` gives to each in turn."""
+        if not tokens:
+            return self._no_slots
+        slots = self.free_slots.take(len(tokens))
+        for (residence, position), slot in zip(tokens, slots, strict=True):
+            holding = self.holdings.get(residence)
+            if holding is None:
+                holding = self.holdings[residence] = _Holding()
+            holding.append_one(position, slot)
+        return self._on_device(slots)
+
+    def _on_device(self, slots: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(slots)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
     def free(self, residence: int) -> None:
         """Give back every slot of the residence; none is fine."""
@@ -70,7 +86,7 @@ class KVPool:
 
     def read(self, residence: int, ranges: Iterable[tuple[int, int]]) -> torch.Tensor:
         """[2, L, G, T, K]: keys and values of the token ranges, by position."""
-        slots = torch.from_numpy(self.holdings[residence].find(ranges)).to(self.device)
+        slots = self._on_device(self.holdings[residence].find(ranges))
         return torch.stack([self.k_LGNK.index_select(2, slots), self.v_LGNK.index_select(2, slots)])
 
     def insert(self, residence: int, ranges: Iterable[tuple[int, int]], kv_2LGTK: torch.Tensor) -> None:
@@ -141,14 +157,27 @@ class _Holding:
 
     def append(self, start: int, end: int, slots: np.ndarray) -> None:
         count = self._count + end - start
-        if count > self._table.shape[1]:
-            grown = np.empty((2, max(count, 2 * self._table.shape[1])), dtype=np.int64)
-            grown[:, : self._count] = self._table[:, : self._count]
-            self._table = grown
+        self._make_room(count)
         self._table[0, self._count : count] = np.arange(start, end)
         self._table[1, self._count : count] = slots
         self._count = count
         self.end = max(self.end, end)
+
+    def append_one(self, position: int, slot: int) -> None:
+        count = self._count
+        self._make_room(count + 1)
+        table = self._table
+        table[0, count] = position
+        table[1, count] = slot
+        self._count = count + 1
+        if position >= self.end:
+            self.end = position + 1
+
+    def _make_room(self, count: int) -> None:
+        if count > self._table.shape[1]:
+            grown = np.empty((2, max(count, 2 * self._table.shape[1])), dtype=np.int64)
+            grown[:, : self._count] = self._table[:, : self._count]
+            self._table = grown
 
     def below(self, position: int) -> np.ndarray:
         """Slots of the tokens before the position: mostly all."""
