@@ -106,7 +106,7 @@ class SchedulerState:
             else:
                 store.append(KVRange(instance, position, position + tokens))
             position += tokens
-        own = self.placement.own(request.id)
+        own = self.placement.own.get(request.id)
         return Segment(
             request_id=request.id,
             start=request.num_stored,

@@ -58,7 +58,7 @@ def work_names_its_residence(ledger: Ledger) -> None:
     for work in ledger.batches.values():
         named_by += work.action.segments
     for named in named_by:
-        own = ledger.placement.own(named.request_id)
+        own = ledger.placement.own.get(named.request_id)
         _require(own is not None and own.number == named.residence, f"{named} names another residence than its own")
 
 

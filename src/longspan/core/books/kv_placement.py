@@ -14,65 +14,63 @@ class KVPlacement:
 
     A residence is there as long as somebody refers to it: the request that writes it, until it has ended and no batch
     or migration in flight touches it. Residences are numbered in the order in which they begin.
+
+    own: by request, the residence that it writes; only for reading. A request that holds no KV has none.
     """
 
     def __init__(self) -> None:
-        self._own: dict[str, Residence] = {}
+        self.own: dict[str, Residence] = {}
         self._num_begun = 0
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._own
+        return request_id in self.own
 
     def __iter__(self) -> Iterator[str]:
         """The requests that hold KV."""
-        return iter(self._own)
+        return iter(self.own)
 
     def __len__(self) -> int:
         """How many requests hold KV."""
-        return len(self._own)
+        return len(self.own)
 
     def residences(self) -> Iterator[Residence]:
-        return iter(self._own.values())
-
-    def own(self, request_id: str) -> Residence | None:
-        """The residence that a request writes; None while it holds no KV."""
-        return self._own.get(request_id)
+        return iter(self.own.values())
 
     def ranges(self, request_id: str) -> tuple[KVRange, ...]:
-        residence = self._own.get(request_id)
+        residence = self.own.get(request_id)
         return () if residence is None else residence.ranges()
 
     def counts(self, request_id: str) -> dict[int, int]:
         """Instance -> tokens, a copy. Empty for a request without KV."""
-        residence = self._own.get(request_id)
+        residence = self.own.get(request_id)
         return {} if residence is None else dict(residence.counts)
 
     def context(self, request_id: str) -> tuple[tuple[int, int], ...]:
         """(instance, tokens) by instance: what `Segment.context` says."""
-        residence = self._own.get(request_id)
+        residence = self.own.get(request_id)
         return () if residence is None else residence.context
 
     def holders(self, request_id: str) -> tuple[int, ...]:
-        residence = self._own.get(request_id)
+        residence = self.own.get(request_id)
         return () if residence is None else residence.holders
 
     def last_holder(self, request_id: str) -> int:
         """The instance that holds the newest token."""
-        return self._own[request_id].last_holder
+        return self.own[request_id].last_holder
 
     def total(self, instance: int) -> int:
         """Tokens of all residences on an instance. Sums over all: for checks, not for decisions."""
-        return sum(residence.counts.get(instance, 0) for residence in self._own.values())
+        return sum(residence.counts.get(instance, 0) for residence in self.own.values())
 
     def begin(self, request_id: str) -> Residence:
         """The request's own residence, which is empty yet."""
-        residence = self._own[request_id] = Residence(self._num_begun)
+        residence = self.own[request_id] = Residence(self._num_begun)
         self._num_begun += 1
         return residence
 
     def add(self, request_id: str, new: KVRange) -> None:
         """Store the next tokens of a request: `new` begins where its KV ends."""
-        residence = self._own.get(request_id)
+        residence = self.own.get(request_id)
         stored = residence.end if residence is not None else 0
         if new.start != stored or new.end <= new.start:
             raise InternalError(f"request {request_id}: {new} does not extend its {stored} stored tokens")
@@ -82,15 +80,15 @@ class KVPlacement:
 
     def move(self, request_id: str, source: int, target: int, ranges: Sequence[tuple[int, int]]) -> None:
         """Give the tokens of `ranges`, all of them at `source`, to `target`."""
-        self._own[request_id].move(source, target, ranges)
+        self.own[request_id].move(source, target, ranges)
 
     def free(self, request_id: str) -> Residence:
         """The request refers to its residence no more, and so nobody does; returns what it was."""
-        return self._own.pop(request_id)
+        return self.own.pop(request_id)
 
     def require_held(self, request_id: str, instance: int, ranges: Sequence[tuple[int, int]]) -> None:
         """Raise unless `ranges` are in order, disjoint, not empty, and all held by `instance`."""
-        residence = self._own.get(request_id)
+        residence = self.own.get(request_id)
         if residence is None:
             raise InternalError(f"request {request_id} holds no KV")
         residence.require_held(instance, ranges)

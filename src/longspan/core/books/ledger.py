@@ -16,7 +16,6 @@ from longspan.core.actions import OWN, Action, FreeKV, KVRange, MigrateKV, RunBa
 from longspan.core.books.cluster import Cluster, Work
 from longspan.core.books.kv_placement import KVPlacement
 from longspan.core.books.request import Request, RequestStatus
-from longspan.core.books.residence import Residence
 from longspan.core.books.waiting_queue import WaitingQueue
 from longspan.core.decision import Decision
 from longspan.core.internal_error import InternalError
@@ -137,12 +136,9 @@ class Ledger:
         if request.reserved:
             self._use_reservation(request)
         self._renew_promise(request)
-        return segment if segment.residence != OWN else replace(segment, residence=self._own(request).number)
-
-    def _own(self, request: Request) -> Residence:
-        residence = self.placement.own(request.id)
-        assert residence is not None, "it has just been given KV"
-        return residence
+        if segment.residence == OWN:
+            segment = replace(segment, residence=self.placement.own[request.id].number)
+        return segment
 
     # migrations
 
@@ -150,7 +146,7 @@ class Ledger:
         self, request: Request, source: int, target: int, ranges: tuple[tuple[int, int], ...]
     ) -> MigrateKV:
         """The target's slots are taken now, the source's are given back when the migration is done."""
-        residence = self._own(request).number
+        residence = self.placement.own[request.id].number
         action = MigrateKV(self.num_migrations, request.id, source, target, ranges, residence)
         work = Work(action, (source, target))
         self.num_migrations += 1
@@ -265,7 +261,7 @@ class Ledger:
 
 def decode_segment(ledger: Ledger, request: Request, master: int) -> Segment:
     """One more token of `request` at `master`, which keeps its KV."""
-    residence = ledger.placement.own(request.id)
+    residence = ledger.placement.own.get(request.id)
     if residence is None:
         raise InternalError(f"request {request.id} holds no KV: it cannot decode")
     start = request.num_stored

@@ -19,10 +19,10 @@ class Residence:
     nobody refers to the tokens behind. All tokens are of one layer group; today the model's layers are one group.
 
     owners[i] has the tokens from starts[i] on, up to the next start, or to `end`; neighbours are merged.
-    counts: tokens by instance, in that order. holders: its instances.
+    counts: tokens by instance, in that order. holders: its instances. context: the same as `Segment.context` has it.
     """
 
-    __slots__ = ("_context", "begin", "counts", "end", "holders", "number", "owners", "sealed", "starts")
+    __slots__ = ("begin", "context", "counts", "end", "holders", "number", "owners", "sealed", "starts")
 
     def __init__(self, number: int, begin: int = 0) -> None:
         self.number = number
@@ -32,14 +32,7 @@ class Residence:
         self.counts: dict[int, int] = {}
         self.holders: tuple[int, ...] = ()
         self.sealed = False
-        self._context: tuple[tuple[int, int], ...] | None = None
-
-    @property
-    def context(self) -> tuple[tuple[int, int], ...]:
-        """(instance, tokens) by instance, as `Segment.context` has it. Kept, since it is asked for several times."""
-        if self._context is None:
-            self._context = tuple(self.counts.items())
-        return self._context
+        self.context: tuple[tuple[int, int], ...] = ()
 
     @property
     def last_holder(self) -> int:
@@ -67,7 +60,7 @@ class Residence:
                 self.holders = tuple(self.counts)
         self.counts[owner] += end - self.end
         self.end = end
-        self._context = None
+        self.context = tuple(self.counts.items())
 
     def move(self, source: int, target: int, ranges: Sequence[tuple[int, int]]) -> None:
         """Give the tokens of `ranges`, all of them at `source`, to `target`."""
@@ -149,7 +142,7 @@ class Residence:
                 counts[owner] = counts.get(owner, 0) + end - start
         self.counts = dict(sorted(counts.items()))
         self.holders = tuple(self.counts)
-        self._context = None
+        self.context = tuple(self.counts.items())
 
 
 def _reassigned(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from longspan.core.actions import OWN, KVRange, Segment
 from longspan.core.books.ledger import Ledger
 from longspan.core.books.request import Request, RequestStatus
-from longspan.core.books.residence import Residence
 from longspan.core.internal_error import InternalError
 
 
@@ -99,17 +98,14 @@ def _check_segment(ledger: Ledger, segment: Segment) -> None:
         )
     if segment.emits != (end == request.num_tokens):
         raise InternalError(f"{segment} must sample a token exactly if it reaches the last one known")
-    _check_context(segment, ledger.placement.own(request.id))
-    _check_store(segment)
-    _check_plan(segment, request)
-
-
-def _check_context(segment: Segment, own: Residence | None) -> None:
+    own = ledger.placement.own.get(request.id)
     held = () if own is None else own.context
     if segment.context != held or segment.earlier:
         raise InternalError(f"{segment}: its context is not where the KV is, {held}")
     if segment.residence != OWN and (own is None or segment.residence != own.number):
         raise InternalError(f"{segment}: its residence is {own.number if own is not None else 'yet to begin'}")
+    _check_store(segment)
+    _check_plan(segment, request)
 
 
 def _check_store(segment: Segment) -> None:
