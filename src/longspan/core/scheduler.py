@@ -61,16 +61,16 @@ class Scheduler:
         """
         if not now >= self._now:
             raise InternalError(f"time went backwards, from {self._now} to {now}")
-        self._now = now
-        self._ledger.arrived.clear()
-        self._ledger.ended.clear()
+        self._now, ledger = now, self._ledger
+        ledger.arrived.clear()
+        ledger.ended.clear()
         self._apply(event, now)
         self.policy.schedule(self._state, self._news, now)
-        started = self._ledger.take_started()
+        started = ledger.take_started()
         if started and self._may_look_ahead and self.policy.looks_ahead(self._state, now):
-            look_ahead(self._ledger, started)
-        self.decisions = self._ledger.take_decisions()
-        return self._ledger.take_actions()
+            look_ahead(ledger, started)
+        self.decisions = ledger.take_decisions()
+        return ledger.take_actions()
 
     @property
     def request_limit(self) -> int:

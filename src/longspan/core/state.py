@@ -81,11 +81,12 @@ class SchedulerState:
         """
         if self.waiting:
             head = self.waiting.first
-            lacking = head.slots_to_take + self.headroom(head)
+            lacking = head.slots_to_take + self._ledger.headroom(head)
             for instance in self.cluster.instances:
-                lacking -= max(0, instance.room)
-                if lacking <= 0:
-                    return True
+                if (room := instance.room) > 0:
+                    lacking -= room
+                    if lacking <= 0:
+                        return True
         return any([instance.ready for instance in self.cluster.resting()])
 
     def prefill_segment(

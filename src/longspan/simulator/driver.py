@@ -113,7 +113,9 @@ class Driver(ABC):
         begin_s, end_s = 0.0, self.now + seconds.host
         for stage, stage_s in enumerate(seconds.stages):
             free_at = self._free_at[stage]
-            end_s = max(end_s, max([free_at[instance] for instance in instances]))
+            for instance in instances:
+                if free_at[instance] > end_s:
+                    end_s = free_at[instance]
             if stage == 0:
                 begin_s = end_s
             if self._neighbours is None:

@@ -62,21 +62,17 @@ class KVPlacement:
         """Tokens of all residences on an instance. Sums over all: for checks, not for decisions."""
         return sum(residence.counts.get(instance, 0) for residence in self.own.values())
 
-    def begin(self, request_id: str) -> Residence:
-        """The request's own residence, which is empty yet."""
-        residence = self.own[request_id] = Residence(self._num_begun)
-        self._num_begun += 1
-        return residence
-
-    def add(self, request_id: str, new: KVRange) -> None:
-        """Store the next tokens of a request: `new` begins where its KV ends."""
+    def add(self, request_id: str, store: Sequence[KVRange]) -> Residence:
+        """Store the next tokens of a request, in order from where its KV ends; returns its residence."""
         residence = self.own.get(request_id)
-        stored = residence.end if residence is not None else 0
-        if new.start != stored or new.end <= new.start:
-            raise InternalError(f"request {request_id}: {new} does not extend its {stored} stored tokens")
         if residence is None:
-            residence = self.begin(request_id)
-        residence.append(new.instance, new.end)
+            residence = self.own[request_id] = Residence(self._num_begun)
+            self._num_begun += 1
+        for new in store:
+            if new.start != residence.end:
+                raise InternalError(f"request {request_id}: {new} does not extend its {residence.end} stored tokens")
+            residence.append(new.instance, new.end)
+        return residence
 
     def move(self, request_id: str, source: int, target: int, ranges: Sequence[tuple[int, int]]) -> None:
         """Give the tokens of `ranges`, all of them at `source`, to `target`."""

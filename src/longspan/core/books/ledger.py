@@ -16,6 +16,7 @@ from longspan.core.actions import OWN, Action, FreeKV, KVRange, MigrateKV, RunBa
 from longspan.core.books.cluster import Cluster, Work
 from longspan.core.books.kv_placement import KVPlacement
 from longspan.core.books.request import Request, RequestStatus
+from longspan.core.books.residence import Residence
 from longspan.core.books.waiting_queue import WaitingQueue
 from longspan.core.decision import Decision
 from longspan.core.internal_error import InternalError
@@ -65,6 +66,8 @@ class Ledger:
         return started
 
     def take_decisions(self) -> tuple[Decision, ...]:
+        if not self.decisions:
+            return ()
         decisions, self.decisions = self.decisions, []
         return tuple(decisions)
 
@@ -130,14 +133,14 @@ class Ledger:
             self.stop_flowing(request)
         request.in_flight += 1
         request.num_scheduled += segment.length
+        residence = self.placement.add(request.id, segment.store)
         for stored in segment.store:
-            self.placement.add(request.id, stored)
-            self.cluster.take(stored.instance, stored.length)
+            self.cluster.take(stored.instance, stored.end - stored.start)
         if request.reserved:
             self._use_reservation(request)
-        self._renew_promise(request)
+        self._renew_promise(request, residence)
         if segment.residence == OWN:
-            segment = replace(segment, residence=self.placement.own[request.id].number)
+            segment = replace(segment, residence=residence.number)
         return segment
 
     # migrations
@@ -166,7 +169,7 @@ class Ledger:
         self.cluster.give_back(action.source, action.num_tokens)
         request = self.requests[action.request_id]
         if request.status is not RequestStatus.DRAINING:
-            self._renew_promise(request)
+            self._renew_promise(request, self.placement.own[request.id])
         return request
 
     # one request
@@ -214,8 +217,8 @@ class Ledger:
     def reserve(self, request: Request, planned: tuple[KVRange, ...]) -> None:
         """Set slots aside for the request's next tokens, in place of what was reserved for it before."""
         self._set_reservation(request, planned)
-        if request.id in self.placement:
-            self._renew_promise(request)
+        if (residence := self.placement.own.get(request.id)) is not None:
+            self._renew_promise(request, residence)
 
     def drop_claims(self, request: Request) -> None:
         """Nothing is promised to the request any more, nor reserved for it."""
@@ -240,10 +243,11 @@ class Ledger:
             self.cluster[request.home].promised -= request.promised
             request.home, request.promised = None, 0
 
-    def _renew_promise(self, request: Request) -> None:
+    def _renew_promise(self, request: Request, residence: Residence) -> None:
         """For tokens behind those stored or planned: where the last of these is, the next will most likely go."""
-        home = request.reserved[-1].instance if request.reserved else self.placement.last_holder(request.id)
-        left = request.max_kv_tokens - request.num_stored - request.num_reserved
+        reserved = request.reserved
+        home = reserved[-1].instance if reserved else residence.owners[-1]
+        left = request.max_kv_tokens - residence.end - (request.num_reserved if reserved else 0)
         promised = min(left, self.config.decode_headroom)
         if home != request.home or promised != request.promised:
             self._drop_promise(request)
@@ -264,6 +268,6 @@ def decode_segment(ledger: Ledger, request: Request, master: int) -> Segment:
     residence = ledger.placement.own.get(request.id)
     if residence is None:
         raise InternalError(f"request {request.id} holds no KV: it cannot decode")
-    start = request.num_stored
+    start = residence.end
     store = (KVRange(master, start, start + 1),)
     return Segment(request.id, start, 1, (master,), store, residence.context, True, residence.number)

@@ -16,11 +16,11 @@ from longspan.core.books.request import Request, RequestStatus
 from longspan.core.decision import Decision
 from longspan.core.news import News
 from longspan.core.policies.base import Policy
-from longspan.core.policies.medha.chunking import Packer
 from longspan.core.policies.medha.clearing import Clearings
 from longspan.core.policies.medha.decode import add_decodes, ready_decodes
 from longspan.core.policies.medha.iteration import Iteration, Part
 from longspan.core.policies.medha.kvp import free_to_start
+from longspan.core.policies.medha.packing import Packer
 from longspan.core.policies.medha.predictor import MAX_FIXED_SHARE, Predictor
 from longspan.core.policies.medha.pressure import Concessions, Relief, junior_victim
 from longspan.core.policies.medha.priority import N, Standing, lars
@@ -150,20 +150,20 @@ class ChunkedPrefill(Policy):
 
     def _relieve(self, state: SchedulerState, packer: Packer, now: float) -> bool:
         """Have somebody give way to who lacks memory; returns whether anything changed."""
-        predictor = packer.predictor
+        predictor, admissions = packer.iteration.predictor, packer.admissions
         relief = Relief(state, self._concessions, lambda request: predictor.standing(request, now), self._key)
-        if packer.scattered is not None:
-            beneficiary = packer.scattered.request
-            clearing = relief.clear_for(packer.scattered, predictor.model.migration)
+        if admissions.scattered is not None:
+            beneficiary = admissions.scattered.request
+            clearing = relief.clear_for(admissions.scattered, predictor.model.migration)
             if clearing is not None:
                 self._concessions.note(state.request(clearing.victim_id), beneficiary, state)
                 self._clearings.begin(beneficiary, clearing)
                 moved = (clearing.source, clearing.target)
                 state.explain(Decision("move for", (clearing.victim_id, beneficiary.id), moved))
                 return True
-        if packer.blocked is not None:
-            beneficiary = packer.blocked.request
-            victim = relief.preempt_for(packer.blocked)
+        if admissions.blocked is not None:
+            beneficiary = admissions.blocked.request
+            victim = relief.preempt_for(admissions.blocked)
             if victim is not None:
                 if not victim.flowing:
                     self._concessions.note(victim, beneficiary, state)
@@ -183,7 +183,7 @@ class ChunkedPrefill(Policy):
     # acts
 
     def _issue(self, state: SchedulerState, packer: Packer) -> None:
-        for admission in packer.admissions:
+        for admission in packer.admissions.admitted:
             state.reserve(admission.request.id, admission.planned)
         for part in packer.iteration.parts():
             segments = [state.decode_segment(request, master) for request, master in part.decodes]

@@ -1,0 +1,122 @@
+"""Admission: which waiting requests get their first chunk now, and where all their KV will go."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from longspan.core.actions import KVRange
+from longspan.core.books.request import Request
+from longspan.core.policies.medha.chunk_size import Chunks
+from longspan.core.policies.medha.clearing import Clearing
+from longspan.core.policies.medha.kvp import plan_shards
+from longspan.core.policies.medha.ranking import Candidate
+from longspan.core.state import SchedulerState
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A waiting request gets its first chunk. planned: where all its tokens will go."""
+
+    request: Request
+    planned: tuple[KVRange, ...]
+
+
+class Admissions:
+    """Of one iteration.
+
+    What a waiting request will take is set aside, for this decision, also where it cannot start yet: those below it in
+    rank get what is left.
+
+    admitted: those that got a chunk.
+    blocked: the highest in rank that memory keeps from ever starting now: all instances together lack room. Nobody
+        below it is admitted, or it would starve.
+    scattered: the highest in rank that no instance has room for, but several together.
+    """
+
+    def __init__(self, state: SchedulerState, chunks: Chunks, clearings: Mapping[str, Clearing]) -> None:
+        self.state = state
+        self.chunks = chunks
+        self.iteration = chunks.iteration
+        self.predictor = chunks.iteration.predictor
+        self.clearings = clearings
+        self.admitted: list[Admission] = []
+        self.blocked: Candidate | None = None
+        self.scattered: Candidate | None = None
+
+    def are_open(self) -> bool:
+        """Whether any waiting request may start: some instance has time for it, and nobody before it is kept back."""
+        return self.blocked is None and len(self.chunks.full) < len(self.iteration.instances)
+
+    def admit(self, candidate: Candidate, limit: Callable[[int], float]) -> None:
+        """Give it its first chunk if there is time, and set its room aside. limit: see `SpaceSharing.limit`."""
+        request = candidate.request
+        if request.id in self.clearings:
+            return
+        headroom = self.state.headroom(request)
+        need = request.slots_to_take + headroom
+        if sum(self.rooms.values()) < need:
+            self.blocked = candidate
+            return
+        planned = plan_shards(
+            request.slots_to_take, headroom, self.rooms, self._order(candidate, need), self.predictor.shard_tokens
+        )
+        assert planned is not None, "there is room"
+        first = planned[0]
+        if first.instance in self.iteration and first.instance not in self.chunks.full:
+            is_next = self.chunks.is_next(first.instance)
+            if self.chunks.add(request, first, (), is_next, limit(first.instance)):
+                self.admitted.append(Admission(request, planned))
+                for shard in planned:
+                    self.pending[shard.instance] += self._work(shard)
+        for shard in planned:
+            self.rooms[shard.instance] -= shard.length
+        last = planned[-1].instance
+        self.rooms[last] = max(0, self.rooms[last] - headroom)
+
+    @cached_property
+    def rooms(self) -> dict[int, int]:
+        """Slots of each instance for requests that wait, beside this iteration's decodes."""
+        rooms = {instance.id: max(0, instance.room) for instance in self.state.cluster.instances}
+        for part in self.iteration.parts():
+            for request, master in part.decodes:
+                rooms[master] = max(0, rooms[master] - (not request.reserved))
+        for clearing in self.clearings.values():
+            rooms[clearing.source] = rooms[clearing.target] = 0
+        return rooms
+
+    @cached_property
+    def pending(self) -> dict[int, float]:
+        """Predicted seconds of prefill that each instance has still to do, of requests that hold KV."""
+        pending: dict[int, float] = defaultdict(float)
+        for request in self.state.with_kv():
+            for planned in request.reserved:
+                pending[planned.instance] += self._work(planned)
+        return pending
+
+    def _work(self, planned: KVRange) -> float:
+        return self.predictor.prefill(planned.end) - self.predictor.prefill(planned.start)
+
+    def _order(self, candidate: Candidate, need: int) -> list[int]:
+        """Where its KV goes first. A short one goes to one instance: with least pending work, of those that can start.
+
+        A long one begins there too. A short one that fits nowhere whole is spread over as few as possible.
+        """
+
+        def cannot_start(number: int) -> bool:
+            return number not in self.iteration or number in self.chunks.full
+
+        def by_work(number: int) -> tuple[float, ...]:
+            return (cannot_start(number), self.pending[number], -self.rooms[number], number)
+
+        with_room = [number for number, room in self.rooms.items() if room > 0]
+        if need > self.predictor.shard_tokens:
+            return sorted(with_room, key=by_work)
+        whole = [number for number in with_room if self.rooms[number] >= need]
+        if whole:
+            return [min(whole, key=by_work)]
+        if self.scattered is None:
+            self.scattered = candidate
+        return sorted(with_room, key=lambda n: (cannot_start(n), -self.rooms[n], n))

@@ -1,0 +1,47 @@
+"""How many tokens a request's chunk has: the largest that its part's target still allows (the paper's algorithm 1)."""
+
+from __future__ import annotations
+
+from longspan.core.actions import KVRange
+from longspan.core.books.request import Request
+from longspan.core.policies.medha.iteration import Context, Iteration
+
+
+class Chunks:
+    """Sizes the chunks of one iteration, and adds them to it.
+
+    A chunk is large early in a prompt and small late, when every token attends to much.
+
+    full: instances that have no time or no tokens left for another request's first chunk.
+    """
+
+    def __init__(self, iteration: Iteration, max_batch_tokens: int) -> None:
+        self.iteration = iteration
+        self.max_batch_tokens = max_batch_tokens
+        self.full: set[int] = set()
+        self._served: set[int] = set()
+
+    def is_next(self, instance: int) -> bool:
+        """Whether nobody higher in rank prefills on the instance: then it gets at least the smallest chunk."""
+        if instance in self._served:
+            return False
+        self._served.add(instance)
+        return True
+
+    def add(self, request: Request, planned: KVRange, context: Context, is_next: bool, limit: float) -> int:
+        """Tokens of its chunk, all from the open shard; 0 if there is no time for the smallest worth its while."""
+        instance, floor = planned.instance, self.iteration.predictor.floor
+        most = min(planned.length, self.max_batch_tokens - self.iteration.tokens(instance))
+        if most <= 0:
+            self.full.add(instance)
+            return 0
+        smallest = min(floor, planned.length, most)
+        length = self.iteration.largest_chunk(instance, context, most, limit)
+        if length < smallest:
+            if not is_next:
+                if not context:
+                    self.full.add(instance)
+                return 0
+            length = smallest
+        self.iteration.add_chunk(request, instance, context, length)
+        return length

@@ -1,0 +1,62 @@
+"""Packing: who prefills in the next iteration, in order of rank (the paper's algorithm 2).
+
+Prompts that have begun go on where their KV is (`chunk_size`), long ones perhaps behind short ones (`space_sharing`);
+waiting ones start where there is room (`admission`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from longspan.core.policies.medha.admission import Admissions
+from longspan.core.policies.medha.chunk_size import Chunks
+from longspan.core.policies.medha.clearing import Clearing
+from longspan.core.policies.medha.iteration import Iteration
+from longspan.core.policies.medha.kvp import span
+from longspan.core.policies.medha.ranking import Candidate, Ranking
+from longspan.core.policies.medha.space_sharing import SpaceSharing
+from longspan.core.state import SchedulerState
+
+
+class Packer:
+    """Fills one iteration, which has its decodes already.
+
+    max_share: see `SpaceSharing`. clearings: by waiting request, see `Clearings`.
+    """
+
+    def __init__(
+        self, state: SchedulerState, iteration: Iteration, max_share: float, clearings: Mapping[str, Clearing]
+    ) -> None:
+        self.state = state
+        self.iteration = iteration
+        self.chunks = Chunks(iteration, state.config.max_batch_tokens)
+        self.sharing = SpaceSharing(iteration, max_share)
+        self.admissions = Admissions(state, self.chunks, clearings)
+
+    def pack(self, ranking: Ranking) -> None:
+        waiting = ranking.waiting()
+        first = next(waiting, None)
+        for candidate in (*ranking.ready, None):
+            while first is not None and (candidate is None or first.key < candidate.key) and self.admissions.are_open():
+                self.admissions.admit(first, lambda instance: self.sharing.limit((instance,)))
+                first = next(waiting, None)
+            if candidate is not None:
+                self._go_on(candidate)
+        for late in self.sharing.deferred:
+            request = late.candidate.request
+            context = self.state.placement.context(request.id)
+            self.chunks.add(request, request.reserved[0], context, late.is_next, math.inf)
+
+    def _go_on(self, candidate: Candidate) -> None:
+        """The next chunk of a prompt that has begun."""
+        request = candidate.request
+        instances = span(self.state, request)
+        if not self.iteration.covers(instances):
+            return
+        planned = request.reserved[0]
+        context = self.state.placement.context(request.id)
+        is_next = self.chunks.is_next(planned.instance)
+        limit = self.sharing.limit(instances)
+        if not self.sharing.holds_back(candidate, instances, planned, context, is_next):
+            self.chunks.add(request, planned, context, is_next, limit)
