@@ -27,7 +27,7 @@ class PagedPlan(Protocol):
     """What a backend works out once for a batch, and uses in every layer."""
 
     def attend(self, q_THK: torch.Tensor, k_GNK: torch.Tensor, v_GNK: torch.Tensor, scale: float) -> Partial:
-        """Attention of q over the pool's k and v. Rows outside every segment are empty partials."""
+        """Compute attention of q over the pool's k and v. Rows outside every segment are empty partials."""
         ...
 
 
@@ -37,7 +37,7 @@ class AttentionBackend(Protocol):
     def block(
         self, q_THK: torch.Tensor, k_SGK: torch.Tensor, v_SGK: torch.Tensor, *, causal: bool, scale: float
     ) -> Partial:
-        """Dense attention of one segment. `causal` (T = S): row i sees keys 0..i."""
+        """Compute dense attention of one segment. `causal` (T = S): row i sees keys 0..i."""
         ...
 
     def plan_paged(self, segments: Sequence[PagedSegment]) -> PagedPlan:

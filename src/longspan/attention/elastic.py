@@ -2,8 +2,8 @@
 
 One operator runs every technique (see core/actions.py). Between instances it moves
 
-- new KV around a ring, for segments that several instances compute (striped ring attention; who keeps what of a
-  passing block follows the retention plan, so scaling down costs no further traffic: LoongServe section 4.1), and
+- new KV around a ring, for segments that several instances compute (striped ring attention; the retention plan
+  says what of a passing block stays here, so scaling down costs no further traffic: LoongServe section 4.1), and
 - queries to the holders of context, with (output, log-sum-exp) back (multi-master decoding: LoongServe section 4.2;
   KV-cache parallelism: Medha section 4.4).
 
@@ -37,7 +37,7 @@ class KVStore(Protocol):
     """The pool's side of attention: KV by layer and slot."""
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """k_GNK and v_GNK of the layer, over all N slots."""
+        """Return k_GNK and v_GNK of the layer, over all N slots."""
         ...
 
     def write(self, layer: int, slots: torch.Tensor, k_TGK: torch.Tensor, v_TGK: torch.Tensor) -> None:
@@ -74,7 +74,7 @@ class ElasticAttention:
         self.buffers: _Buffers | None = None
 
     def lone_tokens(self) -> LoneTokens | None:
-        """All of this instance's part, if it is one token of each request at most, for kernels that take it whole.
+        """Return this instance's whole part, if it is one token of each request at most; for kernels that take it so.
 
         None elsewhere, and where another backend or transport is at work. What peers see is the same either way.
         """
@@ -113,7 +113,7 @@ class ElasticAttention:
     def __call__(
         self, layer: int, q_THK: torch.Tensor, k_TGK: torch.Tensor, v_TGK: torch.Tensor
     ) -> torch.Tensor:
-        """out_THK: attention of the rows' queries over their whole context, in q's dtype."""
+        """Return out_THK: attention of the rows' queries over their whole context, in q's dtype."""
         self.on_layer()
         layout = self.layout
         self._write_own(layer, k_TGK, v_TGK)

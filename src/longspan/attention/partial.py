@@ -26,7 +26,7 @@ MergeRows: TypeAlias = Callable[[Partial, slice | torch.Tensor, Partial], None]
 
 
 def empty_partial(q_THK: torch.Tensor) -> Partial:
-    """What attention over no keys gives: weight exp(-inf) = 0, never uninitialised memory. fp32."""
+    """Return what attention over no keys gives: weight exp(-inf) = 0, never uninitialised memory. fp32."""
     return Partial(
         torch.zeros(q_THK.shape, device=q_THK.device),
         torch.full(q_THK.shape[:2], -torch.inf, device=q_THK.device),
@@ -71,7 +71,7 @@ class Accumulator:
         result.lse_TH[rows] = partial.lse_TH
 
     def add(self, rows: slice | torch.Tensor, partial: Partial) -> None:
-        """One more result of these rows, over keys that they have not seen yet."""
+        """Add one more result of these rows, over keys that they have not seen yet."""
         self._merge_rows_(self._writable(), rows, partial)
 
     @property

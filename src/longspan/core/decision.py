@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 class Decision:
     """One choice of one step of a policy, with the numbers that it was made by.
 
-    step: the step's name, such as "dispatch" or "scale up". request_ids: whom it is about.
+    step: the step's name, such as "dispatch" or "scale up". request_ids: the requests that it is about.
     instances: what it chose. predicted: name -> seconds, tokens or a gain; names carry their unit, as in "prefill_s".
 
     It goes into the event log beside the actions, and is no part of them: a replay compares actions alone.

@@ -1,4 +1,4 @@
-"""The one error of the pure core: somebody inside Longspan broke a rule."""
+"""The one error of the pure core: a part of Longspan broke a rule."""
 
 from __future__ import annotations
 

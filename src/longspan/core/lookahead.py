@@ -3,7 +3,7 @@
 Whether it wants that, a policy says (`Policy.looks_ahead`). The next iteration is the same one again: same group, same
 masters, one token more for each request that does not end by its `max_tokens` before. Its input tokens are not sampled
 yet; workers are first in, first out, and feed each other's last token. A request that turns out to have ended leaves
-one such segment behind: a token for nobody, and KV that is freed when that batch completes.
+one such segment behind: a token that goes nowhere, and KV that is freed when that batch completes.
 
 Not in a pipeline: there the last stage samples, and the first would need the token.
 """

@@ -41,9 +41,9 @@ class Scheduler:
     def __init__(
         self, config: SchedulerConfig, policy: Policy | None = None, cost_model: CostModel | None = None
     ) -> None:
-        """policy: one of your own; else the one that `config` names, with its options.
+        """Schedule by `policy`, if one is given; else by the one that `config` names, with its options.
 
-        cost_model: for policies that predict; others run without. Raises ConfigError.
+        cost_model: for policies that predict; the rest runs without. Raises ConfigError.
         """
         self.policy = policy if policy is not None else create_policy(config.policy)
         self.config = replace(config, policy=self.policy.name)
@@ -55,7 +55,7 @@ class Scheduler:
         self.decisions: tuple[Decision, ...] = ()
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """What to do about `event`, in order. `now` (seconds, any origin) never goes backwards.
+        """Decide what to do about `event`, in order. `now` (seconds, any origin) never goes backwards.
 
         Why it was decided so, as far as the policy tells, is in `decisions` until the next call.
         """
@@ -79,11 +79,11 @@ class Scheduler:
         return cluster.largest_capacity if self.policy.keeps_on_one_instance else cluster.total_capacity
 
     def knows(self, request_id: str) -> bool:
-        """Whether the request is alive, or has ended and still drains: its id is in use."""
+        """Tell whether the request is alive, or has ended and still drains: its id is in use."""
         return request_id in self._ledger.requests
 
     def idle(self) -> bool:
-        """No request is alive, not even to drain, so nothing runs."""
+        """Tell whether no request is alive, not even to drain, so that nothing runs."""
         return not self._ledger.requests
 
     def check_invariants(self) -> None:

@@ -140,7 +140,7 @@ def _check(world: LocalWorld) -> None:
 
 
 class LocalTensorParallel:
-    """`TensorParallelGroup` over threads: everyone lays a tensor on the table, then everyone reads them all."""
+    """`TensorParallelGroup` over threads: each lays its tensor on the table, then reads them all."""
 
     def __init__(self, world: LocalWorld, rank: int, stream: Stream | None = None) -> None:
         self.size = world.tp_size

@@ -1,7 +1,7 @@
 """Exchange between processes through torch.distributed: gloo on CPUs, NCCL on GPUs.
 
 Workers meet at a store that the first one serves on the loopback interface for as long as it lives: NCCL's threads go
-on reading it. The system chooses its port, and whoever starts the workers binds it: nobody can take it meanwhile.
+on reading it. The system chooses its port, and the executor binds it: no other program can take it meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def init_world(
 ) -> None:
     """Join the world. backend: gloo or nccl. port: of the store. listener: bound to it; the first rank's only.
 
-    Raises torch.distributed.DistError where the others do not come.
+    Raises torch.distributed.DistError where other ranks do not come.
     """
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nothing leaves the loopback interface
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")

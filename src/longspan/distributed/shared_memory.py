@@ -33,7 +33,7 @@ _NAP_S = 20e-6
 
 
 def usable() -> bool:
-    """Whether this machine has what it takes."""
+    """Tell whether this machine has what it takes."""
     return platform.machine() == "x86_64" and os.path.isdir("/dev/shm")
 
 
@@ -47,7 +47,7 @@ class Mail(Protocol):
     def exchange(
         self, sends: Sequence[tuple[torch.Tensor, int]], receives: Sequence[tuple[torch.Tensor, int]]
     ) -> Exchange:
-        """As `Transport.exchange`."""
+        """Exchange as `Transport.exchange` does."""
         ...
 
 
@@ -114,7 +114,7 @@ class PlainMail:
         return _PlainExchange(self, stretches)
 
     def step(self) -> bool:
-        """Move what can be moved, anywhere; whether anything was."""
+        """Move what can be moved, anywhere; returns whether anything was."""
         moved = False
         for channel in self.outgoing.values():
             if channel.waiting:
@@ -201,7 +201,7 @@ class _Stretch:
 
 
 class SharedMemoryTensorParallel:
-    """`TensorParallelGroup` over the same channels: everyone sends to everyone, and adds up in rank order.
+    """`TensorParallelGroup` over the same channels: each rank sends to each, and adds up in rank order.
 
     So all ranks get bitwise equal sums. Instances of a CPU machine have few devices each.
     """

@@ -1,8 +1,8 @@
 """The order of one worker's work on its device.
 
-A GPU works off what the host hands it, later and in order; whoever waits for the host's thread alone knows nothing of
-it. So what is to be known of the device is asked of events. A CPU has done all work when the call returns: its stream
-is the plain twin, whose events have always passed.
+A GPU works off what the host hands it, later and in order; to wait for the host's thread alone tells nothing of it. So
+what is to be known of the device is asked of events. A CPU has done all work when the call returns: its stream is the
+plain twin, whose events have always passed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Stream(Protocol):
     host_computes: bool
 
     def enter(self) -> None:
-        """What this thread computes from now on goes to this device and this stream."""
+        """Let what this thread computes from now on go to this device and this stream."""
         ...
 
     def record(self) -> Event:
@@ -47,7 +47,7 @@ class Stream(Protocol):
         ...
 
     def wait_for(self, event: Event) -> None:
-        """Work from now on begins behind the event, of any stream of the same kind. The host does not wait."""
+        """Let work from now on begin behind the event, of any stream of the same kind. The host does not wait."""
         ...
 
 

@@ -21,7 +21,7 @@ class TensorParallelGroup(Protocol):
     def size(self) -> int: ...
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
-        """Replaces `tensor` by its sum over the devices, in place, and returns it."""
+        """Replace `tensor` by its sum over the devices, in place, and return it."""
         ...
 
     def all_gather_vocab(self, local_logits_EV: Tensor, sizes: Sequence[int]) -> Tensor:

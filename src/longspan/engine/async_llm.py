@@ -107,7 +107,7 @@ class AsyncLLM:
     async def generate(
         self, prompt_token_ids: TokenIds, params: SamplingParams, request_id: str
     ) -> AsyncIterator[RequestOutput]:
-        """Deltas, the last one with a finish reason. Closing the iterator aborts the request and frees its KV.
+        """Yield deltas, the last one with a finish reason. Closing the iterator aborts the request and frees its KV.
 
         Raises:
             RequestError, QueueFullError, EngineDrainingError, EngineDeadError: on the first step or later.
@@ -238,7 +238,7 @@ class AsyncLLM:
 
 
 async def to_its_end(work: Callable[[], None]) -> None:
-    """Done in a thread, however often the caller is cancelled meanwhile: workers that were not ended would keep the
+    """Run it to its end in a thread, however often the caller is cancelled meanwhile: workers not ended would keep the
     process for ever."""
     task = asyncio.ensure_future(asyncio.to_thread(work))
     cancelled = None

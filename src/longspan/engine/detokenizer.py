@@ -40,11 +40,11 @@ class Detokenizer:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def has_text(self, token_id: int) -> bool:
-        """False for special tokens, and for the ids beyond the vocabulary with which some models pad it."""
+        """Tell whether it has text: not special tokens, nor ids beyond the vocabulary with which some models pad it."""
         return token_id not in self._special and self._tokenizer.id_to_token(token_id) is not None
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What one token adds to a text's UTF-8, perhaps part of a character; of a special token, its name."""
+        """Return what a token adds to a text's UTF-8, perhaps part of a character; of a special token, its name."""
         return self._bytes[token_id]
 
 
@@ -79,7 +79,7 @@ class TextStream:
         return new[:-1]
 
     def flush(self) -> str:
-        """What was kept back, when no more tokens come."""
+        """Return what was kept back, when no more tokens come."""
         text = self._after_given(self._detokenizer.decode(self._context + self._pending))
         self._context, self._given, self._pending = [], "", []
         return text

@@ -5,7 +5,7 @@ next batch first, readers their text after. All methods run on one thread.
 
 Whatever is raised on the way ends as little as is provably enough. What only concerns one request's output ends that
 request, and the scheduler is told so. Anything else (the policy, the scheduler, a command that cannot be sent) leaves
-books that nobody can trust, and ends the engine: every request is told, and no new one is taken.
+books that cannot be trusted, and ends the engine: every request is told, and no new one is taken.
 """
 
 from __future__ import annotations

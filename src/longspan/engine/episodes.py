@@ -23,12 +23,12 @@ _COMPANY_TOKENS = 1 << 12  # generated at most; it is gone before
 
 
 def room_of_one(engine: AsyncLLM) -> int:
-    """Tokens that a request may have on one instance."""
+    """Return the tokens that a request may have on one instance."""
     return min(engine.max_model_len, engine.core.scheduler.config.kv_tokens)
 
 
 async def run_episode(engine: AsyncLLM, policy: EpisodePolicy, episode: Episode) -> Sequence[Timed]:
-    """Its steps, timed. engine: of this policy, with nothing else to do.
+    """Run the episode and time its steps. engine: of this policy, with nothing else to do.
 
     Raises RequestError: it does not fit the engine; EngineDeadError.
     """

@@ -14,7 +14,7 @@ _READ_WHOLE = 2**20  # bytes
 
 
 def fingerprint(model: Path, deployment: Deployment) -> str:
-    """`fp_` and ten hex digits. A seed gives the same text on any number of instances, so these do not count.
+    """Return `fp_` and ten hex digits. A seed gives the same text on any number of instances, so these do not count.
 
     Files are known by their size and by parts of them, so that it takes a moment however large they are.
     """

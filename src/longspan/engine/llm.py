@@ -82,7 +82,7 @@ class LLM:
         prompts: Prompt | Iterable[Prompt],
         params: SamplingParams | Iterable[SamplingParams] | None = None,
     ) -> list[Completion]:
-        """One completion for each prompt (text or token ids), in order.
+        """Return one completion for each prompt (text or token ids), in order.
 
         Raises RequestError before anything runs, if a prompt or setting cannot be served.
         """

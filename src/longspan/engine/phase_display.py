@@ -27,7 +27,7 @@ def say_on_stderr(text: str) -> None:
 
 @contextmanager
 def shown_phases(say: Say | None = say_on_stderr) -> Iterator[OnPhase]:
-    """Whoever starts an engine passes on what comes out as `on_phase`.
+    """Show the phases of a start; yields the `on_phase` for the engine.
 
     say: takes plain lines where standard error is no terminal; None says nothing there.
     """

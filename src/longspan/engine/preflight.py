@@ -52,7 +52,7 @@ def this_machine() -> Machine:
 
 
 def check_settings(config: EngineConfig, policy: Policy, machine: Machine | None = None) -> None:
-    """What settings, files and devices say without the model. Raises ConfigError."""
+    """Check what settings, files and devices say without the model. Raises ConfigError."""
     machine = machine or this_machine()
     if config.event_log is not None:
         check_writable(config.event_log)
@@ -158,7 +158,7 @@ def _check_gpus(config: EngineConfig, machine: Machine) -> None:
 
 
 def count_gpus() -> int:
-    """How many GPUs the driver shows to this program: what torch would find. 0 too where there is no driver.
+    """Return how many GPUs the driver shows to this program, as torch would; 0 too where there is no driver.
 
     The driver is asked in a process of its own, so that none of its threads and memory stay in this one.
     """
@@ -210,7 +210,7 @@ def _check_memory(config: EngineConfig, model: ResolvedModel, model_config: Mode
 
 
 def weight_bytes(config: EngineConfig, model: ResolvedModel, model_config: ModelConfig) -> int:
-    """Of one copy on a CPU, at least: some quantised matrices may have to be kept plain."""
+    """Return the bytes of one copy on a CPU, at least: some quantised matrices may have to be kept plain."""
     m = model_config
     width = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim + 3 * m.intermediate_size
     numbers = m.num_layers * m.hidden_size * width + (2 - m.tie_word_embeddings) * m.vocab_size * m.hidden_size

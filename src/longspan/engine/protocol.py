@@ -36,7 +36,7 @@ class TokenizerLike(Protocol):
     def decode(self, token_ids: Sequence[int], /) -> str: ...
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], /, **kwargs: Any) -> str:
-        """Ready for the answer to follow. Raises RequestError if the model's template cannot do it."""
+        """Render the chat, ready for the answer. Raises RequestError if the model's template cannot do it."""
         ...
 
 
@@ -91,7 +91,7 @@ class EngineClient(Protocol):
     def generate(
         self, prompt_token_ids: TokenIds, params: SamplingParams, request_id: str
     ) -> AsyncIterator[RequestOutput]:
-        """Deltas, the last one with a finish reason. Closing it aborts the request and frees its KV.
+        """Yield deltas, the last one with a finish reason. Closing it aborts the request and frees its KV.
 
         Raises:
             QueueFullError, EngineDrainingError, EngineDeadError, RequestError: on the first step or later.

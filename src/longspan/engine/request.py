@@ -1,4 +1,4 @@
-"""A request as the engine knows it: its tokens, its text, and who waits for them."""
+"""A request as the engine knows it: its tokens, its text, and what waits for them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EngineRequest:
         return len(self.prompt_token_ids) + len(self.output_token_ids)
 
     def token_bytes(self, start: int, end: int) -> bytes | None:
-        """Tokens [start, end) as little-endian int32; None where the last of them is not sampled yet."""
+        """Return tokens [start, end) as little-endian int32; None where the last of them is not sampled yet."""
         if end > self.num_tokens:
             return None
         prompt = len(self.prompt_token_ids)
@@ -47,7 +47,7 @@ class EngineRequest:
         return head.tobytes() + np.array(tail, dtype="<i4").tobytes()
 
     def sampling_state(self) -> SamplingState:
-        """How to go on sampling from here."""
+        """Return how to go on sampling from here."""
         return SamplingState.start(self.params, self.seed, self.prompt_token_ids, self.output_token_ids)
 
     def output(

@@ -18,7 +18,7 @@ class StopStrings:
         self._shorter: list[list[int]] = [[0] for _ in self.stops]
 
     def step(self, number: int, matched: int, char: str) -> int:
-        """How much of a stop string the text ends with, if it ended with `matched` of it before `char`."""
+        """Return how much of a stop string the text ends with, if it ended with `matched` of it before `char`."""
         stop, shorter = self.stops[number], self._shorter[number]
         if matched == len(stop):
             matched = self._shorter_than(number, matched)
@@ -40,7 +40,7 @@ class StopStrings:
 
 @lru_cache(maxsize=256)
 def stop_strings(stops: tuple[str, ...]) -> StopStrings:
-    """One for all choices of a request."""
+    """Return the stop strings that all choices of a request share."""
     return StopStrings(stops)
 
 
@@ -84,6 +84,6 @@ class StopScanner:
         return seen[:shown], None
 
     def flush(self) -> str:
-        """What was kept back, when no more text comes."""
+        """Return what was kept back, when no more text comes."""
         held, self._held, self._matched = self._held, "", {}
         return held

@@ -27,7 +27,7 @@ class TokenBytes:
         self._kept: dict[int, bytes] = {}
 
     def __getitem__(self, token_id: int) -> bytes:
-        """Empty for ids beyond the vocabulary; a special token's are its name's."""
+        """Return the token's bytes: none for ids beyond the vocabulary; a special token's are its name's."""
         found = self._kept.get(token_id)
         if found is None:
             found = self._kept[token_id] = self._read(token_id)

@@ -32,7 +32,7 @@ class TokenLengths:
 
     @classmethod
     def of(cls, backend: tokenizers.Tokenizer) -> TokenLengths:
-        """Reads it from the vocabulary and from what each step of the tokenizer does to text."""
+        """Read the lengths from the vocabulary and from what each step of the tokenizer does to text."""
         vocabulary = backend.get_vocab(with_added_tokens=True)
         added = backend.get_added_tokens_decoder().values()
         normalizers = _steps(backend.normalizer, "normalizers")

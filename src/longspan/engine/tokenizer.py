@@ -71,7 +71,7 @@ class Tokenizer:
         return self.backend.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Releases Python's lock meanwhile: a very long prompt may be encoded in a thread of its own."""
+        """Encode the text. Releases Python's lock meanwhile: a very long one may be encoded in a thread of its own."""
         try:
             (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except TypeError:

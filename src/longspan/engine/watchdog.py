@@ -55,7 +55,7 @@ class Watchdog:
             self._on_instance[instance][key] = work
 
     def end(self, kind: Kind, number: int) -> None:
-        """All instances have done their part."""
+        """Note that all instances have done their part."""
         for instance in self._watched.pop((kind, number)).instances:
             del self._on_instance[instance][kind, number]
 

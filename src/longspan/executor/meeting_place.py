@@ -1,7 +1,7 @@
 """A folder in which the workers of one engine find each other, gone at the latest when another engine starts.
 
 An engine that is killed while it loads cannot remove its folder. So each is locked for as long as its engine lives:
-one that can be locked is nobody's.
+one that can be locked belongs to none.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class WorkersLoading:
         on_phase(Phase(f"starting {self._workers}"))
 
     def take(self, rank: int, loading: Loading) -> None:
-        """The phase of the slowest: while one compiles, the others wait for it."""
+        """Take the phase of the slowest: while one compiles, the rest wait for it."""
         self._last[rank] = loading
         if any(one.step == "kernels" for one in self._last.values()):
             self._on_phase(Phase("compiling kernels, once for this machine"))

@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def silu_and_mul(gate_up_T2I: Tensor) -> Tensor:
-    """SwiGLU: the first half of the columns gates the second."""
+    """Compute SwiGLU: the first half of the columns gates the second."""
     gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
     return F.silu(gate_TI).mul_(up_TI)

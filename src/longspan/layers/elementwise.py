@@ -37,7 +37,7 @@ class PlainElementwise:
     silu_and_mul = staticmethod(silu_and_mul)
 
     def add_and_norm(self, x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """(x + delta, its norm): the residual and what the next matrix product takes."""
+        """Return (x + delta, its norm): the residual and what the next matrix product takes."""
         sum_TD = x_TD + delta_TD
         return sum_TD, rms_norm(sum_TD, weight_D, eps)
 

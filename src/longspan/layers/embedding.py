@@ -14,7 +14,7 @@ def embed(token_ids_T: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 def embed_share(token_ids_T: Tensor, weight_VD: Tensor, first_token: int) -> Tensor:
-    """Rows of the tokens that this rank holds, zeros for the others: the sum over the ranks is `embed`."""
+    """Return rows of the tokens that this rank holds, else zeros: the sum over the ranks is `embed`."""
     local_T = token_ids_T - first_token
     is_foreign_T = (local_T < 0) | (local_T >= weight_VD.shape[0])
     x_TD = F.embedding(local_T.masked_fill(is_foreign_T, 0), weight_VD)

@@ -25,12 +25,12 @@ class Linear(Protocol):
     rounds: bool
 
     def __call__(self, x_TI: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """y_TO, in x's dtype or the one given."""
+        """Compute y_TO, in x's dtype or the one given."""
         ...
 
 
 class PlainLinear:
-    """The weight as it is; the twin that tells what the others must compute."""
+    """The weight as it is; the twin that tells what the other kinds must compute."""
 
     rounds = True
 
@@ -43,7 +43,7 @@ class PlainLinear:
 
 
 class PackedLinear:
-    """The weight in oneDNN's blocked layout. It is a copy: the plain one can go, if nobody else reads it."""
+    """The weight in oneDNN's blocked layout. It is a copy: the plain one can go, if nothing else reads it."""
 
     rounds = True
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """Computed in fp32 and rounded once, to the weight's dtype.
+    """Normalise, computed in fp32 and rounded once, to the weight's dtype.
 
     x may have more leading dimensions; the weight need only broadcast (one for each head, for instance).
     """

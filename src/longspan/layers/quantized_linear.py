@@ -37,7 +37,7 @@ class QuantizedMatrix:
 
     @classmethod
     def stacked(cls, parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix | None:
-        """All outputs in one matrix. None: the parts are of different formats."""
+        """Return all outputs in one matrix. None: the parts are of different formats."""
         minima = [part.minima_ON for part in parts if part.minima_ON is not None]
         if len(minima) not in (0, len(parts)):
             return None
@@ -46,7 +46,7 @@ class QuantizedMatrix:
         return cls(quants_OI, scales_ON, torch.cat(minima) if minima else None)
 
     def dequantised(self) -> Tensor:
-        """[O, I] in fp32, exactly."""
+        """Return the weight [O, I] in fp32, exactly."""
         weight_ONg = self.quants_OI.reshape(len(self.quants_OI), -1, GROUP) * self.scales_ON.float()[..., None]
         if self.minima_ON is not None:
             weight_ONg += self.minima_ON.float()[..., None]
@@ -54,12 +54,12 @@ class QuantizedMatrix:
 
 
 def can_quantise(inputs: int) -> bool:
-    """Groups are whole."""
+    """Tell whether groups are whole."""
     return inputs % GROUP == 0
 
 
 def quantised_int8(weight_OI: Tensor) -> QuantizedMatrix:
-    """As GGUF's Q8_0: in each group the largest weight becomes 127, or -127."""
+    """Quantise as GGUF's Q8_0: in each group the largest weight becomes 127, or -127."""
     weight_ONg = weight_OI.float().reshape(len(weight_OI), -1, GROUP)
     scales_ON = (weight_ONg.abs().amax(dim=-1) / 127).half()
     # By the scale as it is stored. One that fp16 rounds to 0 is of a group that is nothing.
@@ -82,13 +82,13 @@ class PlainQuantizedLinear:
 
 
 def quantized_kernels_serve(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether our own kernels multiply quantised weights there, with activations of this dtype."""
+    """Tell whether our own kernels multiply quantised weights there, with activations of this dtype."""
     library = best_library() if device.type == "cpu" else None
     return library is not None and covers(library, dtype)
 
 
 def quantized_linear(weight: QuantizedMatrix, dtype: torch.dtype, bias_O: Tensor | None = None) -> Linear:
-    """By our own kernel, where `quantized_kernels_serve`. dtype: of x, bias and y."""
+    """Return the product by our own kernel, where `quantized_kernels_serve`. dtype: of x, bias and y."""
     library = best_library()
     if library is None or not covers(library, dtype):
         return PlainQuantizedLinear(weight, bias_O)

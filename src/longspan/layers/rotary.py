@@ -17,7 +17,7 @@ from longspan.layers.rope_config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Radians per position of each of the K/2 rotating pairs, fp32."""
+    """Return radians per position of each of the K/2 rotating pairs, fp32."""
     exponents_R = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     frequencies_R = 1.0 / (rope.theta**exponents_R)
     if rope.kind == "linear":
@@ -45,13 +45,13 @@ def _llama3(frequencies_R: Tensor, rope: RopeConfig) -> Tensor:
 
 
 def rotary_angles(positions_T: Tensor, frequencies_R: Tensor) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of every token's angles, each [T, 1, R] in fp32: ready to broadcast over heads."""
+    """Return (cos, sin) of every token's angles, each [T, 1, R] in fp32: ready to broadcast over heads."""
     angles_T1R = positions_T.float()[:, None, None] * frequencies_R
     return angles_T1R.cos(), angles_T1R.sin()
 
 
 def rotate(x_THK: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
-    """Turns every head by its token's angles; computed in fp32, returned in x's dtype."""
+    """Turn every head by its token's angles; computed in fp32, returned in x's dtype."""
     first_THR, second_THR = x_THK.float().chunk(2, dim=-1)
     return torch.cat(
         (first_THR * cos_T1R - second_THR * sin_T1R, second_THR * cos_T1R + first_THR * sin_T1R), dim=-1

@@ -76,7 +76,7 @@ class ModelConfig:
     @property
     def longest_model_len(self) -> int:
         """What `max_model_len` may be set to. With linear RoPE scaling by a factor, some configurations give the length
-        before it, as transformers' documentation asked for, and some that after it: which, nobody can tell."""
+        before it, as transformers' documentation asked for, and some that after it: which, cannot be told."""
         if self.rope.kind != "linear":
             return self.max_model_len
         scaled = int(self.max_position_embeddings * max(1.0, self.rope.factor))
@@ -92,7 +92,7 @@ class ModelConfig:
         return f"its max_position_embeddings of {self.max_position_embeddings} tokens"
 
     def kv_bytes_per_token(self, dtype_bytes: int, num_kv_heads: int, num_layers: int) -> int:
-        """KV cache of one token, bytes, on a device with so many of the KV heads and layers."""
+        """Return the KV cache of one token, bytes, on a device with so many of the KV heads and layers."""
         return 2 * num_layers * num_kv_heads * self.head_dim * dtype_bytes
 
 

@@ -45,8 +45,9 @@ class CatalogModel:
 
     @property
     def is_cached(self) -> bool:
-        """Files arrive here whole and checked, or not at all; the size guards against later damage. What somebody else
-        may have put there does not count."""
+        """Files arrive here whole and checked, or not at all; the size guards against later damage. Files that another
+        user put there do not count.
+        """
         return is_own(self.path) and self.path.stat().st_size == self.size_bytes
 
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_model_config(path: Path | str) -> ModelConfig:
-    """`path`: a folder in Hugging Face layout, or a .gguf file. Raises ModelError, UnsupportedModelError."""
+    """Load `path`, a folder in Hugging Face layout, or a .gguf file. Raises ModelError, UnsupportedModelError."""
     path = Path(path)
     if path.is_dir():
         config = hf_config.read(path)

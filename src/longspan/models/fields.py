@@ -59,7 +59,7 @@ class Fields:
         return value
 
     def token_ids(self, key: str) -> tuple[int, ...]:
-        """One token id, or a list of them; empty where there is none."""
+        """Return one token id or a list of them; empty where there is none."""
         value = self._value(key, [])
         ids = value if isinstance(value, list) else [value]
         if not all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < _MOST for item in ids):
@@ -74,7 +74,7 @@ class Fields:
         return Fields(value, self.path)
 
     def wrong(self, key: str, expected: str) -> ModelError:
-        """What to raise where the value of `key` is not as expected."""
+        """Return what to raise where the value of `key` is not as expected."""
         value = f"{self.values.get(key)!r:.80}"
         return ModelError(
             f"{self.path}: {key!r} is {value}, but must be {expected}; if the file was changed or cut short, fetch it "

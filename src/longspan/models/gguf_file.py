@@ -1,7 +1,7 @@
 """The header of a GGUF file, without reading the weights.
 
 `gguf.GGUFReader` makes numpy objects for each of the tokenizer's strings: seconds of work in every process.
-Nobody here needs them (the tokenizer is read elsewhere), so arrays are stepped over: a header takes 0.1 s.
+Nothing here needs them (the tokenizer is read elsewhere), so arrays are stepped over: a header takes 0.1 s.
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 

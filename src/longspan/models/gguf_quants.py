@@ -28,12 +28,12 @@ class Quants:
 
 
 def is_kept(kind: Kind) -> bool:
-    """Whether `take_apart` knows the format."""
+    """Tell whether `take_apart` knows the format."""
     return kind in (Kind.Q4_0, Kind.Q4_1, Kind.Q8_0)
 
 
 def take_apart(rows: NDArray[np.uint8], kind: Kind) -> Quants:
-    """rows: the stored bytes of whole blocks, one row of the matrix in each."""
+    """Take blocks apart. rows: the stored bytes of whole blocks, one row of the matrix in each."""
     if kind == Kind.Q8_0:
         blocks = _blocks(rows, 34)
         return Quants(blocks[..., 2:].view(np.int8).reshape(len(rows), -1), _halves(blocks, 0))

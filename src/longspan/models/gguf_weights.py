@@ -39,7 +39,7 @@ _IN_LAYER = {
 
 
 def gguf_name(hf_name: str) -> str:
-    """llama.cpp's name of a tensor: model.layers.3.mlp.up_proj.weight is blk.3.ffn_up.weight."""
+    """Return llama.cpp's name of a tensor: model.layers.3.mlp.up_proj.weight is blk.3.ffn_up.weight."""
     module, _, kind = hf_name.rpartition(".")
     if match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module):
         return f"blk.{match[1]}.{_IN_LAYER[match[2]]}.{kind}"

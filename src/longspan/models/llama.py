@@ -99,7 +99,7 @@ class LlamaModel:
         stage: PipelineStage | None = None,
         on_part: Callable[[int, int], None] = lambda done, total: None,
     ) -> LlamaModel:
-        """Reads this rank's share of the weights, and no more. stage: None is the whole model.
+        """Read this rank's share of the weights, and no more. stage: None is the whole model.
 
         on_part: hears (parts read, parts in all), from 0 on: the layers, and what is around them as one.
 
@@ -187,7 +187,7 @@ class LlamaModel:
         return qk_ThK[:, :H], qk_ThK[:, H:], v_TGK
 
     def logits(self, x_ED: Tensor, tp: TensorParallelGroup) -> Tensor:
-        """Logits [E, whole vocabulary], fp32, from rows of the residual stream behind the last layer."""
+        """Return logits [E, whole vocabulary], fp32, from rows of the residual stream behind the last layer."""
         assert self.head is not None, "only the last stage has the head"
         if not len(x_ED):
             return x_ED.new_empty((0, self.config.vocab_size))

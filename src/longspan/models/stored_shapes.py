@@ -20,7 +20,7 @@ def check_shapes(config: ModelConfig, source: WeightSource, stage: PipelineStage
 
 
 def stored_shapes(config: ModelConfig, stage: PipelineStage) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """By Hugging Face names, whole, whatever a rank reads of them."""
+    """Yield shapes by Hugging Face names, whole, whatever a rank reads of them."""
     hidden, vocab = config.hidden_size, config.vocab_size
     queries, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     if stage.is_first or (stage.is_last and config.tie_word_embeddings):

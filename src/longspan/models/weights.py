@@ -42,12 +42,12 @@ class QuantizedSource(WeightSource, Protocol):
     def read_quantized(
         self, name: str, rows: slice | None = None, columns: slice | None = None
     ) -> QuantizedMatrix | None:
-        """As `read`, but as it is stored; None where no kernel reads it so. Raises ModelError where it is missing."""
+        """Read it as it is stored; None where no kernel reads it so. Raises ModelError where it is missing."""
         ...
 
 
 def open_weights(path: Path | str, config: ModelConfig) -> WeightSource:
-    """`path`: a folder with safetensors files, or a .gguf file."""
+    """Open `path`, a folder with safetensors files, or a .gguf file."""
     path = Path(path)
     if path.is_dir():
         from longspan.models.safetensors_weights import SafetensorsWeights
@@ -87,7 +87,7 @@ class CheckedReader:
     def __call__(
         self, name: str, *shape: int, rows: slice | None = None, columns: slice | None = None
     ) -> Tensor:
-        """`shape` is that of the part asked for."""
+        """Return a tensor, or a part of it; `shape` is that of the part asked for."""
         return self.plain(_checked(name, self.source.read(name, rows, columns), shape))
 
     def plain(self, weight: Tensor | QuantizedMatrix) -> Tensor:
@@ -103,7 +103,7 @@ class CheckedReader:
         return torch.cat(plain) if len(plain) > 1 else plain[0]
 
     def linear(self, weight: Tensor | QuantizedMatrix, bias_O: Tensor | None = None) -> Linear:
-        """What multiplies by such a matrix."""
+        """Return what multiplies by such a matrix."""
         if isinstance(weight, QuantizedMatrix):
             return quantized_linear(weight, self.dtype, bias_O)
         return linear(weight, bias_O)

@@ -29,9 +29,9 @@ class BuildError(Exception):
 
 
 def built_library(isa: Isa, source: Path = SOURCES / "library.cpp", extra_flags: tuple[str, ...] = ()) -> Path:
-    """The compiled kernels, or another source beside them; from the cache or fresh. Raises BuildError.
+    """Return the compiled kernels, or another source beside them; from the cache or fresh. Raises BuildError.
 
-    Of several processes one compiles. What somebody else may have put into the cache is never loaded.
+    Of several processes one compiles. What another user may have put into the cache is never loaded.
     """
     from filelock import FileLock
 
@@ -67,7 +67,7 @@ def _library(isa: Isa, source: Path, extra_flags: tuple[str, ...]) -> Path:
 
 
 def compile_source(source: Path, to: Path, flags: tuple[str, ...]) -> None:
-    """Renamed only when whole, so that nobody ever loads half a library. Raises BuildError."""
+    """Compile, and rename only when whole, so that no process ever loads half a library. Raises BuildError."""
     compiler = _compiler()
     with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=to.parent) as folder:
         built = Path(folder) / to.name

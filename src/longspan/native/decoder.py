@@ -71,8 +71,8 @@ class LoneTokens:
     """One instance's part in a decode step: a token of each of T requests, or none where it only answers.
 
     slots_T: where each token's KV goes. segments: the local slots to which each attends, its own among them. mail: the
-    handle of a `NativeMail`, or None where nobody is asked. All slots lie within the pool. keep: what the pointers in
-    the structures point to.
+    handle of a `NativeMail`, or None where no instance is asked. All slots lie within the pool. keep: what the pointers
+    in the structures point to.
     """
 
     pool: LocalPool
@@ -100,7 +100,7 @@ class NativeDecoder:
     def of(
         cls, layers: Sequence[LayerWeights], heads: int, kv_heads: int, head_dim: int, intermediate: int, eps: float
     ) -> NativeDecoder | None:
-        """None where some of it needs other kernels: there layers run one after the other."""
+        """Return a decoder; None where some of it needs other kernels: there layers run one after the other."""
         norm_D = layers[0].attention_norm_D
         library = best_library() if norm_D.device.type == "cpu" else None
         matrices = [m for layer in layers for m in (layer.qkv, layer.attention_out, layer.gate_up, layer.down)]
@@ -111,7 +111,7 @@ class NativeDecoder:
         return cls(library, layers, heads, kv_heads, eps)
 
     def __call__(self, x_TD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, part: LoneTokens) -> Tensor:
-        """x_TD (fp32) becomes the residual stream before the last layer's mlp is added, which is returned."""
+        """Turn x_TD (fp32) into the residual stream before the last layer's mlp is added; that mlp is returned."""
         layers = self._layers_with(part.pool)
         mlp_TD = torch.empty(x_TD.shape, dtype=self.dtype)
         k_GNK, _ = part.pool.layer(0)

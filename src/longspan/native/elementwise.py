@@ -18,7 +18,7 @@ _STEP = 64
 
 
 def covers(dtype: torch.dtype, *sizes: int) -> bool:
-    """bf16 or fp32, and all of hidden size, head_dim and feed-forward width are multiples of 64."""
+    """Tell whether dtype is bf16 or fp32 and all sizes (hidden, head_dim, feed-forward) are multiples of 64."""
     return dtype in (torch.bfloat16, torch.float32) and not any(size % _STEP for size in sizes)
 
 
@@ -29,7 +29,7 @@ class NativeElementwise:
         self.library = library
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x [T, D] with weight [D], or [T, h, D] with weight [D] or [h, D]; any strides but the last.
+        """Normalise x [T, D] with weight [D], or [T, h, D] with weight [D] or [h, D]; any strides but the last.
 
         x is fp32 or of the weight's dtype, which the result has.
         """
@@ -38,7 +38,7 @@ class NativeElementwise:
         return out
 
     def add_and_norm(self, x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """(x + delta, its norm): the residual and what the next matrix product takes."""
+        """Return (x + delta, its norm): the residual and what the next matrix product takes."""
         sum_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype)
         out_TD = torch.empty(x_TD.shape, dtype=weight_D.dtype)
         self._norm(x_TD, delta_TD.contiguous(), sum_TD, weight_D, out_TD, eps)
@@ -58,7 +58,7 @@ class NativeElementwise:
         )  # fmt: skip
 
     def rotate(self, x_THK: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
-        """Turns every head by its token's angles (fp32, contiguous)."""
+        """Turn every head by its token's angles (fp32, contiguous)."""
         out_THK = torch.empty(x_THK.shape, dtype=x_THK.dtype)
         self.library.rotate(
             x_THK.data_ptr(), x_THK.stride(0), x_THK.stride(1), cos_T1R.data_ptr(), sin_T1R.data_ptr(),
@@ -67,7 +67,7 @@ class NativeElementwise:
         return out_THK
 
     def silu_and_mul(self, gate_up_T2I: Tensor) -> Tensor:
-        """SwiGLU: the first half of the columns gates the second."""
+        """Compute SwiGLU: the first half of the columns gates the second."""
         tokens, width = gate_up_T2I.shape[0], gate_up_T2I.shape[1] // 2
         out_TI = torch.empty((tokens, width), dtype=gate_up_T2I.dtype)
         self.library.silu_and_mul(
@@ -77,7 +77,7 @@ class NativeElementwise:
         return out_TI
 
     def write_slots(self, pool_GNK: Tensor, slots_T: Tensor, x_TGK: Tensor) -> None:
-        """pool[:, slots[t]] = x[t]. Slots: int64, contiguous. Raises IndexError where one is outside the pool."""
+        """Write pool[:, slots[t]] = x[t]. Slots: int64, contiguous. Raises IndexError where one is outside the pool."""
         failed = self.library.write_slots(
             x_TGK.data_ptr(), x_TGK.stride(0), x_TGK.stride(1), slots_T.data_ptr(),
             pool_GNK.data_ptr(), pool_GNK.stride(0), pool_GNK.stride(1), pool_GNK.shape[1], *x_TGK.shape,

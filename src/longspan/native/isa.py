@@ -25,7 +25,7 @@ class Isa(Enum):
 
 
 def available_isas() -> list[Isa]:
-    """What this processor and system can run, fastest first; nothing on machines other than x86-64."""
+    """Return what this processor and system can run, fastest first; nothing on machines other than x86-64."""
     capability = torch.backends.cpu.get_cpu_capability()
     isas = []
     if capability == "AVX512" and torch.cpu._is_avx512_supported():

@@ -152,7 +152,7 @@ def best_library() -> Library | None:
 
 
 def must_be_built() -> bool:
-    """Whether `best_library` is going to compile, which takes some seconds."""
+    """Tell whether `best_library` is going to compile, which takes some seconds."""
     try:
         return any(not is_built(isa) for isa in list(wanted_isas())[:1])
     except BuildError:

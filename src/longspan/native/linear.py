@@ -22,7 +22,7 @@ def covers(library: Library, weight_OI: Tensor) -> bool:
 
 
 class NativeLinear:
-    """`Linear` of layers/linear.py. The packed weight is a copy: the plain one can go, if nobody else reads it."""
+    """`Linear` of layers/linear.py. The packed weight is a copy: the plain one can go, if nothing else reads it."""
 
     rounds = False
 
@@ -37,7 +37,7 @@ class NativeLinear:
         library.pack_linear(weight_OI.data_ptr(), self.packed.data_ptr(), self.outputs, self.inputs, is_bf16)
 
     def __call__(self, x_TI: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """dtype: of the result, x's or fp32: sums are fp32 in any case."""
+        """Multiply. dtype: of the result, x's or fp32: sums are fp32 in any case."""
         x_TI = x_TI if x_TI.stride(-1) == 1 and x_TI.stride(0) % 2 == 0 else x_TI.contiguous()
         y_TO = torch.empty((len(x_TI), self.outputs), dtype=dtype or self.dtype)
         self.library.linear(

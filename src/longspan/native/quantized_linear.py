@@ -16,7 +16,7 @@ GROUP = 32
 
 
 def covers(library: Library, dtype: torch.dtype) -> bool:
-    """Activations in fp32; in bf16 where the processor multiplies pairs of them."""
+    """Tell whether the kernels take it: activations in fp32; in bf16 where the processor multiplies pairs of them."""
     return dtype == torch.float32 or (dtype == torch.bfloat16 and library.isa is Isa.AVX512_BF16)
 
 
@@ -44,7 +44,7 @@ class NativeQuantizedLinear:
         library.pack_quantized(*(None if x is None else x.data_ptr() for x in tensors), self.packed.data_ptr(), *shape)
 
     def __call__(self, x_TI: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """dtype: of the result, x's or fp32: sums are fp32 in any case."""
+        """Multiply. dtype: of the result, x's or fp32: sums are fp32 in any case."""
         x_TI = x_TI if x_TI.stride(-1) == 1 and x_TI.stride(0) % 2 == 0 else x_TI.contiguous()
         y_TO = torch.empty((len(x_TI), self.outputs), dtype=dtype or self.dtype)
         self.library.quantized_linear(

@@ -23,7 +23,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
 def resolve_device(spec: WorkerSpec) -> torch.device:
-    """`auto` is a GPU where there is one.
+    """Return the device; `auto` is a GPU where there is one.
 
     Each process has a GPU of its own: ConfigError where there are fewer. Instances that are threads of one process are
     on the same GPUs, whose weights they share.
@@ -42,13 +42,13 @@ def resolve_device(spec: WorkerSpec) -> torch.device:
 
 
 def workers_on_device(spec: WorkerSpec, device: torch.device) -> int:
-    """How many workers have this one's device, at most."""
+    """Return how many workers have this one's device, at most."""
     devices = min(spec.devices_wanted, torch.cuda.device_count()) if device.type == "cuda" else 1
     return -(-spec.world_size // devices)
 
 
 def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the device multiplies it natively, float32 elsewhere."""
+    """Return the dtype; `auto` is bfloat16 where the device multiplies it natively, float32 elsewhere."""
     if dtype == "auto":
         native = device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
         return torch.bfloat16 if native else torch.float32
@@ -58,7 +58,7 @@ def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
 def resolve_quantization(
     quantization: Quantization, device: torch.device, dtype: torch.dtype, *, is_gguf: bool
 ) -> WeightFormat:
-    """`auto` keeps a GGUF file's weights as they are in bfloat16 on CPUs, where that is faster and no less exact."""
+    """Return the format; `auto` keeps GGUF weights as they are in bfloat16 on CPUs: faster, and no less exact."""
     if quantization == "none":
         return "none"
     serves = quantized_kernels_serve(device, dtype)
@@ -77,7 +77,7 @@ def resolve_quantization(
 
 
 def resolve_transport(transport: TransportName, device: torch.device) -> TransportName:
-    """`auto` is NCCL between GPUs; between processes on CPUs shared memory, or gloo where that cannot be."""
+    """Return the transport; `auto` is NCCL between GPUs, and shared memory on CPUs, or gloo where that cannot be."""
     if (transport == "nccl") != (device.type == "cuda") and transport != "auto":
         raise ConfigError(f"transport is {transport}, but the device is {device.type}; use --transport auto")
     if transport == "shared_memory" and not shared_memory.usable():
@@ -90,7 +90,7 @@ def resolve_transport(transport: TransportName, device: torch.device) -> Transpo
 
 
 def memory_for_kv(device: torch.device, workers_on_device: int) -> int:
-    """Bytes of the device's free memory that one worker may take for KV."""
+    """Return how many bytes of the device's free memory one worker may take for KV."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * _KV_SHARE_CUDA / workers_on_device)

@@ -39,7 +39,7 @@ class KVPool:
         self._no_slots = torch.zeros(0, dtype=torch.int64, device=device)
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """k_GNK and v_GNK of the layer."""
+        """Return k_GNK and v_GNK of the layer."""
         return self.k_LGNK[layer], self.v_LGNK[layer]
 
     def write(self, layer: int, slots: torch.Tensor, k_TGK: torch.Tensor, v_TGK: torch.Tensor) -> None:
@@ -52,18 +52,18 @@ class KVPool:
         self.v_LGNK[layer].index_copy_(1, slots, v_TGK.transpose(0, 1))
 
     def held(self, residence: int, below: int) -> torch.Tensor:
-        """Slots (int64) of the residence's tokens that are here, at positions below `below`, in no particular order."""
+        """Return the slots (int64) of the residence's tokens that are here, at positions below `below`; unordered."""
         holding = self.holdings.get(residence)
         return self._on_device(holding.below(below) if holding else np.zeros(0, dtype=np.int64))
 
     def allocate(self, residence: int, start: int, end: int) -> torch.Tensor:
-        """Slots (int64) for the tokens at positions [start, end) of the residence."""
+        """Take slots (int64) for the tokens at positions [start, end) of the residence."""
         slots = self.free_slots.take(end - start)
         self.holdings.setdefault(residence, _Holding()).append(start, end, slots)
         return self._on_device(slots)
 
     def allocate_each(self, tokens: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Slots (int64), one for each (residence, position): what `allocate` gives to each in turn."""
+        """Take slots (int64), one for each (residence, position): what `allocate` gives to each in turn."""
         if not tokens:
             return self._no_slots
         slots = self.free_slots.take(len(tokens))
@@ -85,7 +85,7 @@ class KVPool:
             self.free_slots.give(holding.slots)
 
     def read(self, residence: int, ranges: Iterable[tuple[int, int]]) -> torch.Tensor:
-        """[2, L, G, T, K]: keys and values of the token ranges, by position."""
+        """Return [2, L, G, T, K]: keys and values of the token ranges, by position."""
         slots = self._on_device(self.holdings[residence].find(ranges))
         return torch.stack([self.k_LGNK.index_select(2, slots), self.v_LGNK.index_select(2, slots)])
 

@@ -67,7 +67,7 @@ class WorkerSpec:
         return f"worker {self.rank} (instance {self.instance}{stage}, tensor-parallel rank {self.tp_rank})"
 
     def answers(self, command: Command) -> bool:
-        """For its instance. Workers are first in, first out, so what the last stage has done the others have too."""
+        """Tell whether it answers for its instance. Workers are first in, first out: the last stage is done last."""
         if self.tp_rank > 0:
             return False
         if self.is_last_stage:

@@ -14,7 +14,7 @@ from longspan.worker.messages import WorkerSpec
 
 
 def threads_of(spec: WorkerSpec, num_cores: int) -> int:
-    """CPU threads of a worker: what its spec says, else an even share of the cores."""
+    """Return the CPU threads of a worker: what its spec says, else an even share of the cores."""
     return spec.threads or max(1, num_cores // spec.world_size)
 
 
@@ -27,7 +27,7 @@ def cores_of(spec: WorkerSpec, available: Sequence[int]) -> Sequence[int] | None
 
 
 def pin(spec: WorkerSpec) -> WorkerSpec:
-    """Before any thread is started, so that all of them inherit it. Returns the spec with `threads` set, if it pins."""
+    """Pin before any thread starts, so that all inherit it. Returns the spec with `threads` set, if it pins."""
     if not hasattr(os, "sched_setaffinity") or spec.device == "cuda":
         return spec
     cores = cores_of(spec, sorted(os.sched_getaffinity(0)))

@@ -114,7 +114,7 @@ def _draw(logits_EV: Tensor, largest_E: Tensor, states: Sequence[SamplingState])
 
 
 def weights(logits_EV: Tensor, largest_E: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Whole numbers (as fp32) in proportion to the probabilities that temperature and filters leave.
+    """Return whole numbers (as fp32) in proportion to the probabilities that temperature and filters leave.
 
     largest_E: the greatest logit of each row.
     """

@@ -22,7 +22,7 @@ _ROUNDS = 3
 
 
 def agree_on_stages(spec: WorkerSpec, transport: Transport) -> WorkerSpec:
-    """The spec with `pp_layers` set. Every worker of the world calls it; the first one measures, if nobody said."""
+    """Return the spec with `pp_layers` set. All workers call it; the first measures, unless the layers are given."""
     if spec.pp == 1 or spec.pp_layers is not None:
         return spec
     if spec.rank == 0:

@@ -34,7 +34,7 @@ class Instance:
 
     used: slots taken, also by batches that have yet to fill them and by migrations on their way here.
     promised: free slots that the requests at home here may count on for their coming tokens.
-    reserved: free slots set aside for requests' coming tokens by plan; unlike a promise, nobody else can take them.
+    reserved: free slots set aside for requests' coming tokens by plan; unlike a promise, kept from all other requests.
     stages: of its pipeline; as many batches may be in flight.
     running: the work that its devices have begun last; with several stages, what is in the first.
     later: batches that have left the first stage, oldest first.
@@ -66,7 +66,7 @@ class Instance:
 
     @property
     def room(self) -> int:
-        """Free slots that nobody counts on; below zero when more is promised than there is."""
+        """Free slots that no request counts on; below zero when more is promised than there is."""
         return self.capacity - self.used - self.reserved - self.promised
 
     @property
@@ -107,25 +107,25 @@ class Cluster:
         return len(self.instances)
 
     def idle(self) -> list[Instance]:
-        """By number, as are all of these."""
+        """Return the idle instances, by number, as all of these lists are."""
         return self._idle.copy()
 
     @property
     def idle_numbers(self) -> Set[int]:
-        """Of those that `idle` lists."""
+        """The numbers of those that `idle` lists."""
         return self._idle_numbers
 
     def resting(self) -> list[Instance]:
-        """Idle, and with requests that are ready or flow."""
+        """Return the idle instances that have requests which are ready or flow."""
         return [self.instances[number] for number in sorted(self._resting)] if self._resting else []
 
     def decoding(self) -> list[Instance]:
-        """Busy, but back at their iteration's end: soon."""
+        """Return those that decode: busy, but back at their iteration's end, soon."""
         return self._decoding.copy()
 
     @property
     def engaged(self) -> Set[int]:
-        """Numbers of all others: they run a prefill or a migration, or later stages are full; that may take long."""
+        """Numbers of the rest: they run a prefill or a migration, or later stages are full; that may take long."""
         return self._engaged
 
     def take(self, instance: int, tokens: int) -> None:
@@ -202,7 +202,7 @@ class Cluster:
             self._leave(instance, work)
 
     def finish(self, work: Work[RunBatch] | Work[MigrateKV]) -> Work[RunBatch] | None:
-        """Work is done; returns the batch behind it, which runs now."""
+        """Complete the work; returns the batch behind it, which runs now."""
         if work in self.instances[work.instances[0]].later:
             for number in work.instances:
                 instance = self.instances[number]

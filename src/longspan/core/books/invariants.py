@@ -1,4 +1,4 @@
-"""What is true between any two calls of `Scheduler.handle`. Run when idle, and at every step of tests."""
+"""The invariants between any two calls of `Scheduler.handle`. Checked when idle, and at every step of tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_invariants(ledger: Ledger) -> None:
 
 
 def kv_is_conserved(ledger: Ledger) -> None:
-    """On every instance: capacity = free + what residences have there + what is on the way to it."""
+    """Each instance's capacity is what is free, what residences have there and what is on the way to it."""
     for instance in ledger.cluster.instances:
         migrations = [work.action for work in ledger.migrations.values()]
         arriving = sum(action.num_tokens for action in migrations if action.target == instance.id)
@@ -51,7 +51,7 @@ def every_token_has_one_owner(ledger: Ledger) -> None:
 
 
 def work_names_its_residence(ledger: Ledger) -> None:
-    """What is in flight refers to the residences of its requests, each of which has one, and no other has the same."""
+    """Work in flight refers to the residences of its requests, each of which has one that no other has."""
     numbers = [residence.number for residence in ledger.placement.residences()]
     _require(len(set(numbers)) == len(numbers), f"residences share a number: {sorted(numbers)}")
     named_by: list[Segment | MigrateKV] = [work.action for work in ledger.migrations.values()]
@@ -126,13 +126,13 @@ def nothing_refers_to_the_ended(ledger: Ledger) -> None:
 
 
 def growth_adds_up(ledger: Ledger) -> None:
-    """Of exactly the requests that hold KV."""
+    """The tokens when grown are those of exactly the requests that hold KV."""
     grown = sum(ledger.requests[request_id].tokens_when_grown for request_id in ledger.placement)
     _require(ledger.tokens_when_grown == grown, f"those with KV may grow to {grown}, not {ledger.tokens_when_grown}")
 
 
 def the_queue_is_in_order(ledger: Ledger) -> None:
-    """It holds exactly the waiting requests, by arrival; they have no KV."""
+    """The queue holds exactly the waiting requests, by arrival; they have no KV."""
     queued = list(ledger.waiting)
     indices = [request.arrival_index for request in queued]
     _require(indices == sorted(set(indices)), f"the queue is out of order: {indices}")
@@ -184,7 +184,7 @@ def flowing_lists_are_right(ledger: Ledger) -> None:
 
 
 def promises_add_up(ledger: Ledger) -> None:
-    """Every request that holds KV and goes on has its headroom promised at home, nobody else."""
+    """Every request that holds KV and goes on has its headroom promised at home, and no other has any."""
     promised: Counter[int] = Counter()
     for request in ledger.requests.values():
         _require(request.promised == _due_promise(ledger, request), f"request {request.id}: wrong promise")

@@ -12,7 +12,7 @@ from longspan.core.internal_error import InternalError
 class KVPlacement:
     """Residences, and which request refers to which. Today a request has one of its own, and refers to no other.
 
-    A residence is there as long as somebody refers to it: the request that writes it, until it has ended and no batch
+    A residence is there as long as a request refers to it: the one that writes it, until it has ended and no batch
     or migration in flight touches it. Residences are numbered in the order in which they begin.
 
     own: by request, the residence that it writes; only for reading. A request that holds no KV has none.
@@ -30,7 +30,7 @@ class KVPlacement:
         return iter(self.own)
 
     def __len__(self) -> int:
-        """How many requests hold KV."""
+        """Return how many requests hold KV."""
         return len(self.own)
 
     def residences(self) -> Iterator[Residence]:
@@ -41,12 +41,12 @@ class KVPlacement:
         return () if residence is None else residence.ranges()
 
     def counts(self, request_id: str) -> dict[int, int]:
-        """Instance -> tokens, a copy. Empty for a request without KV."""
+        """Return a copy of instance -> tokens; empty for a request without KV."""
         residence = self.own.get(request_id)
         return {} if residence is None else dict(residence.counts)
 
     def context(self, request_id: str) -> tuple[tuple[int, int], ...]:
-        """(instance, tokens) by instance: what `Segment.context` says."""
+        """Return (instance, tokens) by instance, as `Segment.context` has it."""
         residence = self.own.get(request_id)
         return () if residence is None else residence.context
 
@@ -59,7 +59,7 @@ class KVPlacement:
         return self.own[request_id].last_holder
 
     def total(self, instance: int) -> int:
-        """Tokens of all residences on an instance. Sums over all: for checks, not for decisions."""
+        """Return the tokens of all residences on an instance. Sums over all: for checks, not for decisions."""
         return sum(residence.counts.get(instance, 0) for residence in self.own.values())
 
     def add(self, request_id: str, store: Sequence[KVRange]) -> Residence:
@@ -79,7 +79,7 @@ class KVPlacement:
         self.own[request_id].move(source, target, ranges)
 
     def free(self, request_id: str) -> Residence:
-        """The request refers to its residence no more, and so nobody does; returns what it was."""
+        """Let the request refer to its residence no more, which ends it; returns what it was."""
         return self.own.pop(request_id)
 
     def require_held(self, request_id: str, instance: int, ranges: Sequence[tuple[int, int]]) -> None:

@@ -1,7 +1,7 @@
 """The scheduler's books, and the few moves that change them. Every move keeps them consistent.
 
-Policies act through `SchedulerState`, which checks first; events come in through `lifecycle`. Nobody else
-writes here.
+Policies act through `SchedulerState`, which checks first; events come in through `lifecycle`. No other module writes
+here.
 """
 
 from __future__ import annotations
@@ -175,11 +175,11 @@ class Ledger:
     # one request
 
     def headroom(self, request: Request) -> int:
-        """Free slots that a request should find once all its known tokens have KV."""
+        """Return the free slots that a request should find once all its known tokens have KV."""
         return min(request.max_kv_tokens - request.num_tokens, self.config.decode_headroom)
 
     def make_ready(self, request: Request) -> None:
-        """Nothing touches the request any more: it is free to run, move or be preempted."""
+        """Note that nothing touches the request any more: it is free to run, move or be preempted."""
         self.stop_flowing(request)
         request.become(request.resting_status)
         request.ready_order = self._ready_moments
@@ -198,7 +198,7 @@ class Ledger:
         self.actions.append(StopRequest(request.id, residence.holders, reason))
 
     def return_to_queue(self, request: Request) -> None:
-        """Preempt: drop the KV; prompt and output are computed again when the request's turn comes."""
+        """Preempt the request: drop its KV; prompt and output are computed again when its turn comes."""
         self.drop_kv(request, "preempted")
         request.num_computed = 0
         request.num_preemptions += 1
@@ -221,7 +221,7 @@ class Ledger:
             self._renew_promise(request, residence)
 
     def drop_claims(self, request: Request) -> None:
-        """Nothing is promised to the request any more, nor reserved for it."""
+        """Promise the request nothing any more, and reserve nothing for it."""
         self._drop_promise(request)
         self._set_reservation(request, ())
 
@@ -264,7 +264,7 @@ class Ledger:
 
 
 def decode_segment(ledger: Ledger, request: Request, master: int) -> Segment:
-    """One more token of `request` at `master`, which keeps its KV."""
+    """Return the segment of one more token of `request` at `master`, which keeps its KV."""
     residence = ledger.placement.own.get(request.id)
     if residence is None:
         raise InternalError(f"request {request.id} holds no KV: it cannot decode")

@@ -56,7 +56,7 @@ class Request:
     home, promised: the instance where its next KV will most likely go, and the free slots there that it may
         count on (kept by the ledger). None and 0 while it holds no KV, and once it has ended.
     reserved: where its next tokens will go, in token order from `num_stored` on; slots are set aside there, and
-        nobody else can take them. Empty unless the policy reserves.
+        no other request can take them. Empty unless the policy reserves.
     ready_order, prefills_seen: when it last became ready, counted in such moments and in prefill batches
         issued.
     """

@@ -16,7 +16,7 @@ class Residence:
 
     It is append-only while the request that writes it lives, and sealed afterwards. Tokens in it may be missing, since
     the instance that held them was lost or gave them up. It may be split, which moves no slot, and truncated where
-    nobody refers to the tokens behind. All tokens are of one layer group; today the model's layers are one group.
+    no request refers to the tokens behind. All tokens are of one layer group; today the model's layers are one group.
 
     owners[i] has the tokens from starts[i] on, up to the next start, or to `end`; neighbours are merged.
     counts: tokens by instance, in that order. holders: its instances. context: the same as `Segment.context` has it.
@@ -40,15 +40,15 @@ class Residence:
         return self.owners[-1]
 
     def ranges(self) -> tuple[KVRange, ...]:
-        """Those that somebody holds."""
+        """The ranges that some instance holds."""
         return tuple([KVRange(*piece) for piece in self._pieces() if piece[0] != _NOBODY])
 
     def missing(self) -> tuple[tuple[int, int], ...]:
-        """[start, end) of the tokens that nobody holds."""
+        """[start, end) of the tokens that no instance holds."""
         return tuple([(start, end) for owner, start, end in self._pieces() if owner == _NOBODY])
 
     def append(self, owner: int, end: int) -> None:
-        """`owner` takes the next tokens, up to `end`."""
+        """Give `owner` the next tokens, up to `end`."""
         if self.sealed or end <= self.end:
             what = "is sealed" if self.sealed else f"ends at {self.end}"
             raise InternalError(f"residence {self.number} {what}: nothing can be appended up to {end}")
@@ -78,7 +78,7 @@ class Residence:
         self._assign(new.instance, [(new.start, new.end)])
 
     def seal(self) -> None:
-        """Its writer has ended: nothing is appended any more."""
+        """Note that its writer has ended: nothing is appended any more."""
         self.sealed = True
 
     def split(self, at: int, number: int) -> Residence:

@@ -12,7 +12,7 @@ from longspan.core.internal_error import InternalError
 
 
 def check_batch(ledger: Ledger, group: tuple[int, ...], segments: Sequence[Segment]) -> None:
-    """Everything that must hold before a policy's batch is issued."""
+    """Raise unless everything holds that must before a policy's batch is issued."""
     _check_idle(ledger, group)
     if len({segment.request_id for segment in segments}) != len(segments):
         raise InternalError("a request is in the batch twice")
@@ -35,7 +35,7 @@ def check_migration(
 
 
 def check_reservation(ledger: Ledger, request: Request, planned: Sequence[KVRange]) -> None:
-    """The next tokens in order, none that can never come, in slots that nobody else has reserved."""
+    """Raise unless these are the next tokens in order, none that can never come, in slots not reserved for others."""
     if request.status is RequestStatus.DRAINING:
         raise InternalError(f"request {request.id} has ended: nothing can be reserved for it")
     needed: Counter[int] = Counter()
@@ -62,7 +62,7 @@ def check_ready(request: Request) -> None:
 
 
 def involved_instances(segments: Sequence[Segment]) -> set[int]:
-    """Everyone who computes, stores, or holds context."""
+    """Return the instances that compute, store, or hold context."""
     involved: set[int] = set()
     for segment in segments:
         involved.update(segment.compute)

@@ -11,9 +11,9 @@ from longspan.core.internal_error import InternalError
 
 
 class WaitingQueue:
-    """Sorted by arrival. A preempted request returns to its old place, before everyone who came later.
+    """Sorted by arrival. A preempted request returns to its old place, before all that came later.
 
-    changes: how often somebody has come or left. A request does not change while it waits, so what was worked out from
+    changes: how often a request has come or left. A request does not change while it waits, so what was worked out from
         the queue holds until this does.
     """
 

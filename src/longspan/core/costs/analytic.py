@@ -1,4 +1,4 @@
-"""A cost model from a model's shape and a few figures of the hardware, where nobody has measured.
+"""A cost model from a model's shape and a few figures of the hardware, where nothing has been measured.
 
 A roofline: dense layers at `flops`, weights and KV read at `bandwidth`, and what each iteration costs besides. Work
 is divided evenly; the ring's traffic hides behind attention (LoongServe section 4.1), so that only its rounds cost.
@@ -34,13 +34,13 @@ class ModelShape:
 
     @property
     def layer_parameters(self) -> int:
-        """Of all layers' matrices: what every token is multiplied with."""
+        """The parameters of all layers' matrices: what every token is multiplied with."""
         attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
         return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
     @property
     def head_parameters(self) -> int:
-        """Of the output head: what every token is multiplied with that another one is sampled after."""
+        """The parameters of the output head: what every token is multiplied with that another one is sampled after."""
         return self.hidden_size * self.vocab_size
 
     @property
@@ -54,7 +54,7 @@ class ModelShape:
 
     @property
     def flops_per_pair(self) -> float:
-        """Of one query and one key in all layers: their product, and the weighted value."""
+        """Operations of one query and one key in all layers: their product, and the weighted value."""
         return 4.0 * self.num_layers * self.num_heads * self.head_dim
 
     @property
@@ -80,7 +80,7 @@ class Hardware:
 
 
 def analytic_cost_model(model: ModelShape, hardware: Hardware, num_instances: int, tp: int = 1) -> FittedCostModel:
-    """Coefficients for each number of instances up to this one, each with `tp` devices."""
+    """Return coefficients for each number of instances up to this one, each with `tp` devices."""
     flops, bandwidth = hardware.flops * tp, hardware.bandwidth * tp
     reading = hardware.overhead_s + model.weights_bytes / bandwidth
 
@@ -115,7 +115,7 @@ def analytic_cost_model(model: ModelShape, hardware: Hardware, num_instances: in
 
 
 def calibrated_hardware(model: ModelShape, timed: Iterable[Timed], tp: int = 1) -> Hardware:
-    """Hardware that makes the analytic model agree with a few steps that ran.
+    """Return hardware that makes the analytic model agree with a few steps that ran.
 
     timed: on one instance a decode, and a prefill that takes clearly longer; where there are several, a decode over
         some of them and a migration. Of several alike the last counts.

@@ -43,7 +43,7 @@ class BatchShape:
         return "mixed" if self.num_requests else "prefill"
 
     def predict(self, model: CostModel) -> float:
-        """Seconds."""
+        """Return the predicted seconds."""
         if self.kind == "mixed":
             return model.mixed(self.chunks, self.num_requests, self.context_tokens, self.num_instances)
         if self.kind == "prefill":

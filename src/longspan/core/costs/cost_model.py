@@ -26,22 +26,22 @@ class CostModel(Protocol):
     """Predictions for one deployment. Instances are alike; only their number counts."""
 
     def prefill(self, chunks: Iterable[Chunk], num_instances: int) -> float:
-        """Seconds of one batch of prompts or chunks, striped over so many instances."""
+        """Return the seconds of one batch of prompts or chunks, striped over so many instances."""
 
     def work(self, length: int, context: int, num_instances: int) -> float:
-        """Seconds that a chunk adds to an iteration. The work of several chunks adds up."""
+        """Return the seconds that a chunk adds to an iteration. The work of several chunks adds up."""
 
     def decode(self, num_requests: int, context_tokens: int, num_instances: int, num_masters: int) -> float:
-        """Seconds of one decode iteration. context_tokens: of all its requests together."""
+        """Return the seconds of one decode iteration. context_tokens: of all its requests together."""
 
     def mixed(self, chunks: Iterable[Chunk], num_requests: int, context_tokens: int, num_instances: int) -> float:
-        """Seconds of one iteration that has both; one fixed cost, and the work of each."""
+        """Return the seconds of one iteration that has both; one fixed cost, and the work of each."""
 
     def iteration(self, work_s: float, num_requests: int, context_tokens: int, num_instances: int) -> float:
-        """`mixed`, of chunks whose work is summed up already."""
+        """Return what `mixed` does, for chunks whose work is summed up already."""
 
     def migration(self, num_tokens: int) -> float:
-        """Seconds to move the KV of so many tokens from one instance to another."""
+        """Return the seconds to move the KV of so many tokens from one instance to another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

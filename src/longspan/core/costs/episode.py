@@ -1,6 +1,6 @@
-"""An episode: a few requests from their first chunk to their last token, with every iteration decided beforehand.
+"""An episode: a few requests from their first chunk to their last token, every iteration decided beforehand.
 
-What a profile is made of: see core/policies/episode.py for who runs it.
+Profiles are made of episodes; core/policies/episode.py runs them.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ Company = Literal["prefill", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """prompts: tokens of each request. instances: how many run it, the first ones; they keep the KV evenly.
+    """A few requests and the instances that run them, from prefill to last token.
+
+    prompts: tokens of each request. instances: how many run it, the first ones; they keep the KV evenly.
 
     Every request is prefilled whole, and ends with the last iteration that it has a part in. Only where one instance
     runs it do requests move, and back again: KV is spread evenly whenever an iteration runs.
 
     beside: what the last instance, which has no part in it, does meanwhile with a request of its own, as long as all
-        its prompts together; None: all others stand still.
+        its prompts together; None: all other instances stand still.
     """
 
     prompts: tuple[int, ...]
@@ -59,7 +61,7 @@ class Episode:
     beside: Company | None = None
 
     def output_tokens(self) -> tuple[int, ...]:
-        """How many tokens each request generates: one after its prefill, one for each decode."""
+        """Return how many tokens each request generates: one after its prefill, one for each decode."""
         decodes: Counter[int] = Counter()
         for step in self.steps:
             if isinstance(step, Iterate):
@@ -68,7 +70,7 @@ class Episode:
         return tuple(1 + decodes[request] for request in range(len(self.prompts)))
 
     def work(self) -> Iterator[tuple[BatchShape | int, int]]:
-        """What each step amounts to, and how often it runs; of a repeated one, as it is in the middle."""
+        """Yield what each step amounts to, and how often it runs; a repeated one as it is in the middle."""
         stored = [0] * len(self.prompts)
         for step in self.steps:
             if isinstance(step, Move):
@@ -81,7 +83,7 @@ class Episode:
                 stored[request] += step.times
 
     def predict(self, model: CostModel) -> float:
-        """Seconds."""
+        """Return the predicted seconds."""
         return sum(
             times * (work.predict(model) if isinstance(work, BatchShape) else model.migration(work))
             for work, times in self.work()

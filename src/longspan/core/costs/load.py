@@ -33,24 +33,24 @@ class Load:
         self._seconds: float | None = 0.0  # None: to be worked out anew
 
     def add_chunk(self, length: int, context: int) -> None:
-        """Computed here, with as much of its context as is here."""
+        """Add a chunk computed here, with as much of its context as is here."""
         self.tokens += length
         self._chunks_s += self._model.work(length, context, 1)
         self._seconds = None
 
     def add_answers(self, length: int, context: int) -> None:
-        """Queries of a chunk computed elsewhere, with as much of its context as is here."""
+        """Add queries of a chunk computed elsewhere, with as much of its context as is here."""
         self._answers_s.append(context_seconds(self._model, length, context))
         self._seconds = None
 
     def add_decode(self, context: int) -> None:
-        """Of a request that decodes here, with what of its context is here."""
+        """Add a request that decodes here, with what of its context is here."""
         self._num_decodes += 1
         self._decode_context += context
         self._seconds = None
 
     def add_answered(self, context: int) -> None:
-        """Context of a request that decodes elsewhere."""
+        """Add the context of a request that decodes elsewhere."""
         self._answered_context += context
         self._seconds = None
 
@@ -63,12 +63,12 @@ class Load:
         return self._seconds
 
     def seconds_with_chunk(self, length: int, context: int) -> float:
-        """As if it were added."""
+        """Return the seconds as if the chunk were added."""
         work_s = self._chunks_s + self._model.work(length, context, 1)
         return self._with_answers(self._model.iteration(work_s, self._num_decodes, self._decode_context, 1))
 
     def seconds_with_answers(self, length: int, context: int) -> float:
-        """As if they were added."""
+        """Return the seconds as if the answers were added."""
         return self.seconds() + context_seconds(self._model, length, context)
 
     def _with_answers(self, seconds: float) -> float:
@@ -80,20 +80,20 @@ class Load:
 
 
 def context_seconds(model: CostModel, length: int, context: int) -> float:
-    """What a chunk takes for its queries' meeting the context, beside all that it takes without one."""
+    """Return the seconds of a chunk for its queries' meeting the context, beside all that it takes without one."""
     fixed_s = model.prefill((), 1)
     return (fixed_s + model.work(length, context, 1)) - (fixed_s + model.work(length, 0, 1))
 
 
 def exchange_seconds(model: CostModel, num_instances: int) -> float:
-    """What an iteration takes for its instances' sending each other queries and partial results."""
+    """Return the seconds of an iteration for its instances' sending each other queries and partial results."""
     if num_instances == 1:
         return 0.0
     return max(0.0, model.decode(1, 0, num_instances, 1) - model.decode(1, 0, 1, 1))
 
 
 def batch_seconds(batch: RunBatch, model: CostModel) -> float:
-    """Predicted seconds of any batch."""
+    """Return the predicted seconds of any batch."""
     if any(len(segment.compute) > 1 for segment in batch.segments):
         return BatchShape.of(batch).predict(model)
     loads = {number: Load(model) for number in batch.group}

@@ -71,24 +71,24 @@ def split_policy(text: str) -> tuple[str, dict[str, object]]:
 
 
 def told_of_alias(text: str) -> str | None:
-    """For who uses a name of former times: how it is written now. Raises ConfigError."""
+    """Tell how a name of former times is written now; None if it is none. Raises ConfigError."""
     name, _ = parse_policy(text)
     return f"the policy {name} is written {ALIASES[name]} now" if name in ALIASES else None
 
 
 def told_of_moved(setting: str) -> str | None:
-    """For who gives a setting of former times: where it is now."""
+    """Tell where a setting of former times is now; None if it is none."""
     written = MOVED_SETTINGS.get(setting)
     return None if written is None else f"{setting} is an option of the policy now, as in policy {written}"
 
 
 def policy_text(policy: Policy) -> str:
-    """With which `create_policy` makes one that decides alike, if it is known by its name."""
+    """Return the text with which `create_policy` makes a policy that decides alike, if it is known by its name."""
     return format_policy(policy.name, changed_options(policy))
 
 
 def policy_class(name: str) -> type[Policy]:
-    """name: of `POLICIES`, or MODULE:CLASS. Raises ConfigError."""
+    """Return the class of that name: one of `POLICIES`, or MODULE:CLASS. Raises ConfigError."""
     module, _, class_name = POLICIES.get(name, name).partition(":")
     if name in POLICIES:
         return cast("type[Policy]", getattr(import_module(module), class_name))

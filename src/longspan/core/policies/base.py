@@ -14,9 +14,9 @@ from longspan.errors import ConfigError
 
 
 class Policy(ABC):
-    """Asked once after every event. Acts through `state`, as often as it likes, or not at all.
+    """A policy is asked once after every event. It acts through `state`, as often as it likes, or not at all.
 
-    It must decide from `state`, `news`, `now` and what it remembers alone, and leave nobody waiting for ever:
+    It must decide from `state`, `news`, `now` and what it remembers alone, and leave no request waiting for ever:
     whenever no batch runs and a request is alive, it starts something.
     """
 
@@ -37,7 +37,7 @@ class Policy(ABC):
     options: Options
 
     def __init__(self, **options: object) -> None:
-        """options: fields of `Options`; also as texts. Raises ConfigError."""
+        """Take options, the fields of `Options`; also as texts. Raises ConfigError."""
         self.options = make_options(self.Options, self.name, options)
 
     @abstractmethod
@@ -48,7 +48,7 @@ class Policy(ABC):
         """
 
     def looks_ahead(self, state: SchedulerState, now: float) -> bool:
-        """Whether the decode iterations that begin to run now shall have their next one queued behind them.
+        """Tell whether the decode iterations that begin to run now shall have their next one queued behind them.
 
         It is asked after `schedule`, where that can be. A device never waits then, but its instances come back an
         iteration later.
@@ -57,7 +57,7 @@ class Policy(ABC):
 
 
 def check_policy(policy: object) -> None:
-    """Of one that a user gives. One that extends nothing will do, if it has all that the engine asks for.
+    """Check a policy that a user gives. One that extends nothing will do, if it has all that the engine asks for.
 
     Raises ConfigError.
     """

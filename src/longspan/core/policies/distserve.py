@@ -22,10 +22,10 @@ from longspan.errors import ConfigError
 class DistServe(Policy):
     """The first instances prefill, the others decode; in between the KV migrates.
 
-    Prefill: whole prompts, first come first served, a batch on one instance. Whose prompt is done stays there, and
-    takes slots, until a decode instance has room for it (the paper's "pull"); strictly in order of arrival, so that
-    room comes together for a long one. The decode instance with most room takes it. There each instance decodes all
-    that it has; when slots run out, its latest request is preempted, and begins again with a prefill.
+    Prefill: whole prompts, first come first served, a batch on one instance. A request whose prompt is done stays
+    there, and takes slots, until a decode instance has room for it (the paper's "pull"); strictly in order of arrival,
+    so that room comes together for a long one. The decode instance with most room takes it. There each instance decodes
+    all that it has; when slots run out, its latest request is preempted, and begins again with a prefill.
 
     A migration needs both instances idle. An idle decode instance takes the request that has waited longer, for its KV
     to move or for its next token. A prefill instance whose request could move waits for the target's iteration to end;

@@ -35,13 +35,13 @@ class EpisodePolicy(Policy):
         self._seconds: list[list[float]] = []
 
     def begin(self, episode: Episode, request_ids: Sequence[str], other: str | None = None) -> None:
-        """To be called before its requests arrive. other: the request of whom it has beside it."""
+        """Begin an episode, before its requests arrive. other: the request that is `beside` it."""
         self._episode, self._ids, self._other = episode, tuple(request_ids), other
         self._all_are_here = False
         self._seconds = [[]]
 
     def timed(self) -> list[Timed]:
-        """What has run of the present episode, in its order."""
+        """Return what has run of the present episode, in its order."""
         works = [work for work, _ in self._episode.work()]
         return [
             Timed(work, statistics.fmean(seconds[1:]), seconds[0]) if len(seconds) > 1 else Timed(work, seconds[0])
@@ -67,7 +67,7 @@ class EpisodePolicy(Policy):
             self._occupy_other(state, self._other)
 
     def looks_ahead(self, state: SchedulerState, now: float) -> bool:
-        """Not beyond the last iteration of a step."""
+        """Tell whether to look ahead: not beyond the last iteration of a step."""
         is_last = self._work is not None and len(self._seconds[-1]) + 1 == _times(self._step)
         return not is_last and super().looks_ahead(state, now)
 

@@ -49,7 +49,7 @@ class FastServe(DataParallel):
     waits, and with it those that wait below it. Only if no decode at all finds a slot is the last job in rank computed
     again. Every iteration generates a token, and none is ever lost, so this comes to an end.
 
-    Nobody starves: a job that has not run for `starvation_s` goes to the end of the highest queue, and each job before
+    No job starves: a job that has not run for `starvation_s` goes to the end of the highest queue, and each job before
     it there leaves that queue after a quantum, or an iteration.
     """
 
@@ -86,11 +86,11 @@ class FastServe(DataParallel):
         super().schedule(state, news, now)
 
     def quantum(self, queue: int) -> float:
-        """Seconds."""
+        """Return the quantum of a queue, in seconds."""
         return self.options.quantum_s * self.options.ratio**queue
 
     def rank(self, state: SchedulerState, request: Request, now: float) -> Rank:
-        """Skip-join; who is preempted keeps its place."""
+        """Return the rank by skip-join; a preempted request keeps its place."""
         self._began_to_wait.append((now, request))
         job = self._jobs.get(request.id)
         if job is None:

@@ -43,7 +43,7 @@ def make_options(kind: type[O], policy: str, given: Mapping[str, object]) -> O:
 
 
 def options_of(policy: object) -> dict[str, Any]:
-    """All of them, with their values; none of an object that has none."""
+    """Return all options with their values; none of an object that has none."""
     options = getattr(policy, "options", None)
     if not is_dataclass(options):
         return {}
@@ -68,12 +68,12 @@ def parse_policy(text: str) -> tuple[str, dict[str, str]]:
 
 
 def format_policy(name: str, options: Mapping[str, object]) -> str:
-    """What `parse_policy` reads. Raises ConfigError: a value cannot be written so."""
+    """Write what `parse_policy` reads. Raises ConfigError: a value cannot be written so."""
     return ":".join([name, *(f"{option}={_written(option, value)}" for option, value in options.items())])
 
 
 def changed_options(policy: object) -> dict[str, Any]:
-    """Those that are not at their defaults."""
+    """Return the options that are not at their defaults."""
     options = getattr(policy, "options", None)
     defaults = {field.name: field.default for field in fields(options)} if is_dataclass(options) else {}
     return {name: value for name, value in options_of(policy).items() if value != defaults[name]}

@@ -23,17 +23,17 @@ from longspan.core.state import SchedulerState
 class FilledBatches(DataParallel):
     """A frame. An iteration: first those that run, decodes before the prompt that is half done, then those that wait.
 
-    Who waits is admitted in order, if all its known tokens have room (`scheduler_reserve_full_isl`); here they are set
-    aside. If decodes outnumber the free slots, the latest arrival goes back to its place in the queue, and nobody is
-    admitted in this iteration. So the oldest request on an instance always goes on, and comes to its end.
+    Waiting requests are admitted in order, if all their known tokens have room (`scheduler_reserve_full_isl`); here
+    they are set aside. If decodes outnumber the free slots, the latest arrival goes back to its place in the queue, and
+    none is admitted in this iteration. So the oldest request on an instance always goes on, and comes to its end.
     """
 
     @abstractmethod
     def budget(self, state: SchedulerState) -> int:
-        """Tokens in a batch."""
+        """Return how many tokens a batch has."""
 
     def piece(self, state: SchedulerState) -> int | None:
-        """Tokens of one prompt in a batch, at most."""
+        """Return how many tokens of one prompt a batch has, at most."""
         return None
 
     def iterate(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> None:
@@ -57,12 +57,12 @@ class FilledBatches(DataParallel):
         return request.slots_to_take <= instance.unreserved - taken
 
     def admit(self, state: SchedulerState, instance: Instance, lane: Lane, request: Request) -> None:
-        """To be run in this very iteration. All its tokens have their slots, so its prefill can always go on."""
+        """Admit it to this very iteration. All its tokens have their slots, so its prefill can always go on."""
         lane.start(request)
         state.reserve(request.id, [KVRange(instance.id, request.num_stored, request.num_tokens)])
 
     def make_room(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> bool:
-        """A slot for every decode; returns whether anybody was preempted for that."""
+        """Find a slot for every decode; returns whether a request was preempted for that."""
         preempted = False
         while sum(not request.reserved for request in lane.runnable()) > instance.unreserved:
             latest = max(lane.running.values(), key=lambda request: request.arrival_index)

@@ -1,4 +1,4 @@
-"""Decode: which ready requests run together, on which instances, and who is whose master.
+"""Decode: which ready requests run together, on which instances, and which instance is which request's master.
 
 A group grows when its KV room or its masters' capacity is short. It shrinks by itself: an instance that neither
 holds nor computes anything for the batch is no longer in it.
@@ -19,7 +19,7 @@ from longspan.core.state import SchedulerState
 
 
 def start_decodes(state: SchedulerState) -> None:
-    """One iteration for every group that has room, making room by preemption if nothing else can."""
+    """Start an iteration for every group that has room, making room by preemption if nothing else can."""
     while True:
         groups, spare = form_groups(state)
         groups = relieve_shortage(groups, spare)

@@ -17,10 +17,10 @@ from longspan.core.state import SchedulerState
 
 
 class ElasticFcfs(Policy):
-    """Stateless. Nobody starves:
+    """Elastic instances, first come first served; stateless. No request starves:
 
     - The queue is strictly first come first served, so its head gets in once enough of those ahead of it have
-      ended; when nobody holds KV it gets in at once, for a request that could exceed the whole pool was
+      ended; when no request holds KV it gets in at once, for a request that could exceed the whole pool was
       refused on arrival.
     - Prefills go first, but an overdue decode stops them until it had its turn.
     - Waiting for instances to come back means that nothing new starts on the others, so each wait ends with

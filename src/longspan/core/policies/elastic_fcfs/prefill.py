@@ -1,4 +1,4 @@
-"""Prefill: who is admitted, on how many instances, and where the new KV will live."""
+"""Prefill: which requests are admitted, on how many instances, and where the new KV will live."""
 
 from __future__ import annotations
 

@@ -31,7 +31,10 @@ class Emptying(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """emptied: decoding instances whose KV moves away, so that they join E_p. targets: who takes it."""
+    """Which instances join a prefill.
+
+    emptied: decoding instances whose KV moves away, so that they join E_p. targets: the instances that take it.
+    """
 
     emptied: tuple[int, ...] = ()
     targets: tuple[int, ...] = ()
@@ -39,7 +42,7 @@ class Allocation:
 
 
 def emptyings(batches: Sequence[DecodeBatch]) -> Iterator[Emptying]:
-    """One after another the instance with the fewest slots used, as long as the remaining ones have room."""
+    """Yield emptyings of one instance more each, the one with the fewest slots used, while the rest have room."""
     used = {number: slots for batch in batches for number, slots in batch.used.items()}
     rooms = {number: room for batch in batches for number, room in batch.rooms.items()}
     taken: set[int] = set()
@@ -55,7 +58,7 @@ def emptyings(batches: Sequence[DecodeBatch]) -> Iterator[Emptying]:
 def could_pay(
     prompts: Sequence[Prompt], num_allocated: int, times: PrefillTimes, migration_s: Callable[[int], float]
 ) -> bool:
-    """Whether one more instance would pay if it were empty at once, with next to nothing to move.
+    """Tell whether one more instance would pay if it were empty at once, with next to nothing to move.
 
     If not, `allocate` empties none, whatever the decode batches are like.
     """
@@ -73,7 +76,7 @@ def allocate(
     times: PrefillTimes,
     migration_s: Callable[[int], float],
 ) -> Allocation | None:
-    """Which instances to empty, in order; None if R_p lacks some and had better wait.
+    """Choose which instances to empty, in order; None if R_p lacks some and had better wait.
 
     prompts: R_p. num_allocated: |E_p| so far. num_lacking: instances that R_p must have beside them for its room.
     batches: decode batches that go on. migration_s: of so many tokens.

@@ -4,12 +4,12 @@
 
 Prompts are sorted by length, longest first, instances by free slots, most first. f[i][k] is the least cost of the first
 i prompts on the first k instances; the batch of prompts j to i needs D[j, i] slots, and instances l to k have V[l, k].
-The answer is the least f[|R|][k]: instances that would speed nothing up stay free for others.
+The answer is the least f[|R|][k]: instances that would speed nothing up stay free for other work.
 
 What is minimised. Equation 5 as printed adds up the batches' times, the text says the sum of input latencies: each of
 a batch's prompts has its batch's time, so a batch counts as often as it has prompts. That is our default; as printed, a
 short prompt would always be put into a long one's batch. The released code counts each prompt by 1 / length
-(`normalised`), which leaves the long ones few instances whenever somebody short is there.
+(`normalised`), which leaves the long ones few instances whenever a short one is there.
 
 How fast. Equation 6 prunes to O((|R| + |E|)^2) by the quadrangle inequality, on both axes at once. It is not exact
 here: D <= V forbids some batches, and the fixed costs are measured, so the inequality fails
@@ -120,7 +120,7 @@ def plan_one_batch(
     min_tokens_per_instance: int = 0,
     objective: Objective = "latency",
 ) -> BatchPlan | None:
-    """All prompts in one batch, on as many instances as are best for it: all that the released code ever plans.
+    """Plan all prompts in one batch, on as many instances as are best for it: all that the released code ever plans.
 
     Arguments as in `plan_batches`.
     """

@@ -41,7 +41,7 @@ class DecodeScaling:
 
 
 def start_decodes(state: SchedulerState, scaling: DecodeScaling, held: Collection[int] = frozenset()) -> None:
-    """One iteration for every group that has room and is not held, making room by preemption if nothing else can."""
+    """Start an iteration for every group with room that is not held, preempting if nothing else makes room."""
     while True:
         groups, spare = form_groups(state, held)
         if not groups:

@@ -1,4 +1,4 @@
-"""Step 1, dispatching (section 5.1, equations 1 and 2): who is prefilled next, in order of arrival.
+"""Step 1, dispatching (section 5.1, equations 1 and 2): which prompts are prefilled next, in order of arrival.
 
 A prompt joins R_p while there is memory for it and while joining beats waiting (`joining.py`).
 
@@ -7,8 +7,8 @@ Then decode batches B_i are looked at, one after another. If their instances G_i
     Cost = sum over r in B_i of T(R_p + R', E_p + G_i) / r.output_len                           (equation 1)
     Gain = sum over r in R' of (AvgLat_d - min over B_i of exec_time)+ / r.input_len            (equation 2)
 
-and B_i pauses if Gain > Cost. Its KV stays where it is. If nobody can be dispatched in that way either, the prompts go
-to as few decoding instances as have room for them once their KV has moved; step 2 says whether that pays.
+and B_i pauses if Gain > Cost. Its KV stays where it is. If no prompt can be dispatched in that way either, the prompts
+go to as few decoding instances as have room for them once their KV has moved; step 2 says whether that pays.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Dispatch(NamedTuple):
 
 
 def dispatch(queue: Queue, found: Survey, capacity: int) -> Dispatch:
-    """queue: prompts of which the pool can hold all even when they have grown. capacity: slots of an instance."""
+    """Choose which prompts to prefill, and where.
+
+    queue: prompts of which the pool can hold all even when they have grown. capacity: slots of an instance.
+    """
     prompts, rooms, paused, decisions = queue.prompts, dict(found.free), [], []
     room = sum(rooms.values())
     count, _ = queue.join(len(rooms), room)

@@ -30,7 +30,7 @@ _MANY = 48  # instances, from which on arrays are faster than lists
 
 
 class Joining:
-    """Who of some prompts, in order of arrival, joins those before: worked out once for each number of instances,
+    """Which of some prompts, in order of arrival, join those before: worked out once for each number of instances,
     however often it is asked for while the queue stays as it is.
 
     max_batch_tokens: tokens dispatched at once, for each instance; where there are several, beside the longest prompt.
@@ -49,11 +49,11 @@ class Joining:
         return self._needs[-1]
 
     def fitting(self, room: int) -> int:
-        """How many of the first find so much room."""
+        """Return how many of the first find so much room."""
         return bisect_right(self._needs, room)
 
     def seconds(self, num_instances: int) -> Sequence[float]:
-        """T of nobody, of the first, of the first two, ... as one batch: as many as join."""
+        """Return T of none, of the first, of the first two, ... as one batch: as many as join."""
         if num_instances not in self._seconds:
             self._seconds[num_instances] = self._join(num_instances)
         return self._seconds[num_instances]
@@ -77,7 +77,7 @@ class Joining:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The first prompts of those that `joining` is about; no others are to be dispatched now."""
+    """The first prompts of those that `joining` is about; none but these are to be dispatched now."""
 
     prompts: tuple[Prompt, ...]
     joining: Joining
@@ -90,7 +90,7 @@ class Queue:
         return self if count >= len(self.prompts) else Queue(self.prompts[:count], self.joining)
 
     def join(self, num_instances: int, room: int) -> tuple[int, float]:
-        """How many prompts so many instances with so much room take, and T(R_p, E_p) of them, seconds."""
+        """Return how many prompts so many instances with so much room take, and T(R_p, E_p) of them, seconds."""
         if not num_instances:
             return 0, 0.0
         seconds = self.joining.seconds(num_instances)

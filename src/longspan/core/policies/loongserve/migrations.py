@@ -28,7 +28,7 @@ def empty(state: SchedulerState, sources: Collection[int], targets: Collection[i
 
 
 def scale_down_afterwards(state: SchedulerState, held: Collection[int]) -> None:
-    """Reactive scale-down: each request that was just prefilled moves to the fewest of its instances that hold it.
+    """Scale down reactively: each request that was just prefilled moves to the fewest of its instances that hold it.
 
     Only before its first decode iteration, or scaling up and down would alternate. Each migration empties one of
     its instances, so it ends. held: instances to leave alone.

@@ -51,10 +51,10 @@ class Gathering:
 class LoongServe(Policy):
     """The paper's algorithm, event-driven: the steps run whenever anything happens, not once per macro-iteration.
 
-    Nobody starves:
+    No request starves:
 
     - The queue is strictly first come first served. Its head is dispatched once there is memory for it on idle
-      instances, at the latest when all who hold KV have ended.
+      instances, at the latest when all requests that hold KV have ended.
     - Prefills go first, but a paused request that watched too many pass stops them until it had its turn.
     - A gathering waits only for what was issued before it.
     - A preempted request is computed again when its turn comes, and then gains at least one token.

@@ -27,7 +27,7 @@ class PrefillTimes:
         self._work_arrays: dict[int, NDArray[np.float64]] = {}
 
     def work(self, tokens: int) -> list[float]:
-        """What a prompt of so many tokens adds to a batch, by number of instances."""
+        """Return the seconds that a prompt of so many tokens adds to a batch, by number of instances."""
         work = self._work.get(tokens)
         if work is None:
             if len(self._work) >= CACHED_LENGTHS:
@@ -46,5 +46,5 @@ class PrefillTimes:
         return work
 
     def batch(self, lengths: Iterable[int], num_instances: int) -> float:
-        """T of one batch with prompts of these lengths."""
+        """Return T of one batch with prompts of these lengths."""
         return self.fixed[num_instances - 1] + sum(self.work(tokens)[num_instances - 1] for tokens in lengths)

@@ -1,8 +1,9 @@
 """Step 4, scaling plans (section 5.4): where new KV will live, and on how many instances decode batches go on.
 
-Down: a prefill's KV is kept by the fewest of its instances that have the slots, decided before it runs; the others are
-free when it is through. Up: a decode batch gets another instance when its slots run out, or when it has more requests
-for each master than keep an iteration memory-bound. New KV is spread over the masters as evenly as possible.
+Down: a prefill's KV is kept by the fewest of its instances that have the slots, decided before it runs; the other
+instances are free when it is through. Up: a decode batch gets another instance when its slots run out, or when it has
+more requests for each master than keep an iteration memory-bound. New KV is spread over the masters as evenly as
+possible.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def fewest_instances(need: int, rooms: Mapping[int, int]) -> list[int]:
 
 
 def keep_on_fewest(prompts: Sequence[Prompt], rooms: Mapping[int, int]) -> Kept:
-    """Proactive scale-down: all KV, and headroom for the first tokens to come, on the fewest instances.
+    """Scale down proactively: keep all KV, and headroom for the first tokens to come, on the fewest instances.
 
     The released code fills one instance to the brim before it takes the next, and so must scale up at once. Here the
     headroom is part of what must fit. Within the set each request is whole if it can be.
@@ -50,13 +51,13 @@ def keep_on_fewest(prompts: Sequence[Prompt], rooms: Mapping[int, int]) -> Kept:
 
 
 def keep_everywhere(prompts: Sequence[Prompt], rooms: Mapping[int, int]) -> Kept:
-    """No scale-down: each request's KV on all instances of the prefill, as evenly as their room allows."""
+    """Scale nothing down: keep each request's KV on all instances of the prefill, as evenly as their room allows."""
     left = dict(rooms)
     return {prompt.id: keep_evenly(prompt.tokens, left) for prompt in prompts}
 
 
 def compute_bound_requests(cost_model: CostModel, otherwise: int) -> int:
-    """Decoding requests on one master beyond which an iteration is compute-bound.
+    """Return the number of decoding requests on one master beyond which an iteration is compute-bound.
 
     There what the requests add exceeds the fixed cost, which is mostly reading the weights. `otherwise`: for a model
     in which requests add nothing.
@@ -68,12 +69,12 @@ def compute_bound_requests(cost_model: CostModel, otherwise: int) -> int:
 
 
 def num_masters_wanted(num_requests: int, per_master: int) -> int:
-    """As few masters as keep each of them memory-bound."""
+    """Return as few masters as keep each of them memory-bound."""
     return -(-num_requests // per_master)
 
 
 def masters_at_home(contexts: Sequence[Mapping[int, int]], free: Mapping[int, int]) -> list[int] | None:
-    """For each request the instance with most of its KV; None if some would lack the slots.
+    """Return for each request the instance with most of its KV; None if some would lack the slots.
 
     contexts: instance -> tokens, of each request.
     """
@@ -83,7 +84,7 @@ def masters_at_home(contexts: Sequence[Mapping[int, int]], free: Mapping[int, in
 
 
 def best_masters(iteration_s: Callable[[int], float], least: int, most: int) -> int:
-    """How many instances of a group shall be masters: the fewest with which an iteration is about as fast as it can be.
+    """Return how many masters a group shall have: the fewest with which an iteration is about as fast as can be.
 
     iteration_s: predicted seconds with so many masters that share evenly. Every master spreads new KV further, so
     another one must be worth it. Numbers are tried by doubling.
@@ -99,7 +100,7 @@ def best_masters(iteration_s: Callable[[int], float], least: int, most: int) -> 
 def share_among_masters(
     num_requests: int, free: Mapping[int, int], held: Mapping[int, int], masters: int
 ) -> dict[int, int]:
-    """Master -> tokens that it computes and keeps; as even as their free slots allow.
+    """Return master -> tokens that it computes and keeps; as even as their free slots allow.
 
     free: slots of each instance of the group, enough for all together. held: KV of the batch that each has; the
     masters are those with most. More than `masters` of them if those lack the slots.

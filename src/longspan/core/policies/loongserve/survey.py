@@ -31,7 +31,7 @@ class Prompt(NamedTuple):
 class DecodeBatch:
     """Requests that decode together: B_i, on instances G_i.
 
-    rooms: slots of each of its instances that nobody counts on. used: slots taken there, or promised.
+    rooms: slots of each of its instances that no request counts on. used: slots taken there, or promised.
     iteration_s: predicted seconds of one iteration. is_running: it has one to finish first.
     """
 
@@ -56,15 +56,18 @@ class DecodeBatch:
         return max(self.left, default=0) * self.iteration_s
 
     def lateness(self, pause_s: float) -> float:
-        """How much later each of its tokens is after a pause, all requests together: the cost in equation 1."""
+        """Return how much later each token is after a pause, all requests together: the cost in equation 1."""
         each = zip(self.requests, self.left, strict=True)
         return sum([pause_s / (request.num_output_tokens + left) for request, left in each])
 
 
 @dataclass(frozen=True)
 class Survey:
-    """free: room of each idle instance that nobody can decode on. find_batches: what `batches` are worked out with,
-    when they are first asked for; that must be before anything changes."""
+    """What a decision finds.
+
+    free: room of each idle instance that no request can decode on. find_batches: what `batches` are worked out with,
+    when they are first asked for; that must be before anything changes.
+    """
 
     free: dict[int, int]
     find_batches: Callable[[], Sequence[DecodeBatch]]
@@ -76,7 +79,10 @@ class Survey:
 
 
 def survey(state: SchedulerState, lengths: OutputLengths, before: int) -> Survey:
-    """before: of the running decode batches only those with a lower number may be waited for; others do not count."""
+    """Look at the instances and the decode batches on them.
+
+    before: of the running batches only those with a lower number may be waited for; others do not count.
+    """
     running = _running_decodes(state, before)
     soon = {number for batch in running for number in batch.group}
     unavailable = state.cluster.engaged

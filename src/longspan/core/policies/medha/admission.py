@@ -25,13 +25,13 @@ class Admission:
 
 
 class Admissions:
-    """Of one iteration.
+    """The admissions of one iteration.
 
     What a waiting request will take is set aside, for this decision, also where it cannot start yet: those below it in
     rank get what is left.
 
-    admitted: those that got a chunk.
-    blocked: the highest in rank that memory keeps from ever starting now: all instances together lack room. Nobody
+    admitted: the requests that got a chunk.
+    blocked: the highest in rank that memory keeps from ever starting now: all instances together lack room. No request
         below it is admitted, or it would starve.
     scattered: the highest in rank that no instance has room for, but several together.
     """
@@ -47,7 +47,7 @@ class Admissions:
         self.scattered: Candidate | None = None
 
     def are_open(self) -> bool:
-        """Whether any waiting request may start: some instance has time for it, and nobody before it is kept back."""
+        """Tell whether any waiting request may start: an instance has time for it, and none before it is kept back."""
         return self.blocked is None and len(self.chunks.full) < len(self.iteration.instances)
 
     def admit(self, candidate: Candidate, limit: Callable[[int], float]) -> None:

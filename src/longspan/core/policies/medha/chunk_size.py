@@ -22,14 +22,14 @@ class Chunks:
         self._served: set[int] = set()
 
     def is_next(self, instance: int) -> bool:
-        """Whether nobody higher in rank prefills on the instance: then it gets at least the smallest chunk."""
+        """Tell whether none higher in rank prefills on the instance: then it gets at least the smallest chunk."""
         if instance in self._served:
             return False
         self._served.add(instance)
         return True
 
     def add(self, request: Request, planned: KVRange, context: Context, is_next: bool, limit: float) -> int:
-        """Tokens of its chunk, all from the open shard; 0 if there is no time for the smallest worth its while."""
+        """Add a chunk; returns its tokens, all from the open shard; 0 if the smallest worth its while finds no time."""
         instance, floor = planned.instance, self.iteration.predictor.floor
         most = min(planned.length, self.max_batch_tokens - self.iteration.tokens(instance))
         if most <= 0:

@@ -23,8 +23,8 @@ class Clearing:
 
 
 class Clearings:
-    """Those under way, by waiting request: until the shard has moved, nobody else is placed on their instances, and the
-    request itself nowhere else."""
+    """The clearings under way, by waiting request: until the shard has moved, no other request is placed on their
+    instances, and the request itself nowhere else."""
 
     def __init__(self) -> None:
         self._clearings: dict[str, Clearing] = {}
@@ -64,7 +64,7 @@ def _goes_on(state: SchedulerState, clearing: Clearing, victim: Request) -> bool
 
 
 def move_shard(state: SchedulerState, victim: Request, source: int, target: int) -> None:
-    """What a ready request has on `source`, and what it has reserved there, goes to `target`."""
+    """Move what a ready request has on `source`, and what it has reserved there, to `target`."""
     state.reserve(
         victim.id, [replace(r, instance=target) if r.instance == source else r for r in victim.reserved]
     )
@@ -74,7 +74,7 @@ def move_shard(state: SchedulerState, victim: Request, source: int, target: int)
 
 
 def shard_slots(state: SchedulerState, request: Request, instance: int) -> int:
-    """What a request has on an instance, or counts on there."""
+    """Return the slots that a request has on an instance, or counts on there."""
     reserved = sum(planned.length for planned in request.reserved if planned.instance == instance)
     promised = request.promised if request.home == instance else 0
     return dict(state.placement.context(request.id)).get(instance, 0) + reserved + promised

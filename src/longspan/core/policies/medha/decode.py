@@ -11,7 +11,7 @@ from longspan.core.state import SchedulerState
 
 
 def ready_decodes(state: SchedulerState, iteration: Iteration) -> list[Request]:
-    """Those whose instances can all take a batch."""
+    """Return the decodes whose instances can all take a batch."""
     found = {
         request.id: request
         for instance in state.cluster.resting()
@@ -22,7 +22,7 @@ def ready_decodes(state: SchedulerState, iteration: Iteration) -> list[Request]:
 
 
 def add_decodes(state: SchedulerState, iteration: Iteration, requests: list[Request]) -> None:
-    """As many as a batch takes, in turn; the oldest if slots are short: perhaps one of them ends."""
+    """Add as many decodes as a batch takes, in turn; the oldest if slots are short: perhaps one of them ends."""
     if not requests:
         return
     slots = {number: state.cluster[number].unreserved for number in iteration.instances}

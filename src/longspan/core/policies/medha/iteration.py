@@ -47,7 +47,7 @@ class Part:
         self.tightest_tpot_s = tpot_s if self.tightest_tpot_s is None else min(self.tightest_tpot_s, tpot_s)
 
     def busiest_s(self, others: Collection[int] = ()) -> float:
-        """Of all its instances but the others."""
+        """Return the seconds of the busiest of its instances but these."""
         if len(others) == len(self.loads):
             return 0.0
         return max([load.seconds() for number, load in self.loads.items() if number not in others])
@@ -71,21 +71,21 @@ class Iteration:
         return self.instances.issuperset(instances)
 
     def parts(self) -> list[Part]:
-        """Those that have something to run, by their first instance."""
+        """Return the parts that have something to run, by their first instance."""
         parts = dict.fromkeys([part for part in self._parts.values() if part.decodes or part.chunks])
         return sorted(parts, key=lambda part: part.instances) if len(parts) > 1 else list(parts)
 
     def seconds(self, instances: Iterable[int]) -> float:
-        """Predicted, of the parts of these instances as they are now."""
+        """Return the predicted seconds of the parts of these instances as they are now."""
         part = self._joined(instances)
         return part.busiest_s() + self.predictor.exchange(len(part.loads))
 
     def target(self, instances: Iterable[int]) -> float:
-        """Seconds that these instances' parts should take together."""
+        """Return the seconds that these instances' parts should take together."""
         return self.predictor.target(self._joined(instances).tightest_tpot_s)
 
     def tokens(self, instance: int) -> int:
-        """Of chunks that it computes."""
+        """Return the tokens of chunks that the instance computes."""
         return self._part(instance).loads[instance].tokens
 
     def largest_chunk(self, instance: int, context: Context, most: int, limit: float) -> int:

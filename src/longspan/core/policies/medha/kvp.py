@@ -18,7 +18,7 @@ from longspan.core.state import SchedulerState
 def plan_shards(
     tokens: int, headroom: int, rooms: Mapping[int, int], order: Sequence[int], shard_tokens: int
 ) -> tuple[KVRange, ...] | None:
-    """Where the tokens go, in order, so that the last shard has the headroom behind it; None if there is no room.
+    """Plan where the tokens go, in order, so that the last shard has the headroom behind it; None if there is no room.
 
     rooms: slots of each instance. order: instances as they are to be used. Shards are no longer than `shard_tokens`
     unless there is no other way.
@@ -44,7 +44,7 @@ def plan_shards(
 
 
 def span(state: SchedulerState, request: Request) -> tuple[int, ...]:
-    """Who takes part in a request's next segment: those that hold its KV, and who will keep the next token."""
+    """Return the instances of a request's next segment: those that hold its KV, and the one for the next token."""
     holders = state.placement.holders(request.id)
     if request.reserved and request.reserved[0].instance not in holders:
         return (*holders, request.reserved[0].instance)
@@ -54,14 +54,14 @@ def span(state: SchedulerState, request: Request) -> tuple[int, ...]:
 def free_to_start(
     state: SchedulerState, next_prefills: Sequence[Request], pairs: Sequence[tuple[int, int]] = ()
 ) -> set[int]:
-    """Idle instances that need not wait for a busy one.
+    """Return the idle instances that need not wait for a busy one.
 
     next_prefills: those that should go on next where they are. pairs: instances between which KV shall move.
 
     Requests with KV on several instances bind these together. An instance bound to a busy one starts nothing until
     that is back; so it waits for what runs now and no longer, and the request runs at once when all are idle. Only
-    decodes and the next prefills bind. Others with KV on several instances run if these happen to be idle together, and
-    their turn to bind comes.
+    decodes and the next prefills bind. Other requests with KV on several instances run if these happen to be idle
+    together, and their turn to bind comes.
     """
     idle = state.cluster.idle()
     decodes = {

@@ -1,4 +1,4 @@
-"""Packing: who prefills in the next iteration, in order of rank (the paper's algorithm 2).
+"""Packing: which requests prefill in the next iteration, in order of rank (the paper's algorithm 2).
 
 Prompts that have begun go on where their KV is (`chunk_size`), long ones perhaps behind short ones (`space_sharing`);
 waiting ones start where there is room (`admission`).

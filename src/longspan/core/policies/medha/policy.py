@@ -1,6 +1,6 @@
 """Chunked prefill in mixed batches, with preemption at every chunk: Medha's policy, and the frame of its baselines.
 
-At each event, for all instances that can take a batch (today: that are idle): rank who prefills, add every decode, fill
+At each event, for all instances that can take a batch (today: that are idle): rank the prompts, add every decode, fill
 up with chunks in order of rank, and issue. What is left out simply keeps its KV where it is: preemption costs nothing.
 """
 
@@ -35,21 +35,21 @@ class ChunkedPrefill(Policy):
     max_space_share: of an iteration, at most so much goes from the chunk of a long prompt with slack to short ones.
     makes_room: whether half-done prefills give way to a waiting request for memory.
 
-    Nobody is stuck, and with `lars` nobody starves:
+    No request is stuck, and with `lars` none starves:
 
     - Every decode whose instances can start is in the next batch; if slots are short, the oldest are, and when there is
       none at all the most junior request gives up its KV (`pressure`).
     - On each instance the request that is highest in rank gets at least the smallest chunk, whatever the decodes take.
     - All of a prompt's slots are reserved with its first chunk, so a prefill that has begun always has room to go on.
     - A waiting request that lacks memory keeps those below it in rank from being admitted; so room comes together.
-    - Under `lars` a newcomer's rank is never below -1 (slack is at least minus the work), and everybody's own falls
-      below that in time. So each request is outranked for a bounded time, also by an endless stream of others of its
+    - Under `lars` a newcomer's rank is never below -1 (slack is at least minus the work), and each request's own falls
+      below that in time. So each request is outranked for a bounded time, also by an endless stream of requests of its
       priority.
 
     A request that arrives while everything is busy waits for one batch: as long as the target, or a smallest chunk.
 
     In a pipeline (SPP) it is asked whenever first stages are free, and a prompt's next chunk follows those that are in
-    later stages. Who is to give way lets these through first.
+    later stages. A request that is to give way lets these through first.
     """
 
     @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Predictor:
         self._seconds = [0.0]
 
     def target(self, tightest_tpot_s: float | None = None) -> float:
-        """Seconds that an iteration may take: the tightest TPOT of those that decode in it, else the default.
+        """Return the seconds that an iteration may take: the tightest TPOT of its decodes, else the default.
 
         Not less than leaves fixed costs their greatest share: weights are read in every iteration, and one that hardly
         does more would only stretch every prefill.
@@ -64,7 +64,7 @@ class Predictor:
         return self.config.tpot_slo_s if request.service.tpot_s is None else request.service.tpot_s
 
     def prefill(self, tokens: int) -> float:
-        """Seconds of a prompt's first tokens, alone, chunk by chunk. `whole_prefill` is the same, and remembers.
+        """Return the seconds of a prompt's first tokens, alone, in chunks. `whole_prefill` is the same, and remembers.
 
         In a pipeline every stage has its part of the work, and chunks follow each other; only one chunk's way through
         the other stages comes on top.
@@ -86,14 +86,14 @@ class Predictor:
         return Standing(now, request.arrived, self.deadline(request), remaining, total, max(total, 1e-9))
 
     def deadline(self, request: Request) -> float:
-        """Seconds from arrival to the first token: what the request asks, else in proportion to its work."""
+        """Return seconds from arrival to the first token: what the request asks, else in proportion to its work."""
         if request.service.ttft_s is not None:
             return request.service.ttft_s
         alone = self.whole_prefill(request.num_prompt_tokens)
         return max(self.config.ttft_slo_factor * alone, self.config.ttft_slo_floor_s)
 
     def is_attention_bound(self, context: int) -> bool:
-        """Whether a chunk behind so much context, on one instance, spends most of its own time on that context.
+        """Tell whether a chunk behind so much context, on one instance, spends most of its own time on that context.
 
         Such a chunk leaves dense layers little to do, which chunks of short prompts can fill. It replaces the published
         code's constant of 262144 tokens.

@@ -1,6 +1,6 @@
-"""Memory pressure: who gives way to whom when slots are short.
+"""Memory pressure: which request gives way to which when slots are short.
 
-Nobody goes round in circles:
+No request goes round in circles:
 
 - For a waiting request, only half-done prefills below it in rank give way, and only if they would still be below it
   with all their work undone. Of any two requests, one gives way to the other at most once, and never the other way
@@ -22,7 +22,7 @@ from longspan.core.state import SchedulerState
 
 
 class Concessions:
-    """Who has given way to whom, for waiting requests."""
+    """Which requests have given way to which, for waiting ones."""
 
     def __init__(self) -> None:
         self._beneficiaries: dict[str, set[str]] = {}
@@ -41,7 +41,7 @@ class Concessions:
 
 
 def junior_victim(state: SchedulerState, decodes: Sequence[Request]) -> Request | None:
-    """Whom to preempt for decodes that find no slot on any instance: the most junior of all that can run."""
+    """Choose whose KV to drop for decodes that find no slot on any instance: the most junior of all that can run."""
     growing = [request for request in decodes if not request.reserved]
     if not growing or any(instance.unreserved for instance in state.cluster.instances):
         return None
@@ -55,7 +55,7 @@ def _seniority(request: Request) -> tuple[int, int]:
 
 
 class Relief:
-    """Finds who gives way to a waiting request. `rank`: a candidate's key, from a request and its standing."""
+    """Finds the request that gives way to a waiting one. `rank`: a candidate's key, from a request and its standing."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Relief:
         self.rank = rank
 
     def preempt_for(self, blocked: Candidate) -> Request | None:
-        """A half-done prefill whose slots, perhaps with others', make room; if one does, that with least work lost."""
+        """Choose a half-done prefill whose slots, perhaps with those of more, make room: the least work lost."""
         beneficiary = blocked.request
         rooms = sum(instance.room for instance in self.state.cluster.instances)
         deficit = beneficiary.slots_to_take + self.state.headroom(beneficiary) - rooms

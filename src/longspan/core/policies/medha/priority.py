@@ -1,4 +1,4 @@
-"""Who goes first: rules, by which the lowest does.
+"""Which request goes first: rules, by which the lowest does.
 
 Each looks at a request as it stands now; nothing is kept from one decision to the next.
 """
@@ -43,7 +43,7 @@ class Standing(Generic[N]):
 
 
 def lars(standing: Standing[N]) -> N:
-    """Length-aware relative slack: the longer a request, the more slack counts as little."""
+    """Rank by length-aware relative slack: the longer a request, the more slack counts as little."""
     return standing.relative_slack
 
 

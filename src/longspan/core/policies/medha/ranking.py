@@ -1,4 +1,4 @@
-"""Who prefills, first things first, however many wait."""
+"""Which requests prefill, first things first, however many wait."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Ranking:
     candidate: Callable[[Request], Candidate]
 
     def waiting(self) -> Iterator[Candidate]:
-        """In order of rank, made one by one: few of a long queue are ever looked at."""
+        """Yield the waiting in order of rank, made one by one: few of a long queue are ever looked at."""
         return (self.candidate(self.queue[place]) for place in self.order)
 
 
@@ -48,7 +48,7 @@ class Backlog:
     """The waiting requests in columns, so that a thousand are ranked as fast as a few.
 
     Only the time changes in how a request stands while it waits. So its column is made when it comes, and kept until it
-    leaves. It cannot leave and come back unnoticed: `follow` is called at every decision, and somebody who has left
+    leaves. It cannot leave and come back unnoticed: `follow` is called at every decision, and a request that has left
     with one comes back with another.
     """
 
@@ -58,7 +58,7 @@ class Backlog:
         self._columns = np.empty((_WIDTH, 0))
 
     def follow(self, state: SchedulerState, stand: Stand) -> None:
-        """Be about those that wait now."""
+        """Be about the requests that wait now."""
         if self._changes == state.waiting.changes:
             return
         self._changes = state.waiting.changes
@@ -71,11 +71,11 @@ class Backlog:
         self._columns = np.concatenate((self._columns, columns), axis=1)[:, order]
 
     def least_need(self) -> float:
-        """Slots that the smallest one needs, its headroom with it; infinite if nobody waits."""
+        """Return the slots that the smallest one needs, headroom included; infinite if none waits."""
         return float(self._columns[-1].min()) if self.queue else inf
 
     def order(self, now: float, rule: Callable[[Standing[Floats]], Floats]) -> NDArray[np.intp]:
-        """Places in the queue by priority, rule and arrival."""
+        """Return places in the queue by priority, rule and arrival."""
         if not self.queue:
             return _NOBODY
         arrived, deadline_s, total_s, scale_s, index, priority, _ = self._columns

@@ -24,7 +24,7 @@ class Deferred:
 
 
 class SpaceSharing:
-    """Of one iteration. max_share: for short prompts beside a long one; 0 shares none.
+    """The shares of one iteration. max_share: for short prompts beside a long one; 0 shares none.
 
     deferred: long prompts that share, in order of rank. They are one at most on each instance.
     """
@@ -37,13 +37,13 @@ class SpaceSharing:
         self._limits: dict[int, float] = {}
 
     def limit(self, instances: Iterable[int]) -> float:
-        """Seconds up to which chunks of short prompts may fill an iteration of these instances."""
+        """Return the seconds up to which chunks of short prompts may fill an iteration of these instances."""
         return min([self._limits.get(number, math.inf) for number in instances]) if self._limits else math.inf
 
     def holds_back(
         self, candidate: Candidate, instances: tuple[int, ...], planned: KVRange, context: Context, is_next: bool
     ) -> bool:
-        """Whether the prompt gets no chunk now: it is long, and shares, or comes after another long one there."""
+        """Tell whether the prompt gets no chunk now: it is long, and shares, or comes after another long one there."""
         if not self.max_share:
             return False
         if not self.iteration.predictor.is_attention_bound(max(tokens for _, tokens in context)):

@@ -47,18 +47,18 @@ class DataParallel(Policy):
     def may_start(
         self, state: SchedulerState, instance: Instance, lane: Lane, request: Request, taken: int = 0
     ) -> bool:
-        """Whether there is a place for a waiting request. taken: free slots that others get before it."""
+        """Tell whether there is a place for a waiting request. taken: free slots that go to requests before it."""
 
     def rank(self, state: SchedulerState, request: Request, now: float) -> Rank:
-        """Of a request that begins to wait, new or preempted: first come first served."""
+        """Rank a request that begins to wait, new or preempted: first come first served."""
         return ()
 
     def first(self, lane: Lane, now: float) -> Request:
-        """Of those that wait, who goes next."""
+        """Return the waiting request that goes next."""
         return lane.first
 
     def let_go(self, request: Request) -> None:
-        """It has finished, or was aborted: forget it."""
+        """Forget the request: it has finished, or was aborted."""
         self._lane_of.pop(request.id).drop(request)
 
     def preempt(self, state: SchedulerState, request: Request, now: float) -> None:

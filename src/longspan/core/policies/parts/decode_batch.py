@@ -14,14 +14,14 @@ _ARRIVAL = attrgetter("arrival_index")
 
 
 def choose_requests(group: DecodeGroup) -> list[Request]:
-    """All in turn if the batch is limited by its size; the oldest if it is limited by KV room."""
+    """Choose all in turn if the batch is limited by its size; the oldest if it is limited by KV room."""
     if group.surplus < 0:
         return sorted(group.requests, key=_ARRIVAL)[: group.room]
     return sorted(group.requests, key=attrgetter("ready_order"))[: group.size]
 
 
 def run_decode(state: SchedulerState, requests: Sequence[Request], masters: Sequence[int]) -> None:
-    """One iteration: masters[i] computes and keeps the token of requests[i]; whoever holds KV takes part."""
+    """Run one iteration: masters[i] computes and keeps the token of requests[i]; each holder of KV takes part."""
     members = set(masters).union(*[state.placement.holders(request.id) for request in requests])
     segments = list(map(state.decode_segment, requests, masters))
     state.run_batch(tuple(sorted(members)), segments)

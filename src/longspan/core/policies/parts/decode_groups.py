@@ -61,12 +61,12 @@ class DecodeGroup:
 def form_groups(
     state: SchedulerState, held: Collection[int] = frozenset()
 ) -> tuple[list[DecodeGroup], Iterator[Instance]]:
-    """Groups that can run now, by their oldest request, and idle instances with room that belong to none, the roomiest
-    first. These are looked for when the first is asked for.
+    """Return the groups that can run now, by their oldest request, and idle instances with room that belong to none,
+    the roomiest first. These are looked for when the first is asked for.
 
-    A group with an instance that still decodes for others waits for it: its idle instances stay idle for that
+    A group with an instance that still decodes for another group waits for it: its idle instances stay idle for that
     one iteration, or they would go out of step for ever. Requests that need an instance busy with a prefill
-    or a migration are left out, so that the others go on.
+    or a migration are left out, so that the rest goes on.
 
     held: instances that shall not decode, as if they were busy with a prefill.
     """
@@ -107,7 +107,7 @@ def _spare(state: SchedulerState, taken: Iterable[Collection[int]]) -> Iterator[
 def find_candidates(
     state: SchedulerState, resting: Iterable[Instance], unavailable: Set[int]
 ) -> dict[Request, tuple[int, ...]]:
-    """Decoding requests ready on these instances -> holders, all of which are available."""
+    """Return decoding requests ready on these instances -> holders, all of which are available."""
     holders_of = state.placement.holders
     candidates: dict[Request, tuple[int, ...]] = {}
     for instance in resting:

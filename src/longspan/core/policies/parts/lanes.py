@@ -15,9 +15,9 @@ _WAITING_WEIGHT = 4
 
 
 class Lane:
-    """Who waits for the instance, by rank, and of equal rank by arrival; and who runs there, with KV or about to.
+    """One instance's requests: those that wait, by rank, then by arrival; and those that run, with KV or about to.
 
-    by_arrival: those that wait, once more.
+    by_arrival: the waiting ones, once more.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Lane:
         self._ranks: dict[str, Rank] = {}
 
     def __len__(self) -> int:
-        """How many wait."""
+        """Return how many wait."""
         return len(self._ranked)
 
     def __iter__(self) -> Iterator[Request]:
@@ -38,11 +38,11 @@ class Lane:
         return self._ranked[0][2]
 
     def runnable(self) -> list[Request]:
-        """Who runs and is not in a batch now, but for prompts in a pipeline whose next chunk may follow the last."""
+        """Return those that run and are in no batch now, or are prompts in a pipeline whose next chunk may follow."""
         return [request for request in self.running.values() if request.can_run]
 
     def may_yield(self, request: Request) -> bool:
-        """Whether dropping its KV, for want of a slot, lets somebody go on: it is at rest, and not alone.
+        """Tell whether dropping its KV, for want of a slot, lets another go on: it is at rest, and not alone.
 
         One that runs alone lacks only slots of those that have ended in a later pipeline stage; these come back.
         """
@@ -54,11 +54,11 @@ class Lane:
         return _WAITING_WEIGHT * len(self) + len(self.running)
 
     def rank_of(self, request: Request) -> Rank:
-        """Of one that waits."""
+        """Return the rank of a request that waits."""
         return self._ranks[request.id]
 
     def wait(self, request: Request, rank: Rank) -> None:
-        """It waits; if it did already, from now on with this rank."""
+        """Let it wait; if it did already, from now on with this rank."""
         self.drop(request)
         self.by_arrival.add(request)
         self._ranks[request.id] = rank
@@ -69,7 +69,7 @@ class Lane:
         self.running[request.id] = request
 
     def drop(self, request: Request) -> None:
-        """Neither waits nor runs any more."""
+        """Drop the request: it neither waits nor runs any more."""
         self.running.pop(request.id, None)
         rank = self._ranks.pop(request.id, None)
         if rank is not None:

@@ -8,9 +8,9 @@ from longspan.core.state import SchedulerState
 
 
 class MixedBatch:
-    """Put together request by request, then run.
+    """A batch, put together request by request, then run.
 
-    left: tokens that may still be added. slots: free slots that it will take and that nobody has reserved.
+    left: tokens that may still be added. slots: free slots that it will take and that no request has reserved.
     """
 
     def __init__(self, instance: Instance, budget: int) -> None:
@@ -27,7 +27,7 @@ class MixedBatch:
         return list(self._tokens)
 
     def add(self, request: Request, most: int | None = None) -> None:
-        """As many of its tokens without KV as there are budget and slots for, `most` at most; a decode has one."""
+        """Add as many tokens without KV as budget and slots allow, `most` at most; a decode has one."""
         tokens = min(request.tokens_to_compute, self.left)
         if most is not None:
             tokens = min(tokens, most)
@@ -39,7 +39,7 @@ class MixedBatch:
             self._tokens[request] = tokens
 
     def run(self, state: SchedulerState) -> None:
-        """Nothing, if it is empty."""
+        """Run the batch; an empty one is not issued."""
         if self._tokens:
             here = self.instance.id
             segments = [

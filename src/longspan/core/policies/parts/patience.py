@@ -9,7 +9,7 @@ PATIENCE = 4
 
 
 def somebody_is_overdue(state: SchedulerState) -> bool:
-    """A request that could have decoded on an idle instance has watched too many prefills pass."""
+    """Tell whether a request that could decode on an idle instance has watched too many prefills pass."""
     patience = PATIENCE * len(state.cluster)
     resting = state.cluster.resting()
     longest_ready = [next(iter(instance.ready.values())) for instance in resting if instance.ready]

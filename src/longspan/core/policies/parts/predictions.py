@@ -1,4 +1,4 @@
-"""How much longer requests will go on. The true output length is known to nobody before the end."""
+"""How much longer requests will go on. The true output length is not known before the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OutputLengths:
         return cls((FIRST_GUESS + tokens) / (1 + count))
 
     def left(self, request: Request) -> int:
-        """Tokens that the request will still generate; at least one."""
+        """Return the tokens that the request will still generate; at least one."""
         done = request.num_output_tokens
         expected = self.average - done
         if expected < LEAST_LEFT or expected < done / 10:
@@ -35,16 +35,16 @@ class OutputLengths:
         return most if most < expected else int(expected)
 
     def growth(self, requests: Iterable[Request]) -> list[tuple[int, int]]:
-        """Tokens that need KV now, and tokens of KV to come, of each; the last token's KV is never stored."""
+        """Return of each: tokens that need KV now, and tokens of KV to come; the last token's is never stored."""
         left = self.left
         return [(request.num_prompt_tokens + request.num_output_tokens, left(request) - 1) for request in requests]
 
 
 def peak_kv(requests: Iterable[tuple[int, int]]) -> int:
-    """The most KV slots taken at any time from now, if nobody is added.
+    """Return the most KV slots taken at any time from now, if no request is added.
 
     requests: (tokens that need KV now, tokens to come) of each. All grow by one an iteration; the peak is just
-    before somebody ends: those alive then are the ones with most to come.
+    before one ends: those alive then are the ones with most to come.
     """
     peak = held = 0
     for alive, (tokens, to_come) in enumerate(sorted(requests, key=lambda request: -request[1]), start=1):

@@ -14,7 +14,7 @@ Retention = Mapping[str, Sequence[tuple[int, int]]]
 
 
 def run_prefill(state: SchedulerState, requests: Sequence[Request], ring: Sequence[int], plan: Retention) -> RunBatch:
-    """All tokens of `requests`, each striped over the whole ring, kept as `plan` says."""
+    """Prefill all tokens of `requests`, each striped over the whole ring, kept as `plan` says."""
     ring = tuple(ring)
     segments = []
     for place, request in enumerate(requests):

@@ -7,7 +7,7 @@ from longspan.core.state import SchedulerState
 
 
 def refuse_the_too_long(state: SchedulerState, news: News) -> None:
-    """Those that have just arrived, and that no instance can hold alone."""
+    """Refuse those that have just arrived and that no instance can hold alone."""
     most = state.cluster.largest_capacity
     for request in [request for request in news.arrived if request.max_kv_tokens > most]:
         message = (

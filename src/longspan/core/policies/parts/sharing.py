@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def share_evenly(amount: int, rooms: Sequence[int]) -> list[int]:
-    """Shares as equal as the rooms allow. They add up to `amount`, which must fit."""
+    """Return shares as equal as the rooms allow. They add up to `amount`, which must fit."""
     shares = [0] * len(rooms)
     smallest_first = sorted(range(len(rooms)), key=lambda place: rooms[place])
     for done, place in enumerate(smallest_first):

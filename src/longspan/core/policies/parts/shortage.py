@@ -31,10 +31,10 @@ def relieve_shortage(groups: list[DecodeGroup], spare: Iterator[Instance]) -> li
 
 
 def choose_victim(state: SchedulerState, groups: Sequence[DecodeGroup]) -> Request | None:
-    """Whom to preempt: the latest to arrive, if a group cannot take a single step and no room is in sight.
+    """Choose which to preempt: the latest to arrive, if a group cannot take one step and no room is in sight.
 
     A group with room for some of its requests runs those, the oldest: perhaps one of them ends. A lone
-    request waits for the others: if nothing else were alive, it would have room, since it was not refused.
+    request waits for the other groups: if nothing else were alive, it would have room, since it was not refused.
     """
     stuck = [group for group in groups if group.room == 0]
     if not stuck:
@@ -49,7 +49,7 @@ def choose_victim(state: SchedulerState, groups: Sequence[DecodeGroup]) -> Reque
 
 
 def choose_victim_inside(groups: Sequence[DecodeGroup]) -> Request | None:
-    """Whom to preempt when groups cannot help each other: the latest of one that cannot take a single step.
+    """Choose which to preempt when groups cannot help each other: the latest of one that cannot take a single step.
 
     A request that is alone there is computed again, wherever there is room for one token more. Where a batch is in a
     later stage of the group's instances, the group waits for it: slots may come back with it, or later requests.

@@ -25,13 +25,13 @@ class Alise(Speculative):
     """Each iteration goes to those with least predicted time left, whether they run or wait.
 
     Time left is that of the prefill and, for each token expected, of a decode behind the context (the paper's linear
-    model, here the cost model); it is worked out anew as tokens come. Who is passed over pauses where its KV is. If a
-    waiting request lacks memory, those that it outranks give up theirs, the last in rank first, and are computed again;
-    the paper swaps it to the host and compresses it.
+    model, here the cost model); it is worked out anew as tokens come. A request that is passed over pauses where its KV
+    is. If a waiting request lacks memory, those that it outranks give up theirs, the last in rank first, and are
+    computed again; the paper swaps it to the host and compresses it.
 
-    Nobody starves: a newcomer outranks only those whose predicted time is longer, by more than a tenth of what they are
-    older. Nobody goes round in circles: a request gives way to a waiting one only if it was never preempted before; and
-    for decodes that lack slots the last in rank gives up its KV, never the first, which so comes to its end.
+    No request starves: a newcomer outranks only those whose predicted time is longer, by more than a tenth of what they
+    are older. No request goes round in circles: it gives way to a waiting one only if it was never preempted before;
+    and for decodes that lack slots the last in rank gives up its KV, never the first, which so comes to its end.
     """
 
     name = "alise"
@@ -65,7 +65,7 @@ class Alise(Speculative):
     def may_start(
         self, state: SchedulerState, instance: Instance, lane: Lane, request: Request, taken: int = 0
     ) -> bool:
-        """There is a place, or somebody that it outranks may have to leave one."""
+        """Tell whether there is a place, or a request that it outranks may have to leave one."""
         if super().may_start(state, instance, lane, request, taken):
             return True
         return any(rank > lane.rank_of(request) for rank in self._ranks(state, lane).values())

@@ -15,7 +15,7 @@ from longspan.core.policies.parts.predictions import FIRST_GUESS, OutputLengths
 class LearnedLengths:
     """The mean output of each class of prompts; a class is the prompts between two powers of two.
 
-    While a class has none, the mean of all; while nobody has finished, a guess.
+    While a class has none, the mean of all; while none has finished, a guess.
     """
 
     def __init__(self) -> None:
@@ -23,12 +23,12 @@ class LearnedLengths:
         self._classes: defaultdict[int, _Mean] = defaultdict(_Mean)
 
     def learn(self, request: Request) -> None:
-        """From one that came to its own end."""
+        """Learn from a request that came to its own end."""
         for mean in (self._everyone, self._classes[_class_of(request)]):
             mean.add(request.num_output_tokens)
 
     def left(self, request: Request) -> int:
-        """Tokens that a request is expected to generate yet: at least one, at most what it may.
+        """Return the tokens that a request is expected to generate yet: at least one, at most what it may.
 
         One that has outlived the prediction is expected to go on for a tenth of what it has (LoongServe's rule).
         """

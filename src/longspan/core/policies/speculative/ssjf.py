@@ -27,10 +27,10 @@ class Speculative(Vllm):
 
 
 class Ssjf(Speculative):
-    """Who waits is admitted in order of predicted output tokens; once admitted, it runs to its end.
+    """Waiting requests are admitted in order of predicted output tokens; once admitted, they run to their end.
 
     As in the paper nothing else changes: batches and memory are `vllm`'s. A prediction is made when the wait begins.
-    Nobody starves: one that has waited for `starvation_s` goes before all predictions, the oldest first.
+    No request starves: one that has waited for `starvation_s` goes before all predictions, the oldest first.
     """
 
     @dataclass(frozen=True)
