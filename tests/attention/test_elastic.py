@@ -180,7 +180,15 @@ def batches(draw: st.DrawFn) -> tuple[RunBatch, int]:
         length = draw(st.one_of(st.just(1), st.integers(1, 40)))
         start = draw(st.one_of(st.just(0), st.integers(0, 50)))
         context = split(draw, start, everyone)
-        if striped:
+        pieces: list[int] = []
+        if striped and length > 1 and len(ring) > 1 and draw(st.booleans()):  # in pieces: in any order, several of one
+            pieces = sorted(draw(st.sets(st.integers(start + 1, start + length - 1), min_size=1, max_size=5)))
+            compute = tuple(draw(st.sampled_from(ring)) for _ in range(len(pieces) + 1))
+            if set(compute) != set(ring):
+                pieces = []
+        if pieces:
+            shares = split(draw, length, ring)
+        elif striped:
             turn = draw(st.integers(0, len(ring) - 1))
             compute = tuple(ring[turn:] + ring[:turn])
             shares = split(draw, length, ring)
@@ -195,7 +203,7 @@ def batches(draw: st.DrawFn) -> tuple[RunBatch, int]:
         earlier = tuple((100 * number + place, b - a) for place, (a, b) in enumerate(pairwise([0, *cuts])))
         own = 100 * number + len(cuts)
         named = Segment(f"r{number}", start, length, compute, tuple(store), tuple(context), residence=own)
-        segments.append(replace(named, earlier=earlier))
+        segments.append(replace(named, earlier=earlier, cuts=tuple(pieces)))
     return RunBatch(0, tuple(everyone), tuple(segments)), num_instances
 
 

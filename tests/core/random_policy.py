@@ -64,7 +64,14 @@ class RandomPolicy(Policy):
         retention = self._keep(request.num_stored, length, compute, free)
         for number, share in retention:
             free[number] -= share
-        return state.prefill_segment(request, compute, retention) if retention else None
+        if not retention:
+            return None
+        compute, cuts = self._lay_out(request.num_stored, sum(share for _, share in retention), compute)
+        return state.prefill_segment(request, compute, retention, cuts)
+
+    def _lay_out(self, start: int, length: int, compute: list[int]) -> tuple[list[int], list[int]]:
+        """Who computes in which order, and where the tokens are cut: here nowhere, they are striped."""
+        return compute, []
 
     def _chunk(self, left: int) -> int:
         """How many of a prompt's tokens that are left come next."""

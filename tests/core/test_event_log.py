@@ -321,7 +321,7 @@ pairs = st.lists(st.tuples(small, small), max_size=3).map(tuple)
 residences = st.integers(OWN, 3)
 segments = st.builds(
     Segment, requests, small, small, st.lists(small, max_size=3).map(tuple), st.lists(ranges, max_size=3).map(tuple),
-    pairs, st.booleans(), residences, st.just(()) | pairs,
+    pairs, st.booleans(), residences, st.just(()) | pairs, st.just(()) | st.lists(numbers, max_size=3).map(tuple),
 )  # fmt: skip
 plain_segments = st.builds(
     lambda request, start, length, instance, emits, residence: Segment(

@@ -91,6 +91,22 @@ ILLEGAL: dict[str, tuple[Act, str]] = {
         "do not cover",
     ),
     "computes twice": (lambda s: s.run_batch((0, 1), [prefill(s, (0, 0), i0=10)]), "somebody twice"),
+    "a cut too many": (
+        lambda s: s.run_batch((0, 1), [replace(prefill(s, i0=10), cuts=(3, 6))]),
+        "do not make a piece for each",
+    ),
+    "cuts in disorder": (
+        lambda s: s.run_batch((0, 1), [replace(prefill(s, (0, 1, 0), i0=10), cuts=(6, 3))]),
+        "do not make a piece for each",
+    ),
+    "an empty piece": (
+        lambda s: s.run_batch((0, 1), [replace(prefill(s, i0=10), cuts=(10,))]),
+        "do not make a piece for each",
+    ),
+    "pieces of one": (
+        lambda s: s.run_batch((0,), [replace(prefill(s, (0, 0), i0=10), cuts=(4,))]),
+        "for one instance alone",
+    ),
     "migrate in flight": (lambda s: s.migrate("busy", 2, 0, [(0, 5)]), "not ready"),
     "migrate to busy": (lambda s: s.migrate("ready", 0, 2, [(0, 5)]), "instance 2 is busy"),
     "migrate to itself": (lambda s: s.migrate("ready", 0, 0, [(0, 5)]), "twice"),
@@ -131,7 +147,11 @@ def test_all_rings_of_a_batch_are_rotations_of_one() -> None:
     long = state.prefill_segment(state.request("ready"), (0, 1), {0: 13})
     with pytest.raises(InternalError, match="rotation"):
         state.run_batch((0, 1), [long, replace(prefill(state, i1=10), compute=(1, 2))])
-    state.run_batch((0, 1), [long, prefill(state, (1, 0), i1=10)])
+    pieces = replace(prefill(state, (1, 0, 1), i1=10), cuts=(2, 7))
+    assert (pieces.emitter, pieces.pieces(1), pieces.pieces(0)) == (1, [(0, 2, 1), (7, 3, 1)], [(2, 5, 1)])
+    with pytest.raises(InternalError, match="rotation"):
+        state.run_batch((0, 1), [long, replace(pieces, compute=(1, 2, 1))])
+    state.run_batch((0, 1), [long, pieces])
 
 
 def test_a_preempted_request_returns_to_its_old_place() -> None:

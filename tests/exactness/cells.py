@@ -32,7 +32,7 @@ class Cell:
     executor: threads of this process; or a process for each device, and what they exchange through.
     chunk: tokens of a chunk, where the policy takes a size; `forced` cuts by it, or anyhow.
     shard: KV tokens of a prompt after which it goes on at the next instance, where the policy takes a number.
-    retention, migrates, preempts: see `ForcedPolicy`.
+    retention, migrates, preempts: see `ForcedPolicy`. layout: of chunks over several instances: striped, or in pieces.
     pool: ample, or so small that requests must give way to each other.
     arrivals: all together, or each with the first token of the one before.
     aborts: no request; or two of them: with their arrival, upon others' tokens, or in the middle of their own.
@@ -51,6 +51,7 @@ class Cell:
     retention: str = "random"
     migrates: bool = False
     preempts: bool = False
+    layout: str = "striped"
     pool: str = "ample"
     lookahead: bool = True
     arrivals: str = "together"
@@ -92,6 +93,7 @@ AXES: dict[str, Axis] = {
     "retention": Axis(["one", "even", "shards", "random"]),
     "migrates": Axis([False, True]),
     "preempts": Axis([False, True]),
+    "layout": Axis(["striped", "pieces"]),
     "pool": Axis(["ample", "small"]),
     "lookahead": Axis([False, True]),
     "arrivals": Axis(["together", "in_turn"]),
@@ -104,10 +106,12 @@ AXES: dict[str, Axis] = {
 def possible(values: Mapping[str, Any]) -> bool:
     """Whether there is a cell with these values; those of the other axes are open."""
     own = values.get("policy", FORCED) == FORCED
+    in_pieces = values.get("layout", "striped") != "striped"
     forces = values.get("migrates") or values.get("preempts") or values.get("retention", "random") != "random"
-    if forces and not own:
+    if (forces or in_pieces) and not own:
         return False
-    if values.get("instances") == 1 and (values.get("migrates") or values.get("policy") == "distserve"):
+    needs_several = values.get("migrates") or in_pieces or values.get("policy") == "distserve"
+    if values.get("instances") == 1 and needs_several:
         return False
     processes = math.prod(values.get(name, 1) for name in _DEVICES)
     return values.get("executor") not in _PROCESSES or processes <= _MOST_PROCESSES

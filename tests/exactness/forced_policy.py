@@ -17,16 +17,18 @@ class ForcedPolicy(RandomPolicy):
     chunk: tokens of a chunk; None: any number.
     retention: who keeps a chunk's KV: one instance, all alike, each the next `shard` tokens in turn, or anybody.
     migrates, preempts: at nearly every chance, or never.
+    pieces: chunks of several instances are cut into contiguous pieces, in any order, not striped.
     """
 
     name = "forced"
 
     def __init__(
-        self, seed: int, *, chunk: int | None, retention: Retention, shard: int, migrates: bool, preempts: bool
-    ) -> None:
+        self, seed: int, *, chunk: int | None, retention: Retention, shard: int, migrates: bool, preempts: bool,
+        pieces: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(seed)
         self.chunk, self.retention, self.shard = chunk, retention, shard
-        self.migrates, self.preempts = migrates, preempts
+        self.migrates, self.preempts, self.pieces = migrates, preempts, pieces
         self._moved_before = 0
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:
@@ -43,6 +45,13 @@ class ForcedPolicy(RandomPolicy):
 
     def _chunk(self, left: int) -> int:
         return super()._chunk(left) if self.chunk is None else min(left, self.chunk)
+
+    def _lay_out(self, start: int, length: int, compute: list[int]) -> tuple[list[int], list[int]]:
+        if not self.pieces or len(compute) == 1 or length < len(compute):
+            return compute, []
+        several = self.rng.choices(compute, k=self.rng.randint(0, min(3, length - len(compute))))
+        owners = self.rng.sample([*compute, *several], len(compute) + len(several))
+        return owners, sorted(self.rng.sample(range(start + 1, start + length), len(owners) - 1))
 
     def _keep(self, start: int, length: int, compute: list[int], free: dict[int, int]) -> list[tuple[int, int]]:
         match self.retention:

@@ -67,7 +67,7 @@ def policy_of(cell: Cell) -> Policy | None:
         return None
     return ForcedPolicy(
         cell.seed, chunk=cell.chunk, retention=cell.retention, shard=cell.shard or 1 << 20,
-        migrates=cell.migrates, preempts=cell.preempts,
+        migrates=cell.migrates, preempts=cell.preempts, pieces=cell.layout == "pieces",
     )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ CORE_FLOORS = [
     ["policies"],
     ["scheduler"],
 ]
+MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_ROOM = 300, 1700
 TORCH_FLOORS = {"native", "distributed", "attention", "layers", "models", "worker"}
 WITHOUT_TORCH = ["core", "core.scheduler", "core.policies", "metrics.event_log", "models.config",
                  "models.catalog", "worker.messages", "executor.base", "executor.multiproc",
@@ -121,6 +122,18 @@ def test_imports_inside_the_core_go_down_only() -> None:
         if core_level(target) > core_level(module)
     ]
     assert not upward
+
+
+def test_rooms_of_the_core_stay_small() -> None:
+    rooms: dict[str, int] = {}
+    long_files = []
+    for path in (SOURCE / "core").rglob("*.py"):
+        count = len(path.read_text().splitlines())
+        rooms[path.parent.name] = rooms.get(path.parent.name, 0) + count
+        if count > MOST_LINES_OF_A_FILE:
+            long_files.append(path.name)
+    assert not long_files
+    assert {room: count for room, count in rooms.items() if count > MOST_LINES_OF_A_ROOM} == {}
 
 
 def test_imports_have_no_circle() -> None:

@@ -190,9 +190,9 @@ class ElasticAttention:
                 self.store.write(layer, round_.keep_slots, *kept)
             for tile in round_.tiles:
                 part = self.backend.block(
-                    q_THK[tile.q], k_BGK[tile.k], v_BGK[tile.k], causal=True, scale=self.scale
+                    q_THK[tile.q], k_BGK[tile.k], v_BGK[tile.k], causal=tile.causal, scale=self.scale
                 )
-                if number == 0:
+                if number == 0 and tile.causal:  # the first result of these rows: of each other and before
                     result.set(tile.q, part)
                 else:
                     result.add(tile.q, part)

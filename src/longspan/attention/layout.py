@@ -36,7 +36,10 @@ class SlotBook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SegmentRows:
-    """Rows [start, stop) of this instance belong to the segment, and are tokens first, first + step, ..."""
+    """Rows [start, stop) of this instance belong to the segment, and are tokens first, first + step, ...
+
+    A segment has one of these on each instance that computes it, or several where it is cut into pieces.
+    """
 
     segment: Segment
     start: int
@@ -44,13 +47,19 @@ class SegmentRows:
     first: int
     step: int
 
+    @property
+    def last(self) -> int:
+        """The position of the last of them."""
+        return self.first + self.step * (self.stop - self.start - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Queries q attend causally to keys k of a visiting block: row i sees keys 0..i. Same length."""
+    """Queries q attend to keys k of a visiting block: to all, or causally, row i to keys 0..i of as many."""
 
     q: slice
     k: slice
+    causal: bool = True
 
 
 @dataclass(slots=True)
@@ -114,14 +123,6 @@ class BatchLayout:
     emits: list[tuple[str, int]]
 
 
-def stripe_count(segment: Segment, instance: int) -> int:
-    """Tokens of the segment that the instance computes."""
-    if instance not in segment.compute:
-        return 0
-    stripe, stripes = segment.compute.index(instance), len(segment.compute)
-    return max(0, -(-(segment.length - stripe) // stripes))
-
-
 def plan_layout(batch: RunBatch, instance: int, book: SlotBook, device: torch.device) -> BatchLayout:
     """Derive `instance`'s part in the batch, and allocate the slots of what it keeps."""
     rows = list(_rows(batch, instance))
@@ -130,10 +131,8 @@ def plan_layout(batch: RunBatch, instance: int, book: SlotBook, device: torch.de
     for part in rows:
         segment = part.segment
         context = held.get(segment.request_id)
-        if segment.emits and segment.emitter == instance:
+        if segment.emits and part.last == segment.end - 1:
             emits.append((segment.request_id, part.stop - 1))
-        if part.start == part.stop:
-            continue
         if len(segment.compute) == 1:
             own_rows.append(part)
             if segment.length > 1:
@@ -234,11 +233,9 @@ def _context_at(segment: Segment, instance: int) -> int:
 def _rows(batch: RunBatch, instance: int) -> Iterator[SegmentRows]:
     row = 0
     for segment in batch.segments:
-        if instance in segment.compute:
-            stop = row + stripe_count(segment, instance)
-            first = segment.start + segment.compute.index(instance)
-            yield SegmentRows(segment, row, stop, first, len(segment.compute))
-            row = stop
+        for first, count, step in segment.pieces(instance):
+            yield SegmentRows(segment, row, row + count, first, step)
+            row += count
 
 
 def _ring(
@@ -248,46 +245,58 @@ def _ring(
     kept: Kept,
     device: torch.device,
 ) -> RingLayout | None:
-    striped = [part for part in rows if len(part.segment.compute) > 1]
-    if not striped:
+    shared = [segment for segment in batch.segments if len(segment.compute) > 1 and instance in segment.compute]
+    if not shared:
         return None
-    members = {frozenset(s.compute) for s in batch.segments if len(s.compute) > 1}
+    members = {frozenset(segment.compute) for segment in batch.segments if len(segment.compute) > 1}
     assert len(members) == 1, f"batch {batch.batch_id} has several rings: {sorted(map(sorted, members))}"
-    order = sorted(striped[0].segment.compute)
+    mine: dict[str, list[SegmentRows]] = {segment.request_id: [] for segment in shared}
+    for part in rows:
+        if part.segment.request_id in mine:
+            mine[part.segment.request_id].append(part)
+    order = sorted(set(shared[0].compute))
     size, place = len(order), order.index(instance)
     rounds = []
     for distance in range(size):
         owner = order[(place - distance) % size]
         tiles, keep_rows, keep_slots = [], [], []
-        offset = 0  # of the segment in the owner's packed block
-        for part in striped:
-            segment, count = part.segment, part.stop - part.start
-            mine, theirs = segment.compute.index(instance), segment.compute.index(owner)
-            # Query i is token mine + i*n, key j is token theirs + j*n: visible if j <= i, less one if theirs > mine.
-            if theirs > mine:
-                tile = Tile(slice(part.start + 1, part.stop), slice(offset, offset + count - 1))
-            else:
-                tile = Tile(slice(part.start, part.stop), slice(offset, offset + count))
-            if tile.q.stop > tile.q.start:
-                tiles.append(tile)
-            owned = stripe_count(segment, owner)
-            for start, slots in kept[segment.request_id]:
-                base = segment.start + theirs
-                low, high = (min(owned, max(0, -(-(edge - base) // size))) for edge in (start, start + len(slots)))
-                stripe = torch.arange(low, high)
-                keep_rows.append(offset + stripe)
-                keep_slots.append(slots[base + stripe * size - start])
-            offset += owned
-        round_ = RingRound(offset, tiles)
+        offset = 0  # of the piece in the owner's packed block
+        for segment in shared:
+            for first, count, step in segment.pieces(owner):
+                theirs = SegmentRows(segment, offset, offset + count, first, step)
+                tiles += [tile for part in mine[segment.request_id] if (tile := _tile(part, theirs)) is not None]
+                for start, slots in kept[segment.request_id]:
+                    low, high = (
+                        min(count, max(0, -(-(edge - first) // step))) for edge in (start, start + len(slots))
+                    )
+                    of_piece = torch.arange(low, high)
+                    keep_rows.append(offset + of_piece)
+                    keep_slots.append(slots[first + of_piece * step - start])
+                offset += count
+        round_ = RingRound(offset, sorted(tiles, key=lambda tile: not tile.causal))
         if sum(map(len, keep_rows)):
             round_.keep_rows, round_.keep_slots = _concat(keep_rows, device), _concat(keep_slots, device)
         rounds.append(round_)
     return RingLayout(
         next=order[(place + 1) % size],
         previous=order[(place - 1) % size],
-        own_rows=_row_index(striped, device),
+        own_rows=_row_index([part for parts in mine.values() for part in parts], device),
         rounds=rounds,
     )
+
+
+def _tile(mine: SegmentRows, theirs: SegmentRows) -> Tile | None:
+    """What rows of this instance see of a piece that visits; None: nothing."""
+    rows, keys = slice(mine.start, mine.stop), slice(theirs.start, theirs.stop)
+    if mine.step == 1:  # contiguous: all of those before, or itself
+        if theirs.last < mine.first:
+            return Tile(rows, keys, causal=False)
+        return Tile(rows, keys) if theirs.first == mine.first else None
+    # Query i is token first + i*n, key j is token their first + j*n: visible if j <= i, less one if theirs comes later.
+    count, later = mine.stop - mine.start, theirs.first > mine.first
+    if count == later:
+        return None
+    return Tile(slice(mine.start + later, mine.stop), slice(theirs.start, theirs.start + count - later))
 
 
 def _asks(
@@ -307,7 +316,7 @@ def _answers(batch: RunBatch, instance: int, held: dict[str, torch.Tensor]) -> I
     for peer in batch.group:
         segments, row = [], 0
         for segment in batch.segments:
-            count = stripe_count(segment, peer)
+            count = sum([tokens for _, tokens, _ in segment.pieces(peer)])
             if peer != instance and count and _context_at(segment, instance):
                 segments.append(PagedSegment(row, row + count, held[segment.request_id]))
                 row += count

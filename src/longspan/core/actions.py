@@ -40,6 +40,8 @@ class Segment(Struct, frozen=True, gc=False):
     residence: the number of the residence that the new tokens are appended to. Its tokens below `start` are context.
     earlier: (residence, length) of others that hold context, in token order; their lengths add up to where
         `residence` begins. Tokens behind these lengths, and from `start` on, are not the request's: nobody reads them.
+    cuts: positions at which the tokens are cut into contiguous pieces, in order; compute[i] takes the i-th, and may
+        take several (zigzag rings, layers that need neighbours side by side). Empty: they are striped.
     """
 
     request_id: str
@@ -51,6 +53,7 @@ class Segment(Struct, frozen=True, gc=False):
     emits: bool = True
     residence: int = OWN
     earlier: tuple[tuple[int, int], ...] = ()
+    cuts: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
@@ -59,7 +62,23 @@ class Segment(Struct, frozen=True, gc=False):
     @property
     def emitter(self) -> int:
         """The instance that computes the segment's last token, and so samples what follows it."""
-        return self.compute[(self.length - 1) % len(self.compute)]
+        return self.compute[-1] if self.cuts else self.compute[(self.length - 1) % len(self.compute)]
+
+    @property
+    def computing(self) -> tuple[int, ...]:
+        """The instances that compute it, each once."""
+        return tuple(dict.fromkeys(self.compute)) if self.cuts else self.compute
+
+    def pieces(self, instance: int) -> list[tuple[int, int, int]]:
+        """(first position, tokens, step) of what the instance computes, in order; none of them is empty."""
+        if not self.cuts:
+            if instance not in self.compute:
+                return []
+            stripe, stripes = self.compute.index(instance), len(self.compute)
+            count = -(-(self.length - stripe) // stripes)
+            return [(self.start + stripe, count, stripes)] if count > 0 else []
+        owned = zip(self.compute, (self.start, *self.cuts), (*self.cuts, self.end), strict=True)
+        return [(start, end - start, 1) for owner, start, end in owned if owner == instance and end > start]
 
 
 class RunBatch(Struct, frozen=True, gc=False, tag=True):

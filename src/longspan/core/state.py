@@ -94,10 +94,12 @@ class SchedulerState:
         request: Request,
         compute: Sequence[int],
         retention: Mapping[int, int] | Iterable[tuple[int, int]],
+        cuts: Iterable[int] = (),
     ) -> Segment:
         """The next tokens of `request`, striped over `compute`; all that lack KV, or a chunk.
 
         retention: tokens that each instance keeps, in token order; their sum is the segment's length.
+        cuts: positions, where the tokens are not striped but cut into pieces; see `Segment`.
         """
         position = request.num_stored
         store: list[KVRange] = []
@@ -117,6 +119,7 @@ class SchedulerState:
             context=() if own is None else own.context,
             emits=position == request.num_tokens,
             residence=OWN if own is None else own.number,
+            cuts=tuple(cuts),
         )
 
     def decode_segment(self, request: Request, master: int) -> Segment:

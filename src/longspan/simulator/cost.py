@@ -147,7 +147,7 @@ class IterationCost:
             return (self._shape.num_layers * layer_s + head_s,)
         seconds = [layers * layer_s for layers in self._split]
         seconds[-1] += head_s
-        tokens = max(sum(s.length / len(s.compute) for s in batch.segments if i in s.compute) for i in batch.group)
+        tokens = max(sum(s.length / len(s.computing) for s in batch.segments if i in s.compute) for i in batch.group)
         for stage in range(1, self.fleet.pp):
             seconds[stage] += self._handover(tokens, batch.group[0], stage)
         return tuple(seconds)
@@ -228,9 +228,9 @@ class IterationCost:
         ring: tuple[int, ...] = ()
         ring_tokens, ring_pieces, ring_s = 0, 0, 0.0
         for segment in batch.segments:
-            size = len(segment.compute)
+            size = len(segment.computing)
             if size > 1:
-                ring = segment.compute
+                ring = segment.computing
                 ring_tokens += segment.length
                 ring_pieces += 1
                 ring_s += self._new_tokens(segment.length) / size
@@ -252,14 +252,14 @@ class IterationCost:
         """All of a segment but what passes in a ring."""
         loads[segment.emitter].emitting += segment.emits
         length, rows = segment.length, segment.length / size
-        for instance in segment.compute:
+        for instance in segment.computing:
             loads[instance].rows += rows
         if size == 1:
             loads[segment.compute[0]].own_s += self._context_s if length == 1 else self._new_tokens(length)
         for holder, tokens in segment.context:
             attend_s = self._over(rows, tokens)
             holding = loads[holder]
-            for instance in segment.compute:
+            for instance in segment.computing:
                 if instance == holder:
                     holding.own_s += attend_s
                 else:

@@ -159,7 +159,7 @@ class ModelRunner:
             segment = part.segment
             if segment.request_id in given:
                 ids = np.frombuffer(given[segment.request_id], dtype="<i4")
-                parts.append(ids[part.first - segment.start :: part.step])
+                parts.append(ids[part.first - segment.start : part.last - segment.start + 1 : part.step])
             else:
                 parts.append(np.array([self.last_token[segment.request_id]], dtype=np.int32))
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)

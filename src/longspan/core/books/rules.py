@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from longspan.core.actions import OWN, KVRange, Segment
 from longspan.core.books.ledger import Ledger
@@ -130,10 +131,13 @@ def _check_plan(segment: Segment, request: Request) -> None:
 
 
 def _check_ring(segments: Sequence[Segment]) -> None:
-    """All segments striped over several instances go round one ring, each from a start of its own."""
+    """All segments over several instances go round one ring: striped ones from a start of their own, or in pieces."""
     ring: tuple[int, ...] | None = None
     for segment in segments:
         compute = segment.compute
+        if segment.cuts:
+            _check_cuts(segment)
+            compute = tuple(sorted(segment.computing))
         if len(compute) == 1:
             continue
         if not compute or len(set(compute)) != len(compute):
@@ -141,8 +145,17 @@ def _check_ring(segments: Sequence[Segment]) -> None:
         if ring is None:
             ring = compute
         shift = ring.index(compute[0]) if compute[0] in ring else 0
-        if ring[shift:] + ring[:shift] != compute:
+        same = set(ring) == set(compute) if segment.cuts else ring[shift:] + ring[:shift] == compute
+        if not same:
             raise InternalError(f"{segment}: {compute} is not a rotation of the batch's ring {ring}")
+
+
+def _check_cuts(segment: Segment) -> None:
+    edges = (segment.start, *segment.cuts, segment.end)
+    if len(segment.cuts) != len(segment.compute) - 1 or any(low >= high for low, high in pairwise(edges)):
+        raise InternalError(f"{segment}: its cuts do not make a piece for each of {segment.compute}")
+    if len(segment.computing) == 1:
+        raise InternalError(f"{segment}: it is cut for one instance alone")
 
 
 def _check_group(group: tuple[int, ...], segments: Sequence[Segment]) -> None:

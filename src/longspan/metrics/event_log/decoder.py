@@ -219,7 +219,7 @@ class RecordDecoder:
         return batch
 
     def _segment(self, code: Sequence[Any]) -> Segment:
-        if not 4 <= len(code) <= 8:
+        if not 4 <= len(code) <= 9:
             raise ValueError(f"{code!r} is no segment")
         request_id, start, length = self._name(code[0]), _int(code[1]), _int(code[2])
         compute = _ints(code[3])
@@ -230,7 +230,8 @@ class RecordDecoder:
         residence, *earlier = _ints(code[7]) if len(code) > 7 else (self.residences.expected(request_id),)
         self.residences.take(request_id, residence)
         pairs = tuple(zip(earlier[::2], earlier[1::2], strict=True))
-        return Segment(request_id, start, length, compute, store, context, emits, residence, pairs)
+        cuts = _ints(code[8]) if len(code) > 8 else ()
+        return Segment(request_id, start, length, compute, store, context, emits, residence, pairs, cuts)
 
     # why
 

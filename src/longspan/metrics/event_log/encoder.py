@@ -226,12 +226,13 @@ class RecordEncoder:
     def _segment(self, segment: Segment) -> list[Any]:
         """In full, without what follows from the rest: that the one that computes keeps all, no context, a token."""
         store = _store(segment)
-        code = [self._name(segment.request_id), segment.start, segment.length, segment.compute]
+        code: list[Any] = [self._name(segment.request_id), segment.start, segment.length, segment.compute]
         is_expected = segment.residence == self._residences.expected(segment.request_id) and not segment.earlier
         self._residences.take(segment.request_id, segment.residence)
-        if not is_expected:
+        if not is_expected or segment.cuts:
             residences = [segment.residence, *_flat(segment.earlier)]
-            return [*code, store, _flat(segment.context), segment.emits, residences]
+            code = [*code, store, _flat(segment.context), segment.emits, residences]
+            return [*code, segment.cuts] if segment.cuts else code
         if not segment.emits:
             return [*code, store, _flat(segment.context), False]
         if segment.context:
@@ -277,7 +278,7 @@ def _is_simple(segment: Segment) -> bool:
     start, compute = segment.start, segment.compute
     if len(compute) != 1 or segment.store != (KVRange(compute[0], start, start + segment.length),):
         return False
-    if segment.earlier:
+    if segment.earlier or segment.cuts:
         return False
     return segment.context == (((compute[0], start),) if start else ())
 
@@ -294,7 +295,7 @@ def _is_same_again(segments: Sequence[Segment], before: Sequence[Segment]) -> bo
                 start != old.start + old.length or new.request_id != old.request_id or new.compute != old.compute
                 or new.length != 1 or not new.emits or tokens != start or kept.start != start
                 or kept.end != start + 1 or kept.instance != instance or (instance,) != new.compute
-                or new.residence != old.residence or new.earlier
+                or new.residence != old.residence or new.earlier or new.cuts
             ):  # fmt: skip
                 return False
     except ValueError:  # several instances keep or hold it
@@ -312,12 +313,15 @@ def _goes_on(new: Segment, old: Segment) -> bool:
     kept = store[0]
     if kept.start != start or kept.end != start + new.length or kept.instance != compute[0]:
         return False
-    return new.context == context_behind(old) and (new.residence, new.earlier) == (old.residence, old.earlier)
+    if new.cuts or old.cuts or (new.residence, new.earlier) != (old.residence, old.earlier):
+        return False
+    return new.context == context_behind(old)
 
 
 def _store(segment: Segment) -> list[int] | list[tuple[int, int, int]] | None:
     """None: all of it at the one that computes. Else instance, tokens, instance, tokens ... in order, or ranges."""
-    if len(segment.compute) == 1 and segment.store == (KVRange(segment.compute[0], segment.start, segment.end),):
+    whole = (KVRange(segment.compute[0], segment.start, segment.end),) if len(segment.compute) == 1 else None
+    if segment.store == whole:
         return None
     position = segment.start
     flat: list[int] = []
