@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`LLM` brings tokenizers and the like with it, so it is loaded only where it is used."""
+    """Load `LLM` only where it is used: it brings tokenizers and the like with it."""
     if name == "LLM":
         from longspan.engine.llm import LLM
 

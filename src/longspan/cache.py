@@ -13,7 +13,7 @@ _LEFT_AFTER_S = 24 * 3600.0
 
 
 def cache_dir() -> Path:
-    """$LONGSPAN_CACHE, else $XDG_CACHE_HOME/longspan, else ~/.cache/longspan. May not exist yet."""
+    """Return $LONGSPAN_CACHE, else $XDG_CACHE_HOME/longspan, else ~/.cache/longspan. May not exist yet."""
     if own := os.environ.get("LONGSPAN_CACHE"):
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
@@ -21,9 +21,9 @@ def cache_dir() -> Path:
 
 
 def private_folder(name: str) -> Path:
-    """The cache's folder of that name, made if need be: what lies in it is loaded, so nobody else may write there.
+    """Return the cache's folder of that name, made if need be: it is loaded from, so no other user may write there.
 
-    Raises OSError (PermissionError) where it cannot be made, or belongs to somebody else than this user and root.
+    Raises OSError (PermissionError) where it cannot be made, or belongs to another user than this one and root.
     """
     folder = cache_dir() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def private_folder(name: str) -> Path:
 
 
 def is_own(path: Path) -> bool:
-    """Whether there is such a file or folder, and nobody but this user and root can have written it."""
+    """Tell whether there is such a file or folder, which only this user and root can have written."""
     try:
         link, status = path.lstat(), path.stat()
     except OSError:
@@ -48,7 +48,7 @@ def is_own(path: Path) -> bool:
 
 
 def remove_leftovers(folder: Path, prefix: str) -> None:
-    """Temporary folders of that prefix which a process left that was killed: those older than any work takes."""
+    """Remove temporary folders of that prefix that a killed process left: those older than any work takes."""
     for left in folder.glob(f"{prefix}*"):
         if left.is_dir() and time.time() - left.lstat().st_mtime > _LEFT_AFTER_S:
             shutil.rmtree(left, ignore_errors=True)

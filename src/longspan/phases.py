@@ -1,4 +1,4 @@
-"""Starting an engine, step by step: what it tells whoever waits for it. It prints nothing itself."""
+"""Starting an engine, step by step: what it tells its caller. It prints nothing itself."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ OnPhase = Callable[[Phase], None]
 
 
 def ignore(phase: Phase) -> None:
-    """An `OnPhase` for those who do not watch."""
+    """Do nothing: an `OnPhase` for a start that is not shown."""

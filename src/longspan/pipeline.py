@@ -16,13 +16,13 @@ class PipelineStage:
 
     @classmethod
     def of(cls, stage: int, sizes: Sequence[int]) -> PipelineStage:
-        """sizes: layers of every stage, in order."""
+        """Return a stage. sizes: layers of every stage, in order."""
         begin = sum(sizes[:stage])
         return cls(range(begin, begin + sizes[stage]), is_first=stage == 0, is_last=stage == len(sizes) - 1)
 
 
 def balanced_stages(num_layers: int, num_stages: int, layer_s: float, first_s: float, last_s: float) -> tuple[int, ...]:
-    """Layers of each stage, at least one, so that the slowest stage takes as little time as can be.
+    """Return the layers of each stage, at least one, so that the slowest takes as little time as can be.
 
     Seconds: of one layer; of what the first and the last stage do beside their layers, embedding and head. A pipeline
     goes at the pace of its slowest stage. Layers are alike, so giving each in turn to the least loaded stage is best.

@@ -104,7 +104,7 @@ class MeasuredInterference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
-    """Of one instance or group, while all others stand still; and, where there are several, what changes if not.
+    """Measurements of one instance or group, while the rest stand still; and of what changes if they do not.
 
     Decodes are queued behind one another, all else behind nothing. unqueued_s: what a decode that is queued behind
     nothing takes longer, for its news to come in and its decision to go out.
@@ -116,7 +116,7 @@ class Measurements:
     interference: tuple[MeasuredInterference, ...] = ()
 
     def without(self, known: Measurements) -> Measurements:
-        """Only what `known` has no measurement of."""
+        """Return only what `known` has no measurement of."""
         shapes = {point.shape for point in known.iterations}
         sizes = {point.num_tokens for point in known.migrations}
         return Measurements(
@@ -162,7 +162,7 @@ def package_versions() -> dict[str, str]:
 
 
 def write_sib(sib: ScalingInformationBase, path: Path) -> None:
-    """Whole or not at all. Raises ConfigError."""
+    """Write it whole or not at all. Raises ConfigError."""
     content = {"format_version": FORMAT_VERSION, **{f.name: getattr(sib, f.name) for f in fields(sib)}}
     partial = path.with_name(f".{path.name}.partial")
     try:

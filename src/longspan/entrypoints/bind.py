@@ -50,7 +50,7 @@ def _notice_the_gone(sock: socket.socket) -> None:
 
 
 def bind_error(error: OSError, host: str, port: int) -> LongspanError:
-    """What went wrong, and what to do about it."""
+    """Return an error with what went wrong, and what to do about it."""
     match error.errno:
         case errno.EADDRINUSE:
             return LongspanError(

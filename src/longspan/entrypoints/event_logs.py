@@ -43,7 +43,7 @@ def replay(file: Path, policy: str | None = None) -> int:
 
 
 def explain(file: Path, request: str | None, everything: bool) -> int:
-    """Prints one request's story, or a list of requests. Raises ReplayError."""
+    """Print one request's story, or a list of requests. Raises ReplayError."""
     if request is None:
         with _opened(file, passes=1) as log:
             _tell_notes(log)

@@ -63,7 +63,7 @@ class ConnectionLimits:
 
 
 class Connections:
-    """The connections of one server: who may be closed for a new one, and whose time is up."""
+    """The connections of one server: which may be closed for a new one, and whose time is up."""
 
     def __init__(self, limits: ConnectionLimits, on_refused: OnRefused) -> None:
         self.limits = limits
@@ -90,7 +90,7 @@ class Connections:
         self.idle.pop(connection, None)
 
     def sweep(self, now: float) -> None:
-        """Ends what has taken too long. Cheap enough to be called often: it looks only every `sweep_s`."""
+        """End what has taken too long. Cheap enough to be called often: it looks only every `sweep_s`."""
         if now < self._next_sweep:
             return
         self._next_sweep = now + self.limits.sweep_s
@@ -160,7 +160,7 @@ class BoundedHTTP(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def make_room(self) -> None:
-        """Closes this idle connection because another one needs its place."""
+        """Close this idle connection because another one needs its place."""
         if self.phase is Phase.HEADERS:
             message = "this server has too many connections to wait for the rest of this request; try again"
             self._send_refusal(overloaded(message))
@@ -369,7 +369,7 @@ class BoundedHTTP(HttpToolsProtocol):
             self.others.idle[self] = None
 
     def refuse(self, answer: ErrorAnswer) -> None:
-        """Answers what cannot be read, behind the answers to what came before it, and closes the connection."""
+        """Answer what cannot be read, behind the answers to what came before it, and close the connection."""
         self._unset_keepalive_if_required()
         running = self.running
         if running is None:

@@ -31,7 +31,7 @@ TLS_HANDSHAKE_S = 10.0
 class HTTPServer(uvicorn.Server):
     """Serves an application of `create_app` on a bound socket, each connection within `limits`.
 
-    It leaves signals to whoever runs it: uvicorn would raise SIGTERM again after a clean stop, like a crash.
+    It leaves signals to its caller: uvicorn would raise SIGTERM again after a clean stop, like a crash.
     """
 
     def __init__(self, app: FastAPI, on_started: Callable[[], None], limits: ConnectionLimits | None = None) -> None:
@@ -89,7 +89,7 @@ def connection_limits(config: ServerConfig) -> ConnectionLimits:
 
 
 def affordable_connections(wanted: int) -> int:
-    """How many connections this process may open. Its limit of open files is raised for them, as far as it may be."""
+    """Return how many connections this process may open. Its limit of open files is raised for them, if it may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + OTHER_FILES
     if soft < needed and soft != resource.RLIM_INFINITY:

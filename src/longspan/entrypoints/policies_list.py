@@ -12,7 +12,7 @@ from longspan.core.policies.options import format_policy, options_of
 
 
 def print_policies() -> None:
-    """Each as it is written with all of its options, at their defaults, and what these mean."""
+    """Print each as it is written with all of its options, at their defaults, and what these mean."""
     for name in sorted(POLICIES):
         policy = create_policy(name)
         print(format_policy(name, options_of(policy)))

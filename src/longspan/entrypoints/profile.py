@@ -90,7 +90,7 @@ def check_profile(settings: dict[str, Any], path: Path, budget: str, output: Out
 
 
 def parse_seconds(text: str) -> float:
-    """"120s", "2m", "1h" or "120"."""
+    """Parse "120s", "2m", "1h" or "120"."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
     seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
     if not seconds > 0:

@@ -27,6 +27,6 @@ else:
 
 
 def given(settings: ProfileSettings) -> dict[str, Any]:
-    """Fields of `EngineConfig`."""
+    """Return the fields of `EngineConfig` that are given."""
     named = {field.name: getattr(settings, field.name) for field in fields(settings)}
     return {name: value for name, value in named.items() if value is not None}

@@ -3,8 +3,8 @@
 The first SIGTERM or SIGINT drains: /ready turns 503, new requests are refused, running ones finish. A second
 one, or one while the model still loads, stops at once.
 
-When the engine dies, its streams end with the error and /health answers 503 for a few seconds, so that whoever watches
-the server can see why; then the process exits with status 1, so that whoever keeps it running starts it anew.
+When the engine dies, its streams end with the error and /health answers 503 for a few seconds, so that a monitor can
+see why; then the process exits with status 1, so that its supervisor starts it anew.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def serve(
     start_engine: StartEngine | None = None,
     announce: Announce | None = None,
 ) -> int:
-    """Serves until a signal; the exit code: 0 after a drain, 128 + signal if stopped at once, 1 if the engine died.
+    """Serve until a signal; returns 0 after a drain, 128 + signal if stopped at once, 1 if the engine died.
 
     announce: called with the engine and the server's URL once it answers.
 
@@ -63,7 +63,7 @@ def serve(
 
 
 def check_access(config: ServerConfig) -> None:
-    """Warns of a server that is open to others. Raises ConfigError if its keys or its certificate cannot be used."""
+    """Warn of a server that is open to all. Raises ConfigError if its keys or its certificate cannot be used."""
     tls_settings(config)
     if not (read_keys(config) or config.is_local):
         logger.warning("whoever reaches %s may use this server: give --api-key or --api-key-file", config.host)

@@ -129,7 +129,7 @@ def as_text(text: str) -> str:
 
 
 def chat(url: str, model: str | None, system: str | None, temperature: float, api_key: str | None = None) -> int:
-    """Until /exit or the end of the input; the exit code: 1 if an answer failed."""
+    """Chat until /exit or the end of the input; returns the exit code: 1 if an answer failed."""
     if not 0 <= temperature < float("inf"):
         raise ConfigError(f"temperature is {temperature}, but must be at least 0")
     conversation = Conversation(url, model, system, temperature, api_key)

@@ -11,7 +11,7 @@ from longspan.errors import ConfigError
 
 
 def tls_settings(config: ServerConfig) -> dict[str, Any]:
-    """uvicorn's settings for TLS; none without a certificate. With `ssl_ca_certs` clients must show one of theirs.
+    """Return uvicorn's settings for TLS; none without a certificate. With `ssl_ca_certs` clients must show one.
 
     Raises:
         ConfigError: a file cannot be read or used.

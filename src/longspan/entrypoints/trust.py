@@ -10,7 +10,7 @@ VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def own_authorities() -> ssl.SSLContext | None:
-    """For those that the environment names; None: it names none.
+    """Return a context for the authorities that the environment names; None: it names none.
 
     Raises OSError: they cannot be read.
     """
@@ -19,7 +19,7 @@ def own_authorities() -> ssl.SSLContext | None:
 
 
 def no_connection(url: str, error: Exception) -> str:
-    """Why there is no connection, and where the server is there but not believed, what to do about it."""
+    """Tell why there is no connection, and where the server is there but not believed, what to do about it."""
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return f"the certificate of {url} is not trusted ({error}); name a file with its authority in {VARIABLES[0]}"
     return f"no server answers at {url} ({error})"

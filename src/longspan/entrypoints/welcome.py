@@ -18,7 +18,7 @@ _QUESTION = "What is the capital of France?"
 
 
 def print_welcome(engine: EngineClient, url: str, *, asks_for_key: bool = False) -> None:
-    """Coloured on a terminal, plain elsewhere; never wrapped, so that it can be copied.
+    """Print it coloured on a terminal, plain elsewhere; never wrapped, so that it can be copied.
 
     Examples ask for the likeliest answer: a small model at temperature 1, the API's default, talks nonsense. Where the
     server asks for a key (asks_for_key) they take it from the environment, as OpenAI's clients do: it is never printed.

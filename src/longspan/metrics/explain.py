@@ -1,4 +1,4 @@
-"""The story of one request, told from an event log: what ran where, who ran while it waited, and why.
+"""The story of one request, told from an event log: what ran where, what ran while it waited, and why.
 
     for line in explain("events.jsonl", "r7").lines(): print(line)
 
@@ -51,7 +51,7 @@ class Chapter:
 
     group: the instances that ran it, or that it scaled or migrated to. before: those that it had until then.
     count: iterations. tokens: new tokens of a prefill, or tokens that moved. others: most requests that shared a batch.
-    delayers: who ran while it waited or paused, those that took most first. detail: why it ended, or how it began.
+    delayers: requests that ran while it waited or paused, the longest first. detail: why it ended, or how it began.
     """
 
     kind: Kind
@@ -77,7 +77,7 @@ class Story:
     chapters: tuple[Chapter, ...]
 
     def lines(self) -> Iterator[str]:
-        """For people; times count from the arrival."""
+        """Yield lines for people; times count from the arrival."""
         begin = self.chapters[0].start if self.chapters else 0.0
         asked = self.arrived
         yield f"{self.request_id}: {asked.num_prompt_tokens} prompt tokens, at most {asked.max_tokens} to generate"
@@ -97,7 +97,7 @@ def explain(path: Path | str, request_id: str) -> Story:
 
 
 def explain_all(log: EventLog, request_ids: Sequence[str]) -> list[Story]:
-    """Of several requests, in one go. Raises ReplayError as `explain` does."""
+    """Explain several requests, in one go. Raises ReplayError as `explain` does."""
     readers = [_Reader(request_id) for request_id in request_ids]
     _read(log, readers)
     for reader in readers:

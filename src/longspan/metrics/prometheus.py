@@ -46,7 +46,10 @@ class ServerMetrics:
         stats: Callable[[], EngineStats],
         error: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """error: why the engine is dead, if it is: then nothing runs or waits, whatever the stats say."""
+        """Take what to count.
+
+        error: why the engine is dead, if it is: then nothing runs or waits, whatever the stats say.
+        """
         self.registry = CollectorRegistry()
         labels = self._labels = (model_name, ENGINE)
 
@@ -89,11 +92,11 @@ class ServerMetrics:
         self.registry.register(_EngineCollector(labels, stats, error))
 
     def arrive(self) -> Arrival:
-        """One for each call of a client that asks for text."""
+        """Count one call of a client that asks for text."""
         return Arrival(self)
 
     def refuse(self, code: str) -> None:
-        """Counts one error that is sent. `code` comes from our own table of errors, never from a client: each is a
+        """Count one error that is sent. `code` comes from our own table of errors, never from a client: each is a
         time series for good."""
         self.requests_refused.labels(*self._labels, code).inc()
 
@@ -104,7 +107,7 @@ class ServerMetrics:
 class Arrival:
     """A client's call, from its arrival to its one end: a request for each choice, or a refusal, or a client that left.
 
-    Whoever sends an error counts it by `ServerMetrics.refuse`; here it only means that nothing else is counted.
+    What sends an error counts it by `ServerMetrics.refuse`; here it only means that nothing else is counted.
     """
 
     def __init__(self, metrics: ServerMetrics) -> None:
@@ -113,13 +116,13 @@ class Arrival:
         self._ended = False
 
     def request(self) -> RequestMetrics:
-        """One for each choice, once all are known to be servable: show it every output."""
+        """Return metrics of one choice, once all are known to be servable: show it every output."""
         request = RequestMetrics(self._metrics)
         self._requests.append(request)
         return request
 
     def end(self, reason: Ending | None) -> None:
-        """What has not ended by itself ends for this reason; None: it was refused. Only the first end counts."""
+        """End for this reason what has not ended by itself; None: it was refused. Only the first end counts."""
         if self._ended:
             return
         self._ended = True
@@ -152,8 +155,8 @@ class RequestMetrics:
                 metrics.e2e.observe(times.finished - times.arrived)
 
     def end(self, reason: Ending | None) -> None:
-        """Unless it has ended. One that was refused is not counted; but one that had begun then, with others of its
-        call, was aborted."""
+        """End it, unless it has ended. One that was refused is not counted; but one that had begun then, with others of
+        its call, was aborted."""
         if self._ended:
             return
         self._ended = True
@@ -232,6 +235,6 @@ class _EngineCollector(Collector):
 
 
 def token_buckets(largest: int) -> tuple[float, ...]:
-    """1, 2, 5, 10, 20, 50 ... up to `largest`."""
+    """Return 1, 2, 5, 10, 20, 50 ... up to `largest`."""
     steps = [float(digit * 10**power) for power in range(len(str(largest))) for digit in (1, 2, 5)]
     return tuple(step for step in steps if step <= largest)

@@ -1,4 +1,4 @@
-"""Which requests a log tells of, in one pass and bounded memory; and which of them somebody means."""
+"""Which requests a log tells of, in one pass and bounded memory; and which of them an id means."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class _Lives:
 
 
 def list_requests(log: EventLog) -> Iterator[RequestSummary]:
-    """All of them, in the order in which they end; then those that go on. Raises ReplayError."""
+    """Yield all of them, in the order in which they end; then those that go on. Raises ReplayError."""
     lives = _Lives()
     expected = 1
     for piece in log.pieces:
@@ -161,7 +161,7 @@ def find_requests(log: EventLog, given: str) -> list[str]:
 
 
 def suggest(log: EventLog, given: str) -> list[str]:
-    """Ids in the log that look much like it, best first."""
+    """Return ids in the log that look much like it, best first."""
 
     def likeness(request_id: str) -> float:
         found = _ENGINE_ID.fullmatch(request_id)
@@ -173,7 +173,7 @@ def suggest(log: EventLog, given: str) -> list[str]:
 
 
 def request_ids(log: EventLog) -> Iterator[str]:
-    """In order of arrival."""
+    """Yield ids in order of arrival."""
     expected = 1
     for piece in log.pieces:
         if piece.number != expected:

@@ -42,13 +42,13 @@ class Check:
         return list(dict.fromkeys(comparison.kind for comparison in self.comparisons))
 
     def summary(self, kind: str | None = None) -> ErrorSummary:
-        """Of one kind, or of all."""
+        """Summarise one kind, or all."""
         errors = [abs(c.relative_error) for c in self.comparisons if kind in (None, c.kind)]
         return ErrorSummary(len(errors), statistics.mean(errors), max(errors))
 
 
 def check_predictions(model: CostModel, measurements: Measurements) -> Check:
-    """Sorted by kind, instances, and time."""
+    """Check predictions, sorted by kind, instances, and time."""
     points = sorted(
         measurements.iterations,
         key=lambda p: (p.shape.kind != "prefill", p.shape.kind, p.shape.num_instances, p.seconds),

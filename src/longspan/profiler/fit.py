@@ -55,7 +55,7 @@ class Fit(NamedTuple):
     error: float
 
     def is_closer(self, other: Fit) -> bool:
-        """Whether its error is smaller by more than rounding: what rounding decides differs between processors."""
+        """Tell whether its error is smaller by more than rounding, which differs between processors."""
         return self.error < other.error * (1 - 1e-9) - 1e-18
 
 

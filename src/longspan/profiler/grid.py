@@ -29,7 +29,7 @@ Group = tuple[Episode, ...]
 
 
 def numbers_measured(num_instances: int) -> list[int]:
-    """Of instances: all up to _EVERY, then each a quarter more than the one before, and all together.
+    """Return numbers of instances: all up to _EVERY, then each a quarter more than the one before, and all together.
 
     What lies between, `fit_cost_model` interpolates; a thousand instances would take forever to measure one by one.
     """
@@ -44,7 +44,7 @@ def fit_groups(config: SchedulerConfig, max_model_len: int) -> list[Group]:
 
 
 def check_groups(config: SchedulerConfig, max_model_len: int) -> list[Group]:
-    """Lengths and batches that `fit_groups` does not have."""
+    """Return lengths and batches that `fit_groups` does not have."""
     return _groups(config, max_model_len, _check_episodes)
 
 

@@ -18,7 +18,7 @@ def require_matplotlib() -> None:
 
 
 def plot_check(result: Check, path: Path) -> None:
-    """Both axes logarithmic; right predictions lie on the diagonal. Raises ConfigError."""
+    """Plot with both axes logarithmic; right predictions lie on the diagonal. Raises ConfigError."""
     require_matplotlib()
     from matplotlib.figure import Figure
 

@@ -44,11 +44,11 @@ class Timing:
         return MigrateKV(0, "moved", source=0, target=1, ranges=((0, self.work),))
 
     def predict(self, machine: Machine) -> float:
-        """Seconds."""
+        """Return the predicted seconds."""
         return IterationCost(replace(self.fleet, machine=machine)).duration(self.action()).total
 
     def error(self, machine: Machine) -> float:
-        """Relative; below zero where it took longer than predicted."""
+        """Return the relative error; below zero where it took longer than predicted."""
         return self.predict(machine) / self.seconds - 1.0
 
 
@@ -63,7 +63,7 @@ class Figure:
 
 
 def calibrate(machine: Machine, figures: Sequence[Figure], timings: Sequence[Timing]) -> Machine:
-    """`machine` with the figures that come closest to the timings, beginning from its own."""
+    """Return `machine` with the figures that come closest to the timings, beginning from its own."""
     actions = [timing.action() for timing in timings]
     measured = np.log([timing.seconds for timing in timings])
     weights = np.sqrt([timing.weight for timing in timings])

@@ -166,14 +166,14 @@ class IterationCost:
         return balanced_stages(self._shape.num_layers, self.fleet.pp, layer_s, 0.0, self._head(1))
 
     def decode_alike(self, num_requests: int, context: int, num_instances: int) -> float:
-        """Seconds of a decode of requests that are all alike, if nothing had to travel and the host were never late."""
+        """Return the seconds of a decode of like requests, if nothing had to travel and the host were never late."""
         share = num_requests / num_instances
         attention_s = share * context * self._context_s
         layer_s = self._dense_s(max(1.0, share)) + attention_s + self._overheads.layer_s
         return self._shape.num_layers * layer_s + self._head_s(ceil(share))
 
     def migration(self, num_tokens: int, instances: Sequence[int]) -> float:
-        """Each device sends its own heads' part."""
+        """Return the seconds of a migration, in which each device sends its own heads' part."""
         latency_s, bandwidth = self._link_between(instances)
         sent = num_tokens * self._shape.kv_bytes_per_token / self.fleet.tp
         return self._overheads.migration_s + latency_s + sent / bandwidth

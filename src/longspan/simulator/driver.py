@@ -1,4 +1,4 @@
-"""The scheduler on a virtual clock: the twin of `engine/engine_core.py`, for all who play engine without one.
+"""The scheduler on a virtual clock: the twin of `engine/engine_core.py`, for what plays engine without one.
 
     now, what = heappop(due);   for action in scheduler.handle(event(what), now): push(its end, action)
 
@@ -37,7 +37,7 @@ Due = RequestArrived | RequestAborted | FirstStageFree | Work
 class Driver(ABC):
     """Derived classes say what is sampled, and may look on.
 
-    seconds: how long work takes that nobody is ahead of or beside. interference: of instances beside each other.
+    seconds: how long work takes with none ahead of it or beside it. interference: of instances beside each other.
     now: seconds.
     """
 
@@ -60,7 +60,7 @@ class Driver(ABC):
         self._num_pushed += 1
 
     def run_out(self) -> None:
-        """Until nothing is due any more."""
+        """Run until nothing is due any more."""
         while self._due:
             self.step()
 
@@ -74,7 +74,7 @@ class Driver(ABC):
         self.handle(self._event(what))
 
     def handle(self, event: Event) -> None:
-        """It happens now."""
+        """Handle an event that happens now."""
         actions = self.scheduler.handle(event, self.now)
         for action in actions:
             if isinstance(action, RunBatch):

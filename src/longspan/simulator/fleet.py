@@ -74,7 +74,7 @@ class Fleet:
         return self.instances * self.pp * self.tp
 
     def kv_tokens_that_fit(self) -> int:
-        """KV slots of one instance: what its devices' memory holds beside the weights.
+        """Return the KV slots of one instance: what its devices' memory holds beside the weights.
 
         Raises ConfigError: none at all, or memory is not limited.
         """

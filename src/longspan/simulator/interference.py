@@ -1,7 +1,7 @@
 """What instances cost each other that do not even work together: those of one host share its memory and its power.
 
-While two of them are at work, each gets on at 1 / factor of its pace. Who begins, ends or is slowed down changes when
-the others end, so ends are known only once they have come.
+While two of them are at work, each gets on at 1 / factor of its pace. What begins, ends or is slowed down changes when
+the rest ends, so ends are known only once they have come.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Interference:
 
     @classmethod
     def of(cls, measured: Iterable[MeasuredInterference]) -> Interference | None:
-        """None if nothing was measured."""
+        """Return what was measured; None if nothing was."""
         found = {(one.kind, one.beside): max(1.0, one.factor) for one in measured}
         return cls(found) if found else None
 
@@ -50,7 +50,7 @@ class Neighbours:
         self._under_way: dict[int, _Work] = {}
 
     def begin(self, action: RunBatch | MigrateKV, instances: tuple[int, ...], begin_s: float, seconds: float) -> float:
-        """It begins, and would take so long alone; returns when it ends unless somebody else begins."""
+        """Begin work that would take so long alone; returns when it ends unless other work begins."""
         work = _Work(frozenset(instances), _company(action), begin_s, begin_s + seconds)
         others = [
             other for other in self._under_way.values()
@@ -65,11 +65,11 @@ class Neighbours:
         return work.end_s
 
     def end_s(self, action: RunBatch | MigrateKV) -> float:
-        """As it is known now."""
+        """Return its end, as it is known now."""
         return self._under_way[id(action)].end_s
 
     def finish(self, action: RunBatch | MigrateKV) -> None:
-        """It has come to its end."""
+        """Note that it has come to its end."""
         del self._under_way[id(action)]
 
     def _delay(self, work: _Work, other: _Work, left_s: float) -> float:

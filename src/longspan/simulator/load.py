@@ -14,7 +14,7 @@ from longspan.workload.traces import TraceRequest
 
 
 def offered_load(requests: Sequence[TraceRequest], cost: IterationCost, config: SchedulerConfig) -> float | None:
-    """Above 1 the fleet cannot keep up, whatever the policy. None without a span of time to arrive in."""
+    """Return the load: above 1 the fleet cannot keep up, whatever the policy. None without a span of arrivals."""
     arrivals = [request.arrived_at_s for request in requests if request.arrived_at_s is not None]
     span_s = max(arrivals) - min(arrivals) if arrivals else 0.0
     if not span_s:

@@ -99,7 +99,7 @@ class Machine:
     interference: Interference | None = None
 
     def origins(self) -> dict[str, str]:
-        """Where each group of figures is from."""
+        """Tell where each group of figures is from."""
         return {
             "data sheet": self.sheet.origin,
             "efficiency": self.efficiency.origin,

@@ -40,7 +40,7 @@ _DOUBTFUL = 0.3  # mean relative error
 
 
 def measured_machine(sib: ScalingInformationBase, path: Path) -> Machine:
-    """Its devices, links and overheads, as they show in the file's timings; its memory is not known.
+    """Return the file's machine: devices, links and overheads, as its timings show; its memory is not known.
 
     All its devices are of one node. Raises ConfigError: the file holds too little.
     """

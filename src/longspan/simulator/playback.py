@@ -38,7 +38,7 @@ def play(
     seconds: Callable[[Work], float],
     on_step: Callable[[float, Event, list[Action]], None] = lambda now, event, actions: None,
 ) -> dict[str, Played]:
-    """Until nothing runs and nobody is to come; every request generates as many tokens as it may.
+    """Play until nothing runs and no request is to come; each generates as many tokens as it may.
 
     arrivals: (time, request), in any order. seconds: how long a batch or migration takes; pipeline stages share that of
         a batch evenly. on_step: called after each event is handled, with what was decided.

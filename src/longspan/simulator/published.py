@@ -1,4 +1,4 @@
-"""Timings that others published, to fit machines to and to judge the fit by.
+"""Published timings, to fit machines to and to judge the fit by.
 
 LoongServe (SOSP'24), figure 3: prefill and decode of (batch size, prompt length) on 8 A800-80GB with Llama-2-7B's shape
 (LWM-1M), cut up into 1, 2 or 4 instances; figures of its notebooks, github.com/LoongServe/LoongServe, test/longserve.
@@ -43,7 +43,7 @@ A40_LENGTHS = (100, 1000, 10_000, 100_000)
 
 
 def loongserve_figure_3(machine: Machine) -> list[Timing]:
-    """On A800s whose data sheet is the machine's."""
+    """Return timings on A800s whose data sheet is the machine's."""
     timings = []
     for (instances, tp), row in FIGURE_3_MS.items():
         fleet = _fleet(machine, "lwm-1m", instances, tp)
@@ -57,7 +57,7 @@ def loongserve_figure_3(machine: Machine) -> list[Timing]:
 
 
 def without_overlap(machine: Machine) -> Machine:
-    """As both engines were that these timings are of."""
+    """Return the machine without overlap, as both engines were that these timings are of."""
     return replace(machine, overheads=replace(machine.overheads, overlaps_ring=False))
 
 

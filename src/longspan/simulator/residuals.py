@@ -34,7 +34,7 @@ class Residuals:
 
     @classmethod
     def of(cls, measured: Iterable[tuple[RunBatch, float]]) -> Residuals:
-        """measured: batches, and the seconds that they took over those predicted."""
+        """Fit factors. measured: batches, and the seconds that they took over those predicted."""
         points: defaultdict[Kind, list[Residual]] = defaultdict(list)
         for batch, factor in measured:
             kind, place = _where(batch)
@@ -42,7 +42,7 @@ class Residuals:
         return cls({kind: tuple(found) for kind, found in points.items()})
 
     def factor(self, batch: RunBatch) -> float:
-        """1 for a kind that was not measured; but mixed ones then count as prefills."""
+        """Return the factor: 1 for a kind that was not measured; but mixed ones then count as prefills."""
         kind, place = _where(batch)
         if kind not in self.points and kind[0] == "mixed":
             kind = ("prefill", *kind[1:])

@@ -105,7 +105,7 @@ class Simulator(Driver):
         self._num_batches = 0
 
     def run(self, requests: Sequence[TraceRequest]) -> Simulation:
-        """Until every request has ended. Raises InternalError: the policy leaves some waiting for ever."""
+        """Run until every request has ended. Raises InternalError: the policy leaves some waiting for ever."""
         self._coming = self._arrivals(requests)
         self._push_next()
         self.run_out()

@@ -8,7 +8,7 @@ from longspan.core.policies.parts.sharing import share_evenly
 
 
 def evenly_spread(shape: BatchShape) -> RunBatch:
-    """Chunks striped over all instances; decodes dealt out over the first masters, each with the same context."""
+    """Stripe chunks over all instances; deal decodes out over the first masters, each with the same context."""
     group = tuple(range(shape.num_instances))
     segments = [
         _segment(f"chunk {place}", length, context, group[place % len(group) :] + group[: place % len(group)], group)

@@ -45,7 +45,7 @@ class Usage:
         self._apart_s = 1e-3
 
     def work(self, action: RunBatch | MigrateKV, begin_s: float, end_s: float, busy_s: float) -> None:
-        """busy_s: of each of its devices; less than from begin to end where these are stages of a pipeline."""
+        """Note work. busy_s: of each of its devices; less than from begin to end where these are pipeline stages."""
         group = action.group if isinstance(action, RunBatch) else (action.source, action.target)
         kind = kind_of(action)
         for instance in group:
@@ -59,7 +59,7 @@ class Usage:
             self.spans.append(span)
 
     def kv(self, now: float, used: Sequence[int]) -> None:
-        """So many slots are taken. Worth calling from `next_sample_s` on."""
+        """Note that so many slots are taken. Worth calling from `next_sample_s` on."""
         self.sample_times_s.append(now)
         self.samples.append(array("q", used))
         if len(self.samples) > MOST_SAMPLES:
@@ -68,7 +68,7 @@ class Usage:
         self.next_sample_s = now + self._apart_s
 
     def mean_kv(self) -> list[float]:
-        """KV slots taken on each instance, averaged over time."""
+        """Return KV slots taken on each instance, averaged over time."""
         lasting_s = [end - begin for begin, end in pairwise(self.sample_times_s)]
         total_s = sum(lasting_s)
         if not total_s:
@@ -78,7 +78,7 @@ class Usage:
 
 
 def kind_of(action: RunBatch | MigrateKV) -> WorkKind:
-    """As in `BatchShape`: a single token behind a context is a decode."""
+    """Return the kind as in `BatchShape`: a single token behind a context is a decode."""
     if isinstance(action, MigrateKV):
         return "migration"
     first = action.segments[0]

@@ -10,12 +10,12 @@ from longspan.errors import ConfigError
 
 
 def poisson(rate: float, seed: int) -> Iterator[float]:
-    """Independent arrivals, `rate` a second: gaps are exponential."""
+    """Yield independent arrivals, `rate` a second: gaps are exponential."""
     return gamma(rate, 1.0, seed)
 
 
 def gamma(rate: float, cv2: float, seed: int) -> Iterator[float]:
-    """Arrivals with gamma-distributed gaps, `rate` a second.
+    """Yield arrivals with gamma-distributed gaps, `rate` a second.
 
     cv2: burstiness, the squared coefficient of variation (variance over squared mean) of the gaps: 1 is Poisson,
         more comes in bursts, less is more even. It is 1 / shape of the gamma distribution; vLLM's `burstiness` is
@@ -29,7 +29,7 @@ def gamma(rate: float, cv2: float, seed: int) -> Iterator[float]:
 
 
 def interval(every_s: float, first_s: float = 0.0) -> Iterator[float]:
-    """One every `every_s` seconds."""
+    """Yield one every `every_s` seconds."""
     _positive("every_s", every_s)
     return (first_s + every_s * number for number in itertools.count())
 

@@ -24,12 +24,12 @@ _LENGTHS, _CLASSES = 1_000_003, 2_000_003
 
 
 def fixed_lengths(num_prompt_tokens: int, num_output_tokens: int) -> Iterator[TraceRequest]:
-    """All alike, without arrivals."""
+    """Yield requests all alike, without arrivals."""
     return uniform_lengths((num_prompt_tokens,) * 2, (num_output_tokens,) * 2, seed=0)
 
 
 def uniform_lengths(prompt: Range, output: Range, seed: int) -> Iterator[TraceRequest]:
-    """Prompt and output lengths uniform in [low, high], without arrivals."""
+    """Yield prompt and output lengths uniform in [low, high], without arrivals."""
     for name, (low, high) in (("prompt", prompt), ("output", output)):
         if not 1 <= low <= high:
             raise ConfigError(f"{name} lengths are {low} to {high}, but must be 1 or more, the smaller first")
@@ -46,7 +46,7 @@ def mixed_long_short(
     shorts_to_a_long: float = 15.0,
     num_output_tokens: int = 32,
 ) -> Iterator[TraceRequest]:
-    """Short prompts as a Poisson stream, and among them one long prompt at regular times.
+    """Yield short prompts as a Poisson stream, and among them one long prompt at regular times.
 
     The first long one comes after half its interval, so that shorts run before and after it.
     """
@@ -69,7 +69,7 @@ def medha_mix(
     long_prompt: Range = (131_072, 1_048_576),
     shorts: Sequence[TraceRequest] = (),
 ) -> Iterator[TraceRequest]:
-    """Many short chats and a few very long prompts, Poisson; longs are few requests and nearly all tokens.
+    """Yield many short chats and a few very long prompts, Poisson; longs are few requests and nearly all tokens.
 
     A long prompt is log-uniform in `long_prompt`, its output LogNormal(ln 256, 0.5) in [32, 1024].
     shorts: a trace from which short requests are drawn, prompt and output together; without one they are
@@ -99,8 +99,8 @@ def medha_mix(
 def loongserve_zipf(
     pool: Sequence[TraceRequest], exponent: float, seed: int, *, lengths: Range = (10, 200_000)
 ) -> Iterator[TraceRequest]:
-    """Prompt lengths x in [low, high) with P(x) ~ x^-exponent, each snapped to the nearest in the pool (LoongServe,
-    figure 12), without arrivals. Among rows of that very length one is drawn.
+    """Yield prompt lengths x in [low, high) with P(x) ~ x^-exponent, each snapped to the nearest in the pool
+    (LoongServe, figure 12), without arrivals. Among rows of that very length one is drawn.
 
     pool: in the paper ShareGPT, L-Eval and LV-Eval together, exponents 1.0, 1.2, 1.4 and 20,000 prompts.
     """

@@ -51,7 +51,7 @@ class TraceRequest:
 
 
 def read_trace(path: Path | str) -> list[TraceRequest]:
-    """All requests of a trace, in file order.
+    """Return all requests of a trace, in file order.
 
     Raises:
         TraceError: the file cannot be read, has none of the known formats, or holds a malformed row.

@@ -1,4 +1,4 @@
-"""Workloads made out of others: fitted to a limit of length, cut, or put on another clock."""
+"""Workloads made out of given ones: fitted to a limit of length, cut, or put on another clock."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def with_arrivals(requests: Iterable[TraceRequest], arrivals: Iterable[float]) -
 
 
 def first_seconds(requests: Iterable[TraceRequest], seconds: float) -> Iterator[TraceRequest]:
-    """Those that arrive before `seconds`; for workloads with arrivals, in their order."""
+    """Yield those that arrive before `seconds`; for workloads with arrivals, in their order."""
     return itertools.takewhile(lambda request: _arrival(request) < seconds, requests)
 
 
 def at_rate(requests: Sequence[TraceRequest], rate: float) -> list[TraceRequest]:
-    """Arrivals stretched or squeezed so that there are `rate` a second on average; bursts stay bursts."""
+    """Stretch or squeeze arrivals so that there are `rate` a second on average; bursts stay bursts."""
     if not rate > 0:
         raise ConfigError(f"rate is {rate}, but must be above 0")
     span = _arrival(requests[-1]) - _arrival(requests[0])
@@ -35,7 +35,7 @@ def at_rate(requests: Sequence[TraceRequest], rate: float) -> list[TraceRequest]
 
 
 def clipped_to(requests: Iterable[TraceRequest], max_tokens: int) -> Iterator[TraceRequest]:
-    """Prompt and output together cut to `max_tokens`. The prompt is cut first, since outputs set the decode load."""
+    """Cut prompt and output together to `max_tokens`. The prompt goes first, since outputs set the decode load."""
     _check_limit(max_tokens)
     for request in requests:
         output = min(request.num_output_tokens, max_tokens - 1)
@@ -45,7 +45,7 @@ def clipped_to(requests: Iterable[TraceRequest], max_tokens: int) -> Iterator[Tr
 
 
 def scaled_to(requests: Sequence[TraceRequest], max_tokens: int) -> list[TraceRequest]:
-    """All lengths multiplied by one factor so that the longest request, prompt and output together, has
+    """Multiply all lengths by one factor so that the longest request, prompt and output together, has
     `max_tokens`; rounded down, but to 1 at least. A workload that fits already stays as it is.
     """
     _check_limit(max_tokens)
@@ -62,7 +62,7 @@ def scaled_to(requests: Sequence[TraceRequest], max_tokens: int) -> list[TraceRe
 
 
 def prompts_scaled_to(requests: Sequence[TraceRequest], max_tokens: int) -> list[TraceRequest]:
-    """As `scaled_to`, but only prompts, so that the longest of them has `max_tokens`; outputs stay as they are."""
+    """Scale as `scaled_to`, but only prompts, so that the longest of them has `max_tokens`; outputs stay."""
     _check_limit(max_tokens)
     longest = max(request.num_prompt_tokens for request in requests)
     if longest <= max_tokens:

@@ -150,7 +150,7 @@ def _from_first_text(pieces: Sequence[_Piece]) -> list[_Piece]:
 
 
 def error_message(body: bytes) -> str:
-    """OpenAI's {"error": {"message": ...}}, or whatever the body says, in one line."""
+    """Return OpenAI's {"error": {"message": ...}}, or whatever the body says, in one line."""
     text = body.decode(errors="replace")
     try:
         content = msgspec.json.decode(body)

@@ -14,7 +14,7 @@ DECIMALS = 6  # of times: microseconds
 
 
 def write_with_requests(path: Path, head: dict[str, Any], requests: Iterable[Any]) -> None:
-    """Everything but the requests indented; one line for each request."""
+    """Write everything but the requests indented, and one line for each request."""
     text = msgspec.json.format(msgspec.json.encode(head), indent=1).rstrip(b"\n}")
     lines = b",\n".join(msgspec.json.encode(rounded(request)) for request in requests)
     try:
@@ -24,7 +24,7 @@ def write_with_requests(path: Path, head: dict[str, Any], requests: Iterable[Any
 
 
 def rounded(value: Any) -> Any:
-    """All numbers in it, however deep."""
+    """Round all numbers in it, however deep."""
     match value:
         case float():
             return round(value, DECIMALS)

@@ -68,7 +68,7 @@ def latency(
 
 
 def throughput(engine: EngineConfig, lengths: LengthOptions, *, num_prompts: int, json_path: Path | None) -> int:
-    """All prompts at once; how fast they are through."""
+    """Send all prompts at once; tell how fast they are through."""
     check_count("num_prompts", num_prompts, high=MOST_REQUESTS)
     check_writable(json_path)
     requests = fitted(list(islice(make_lengths(lengths), num_prompts)), lengths)

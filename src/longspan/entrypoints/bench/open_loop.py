@@ -44,7 +44,7 @@ class SentRequest:
     message: str | None = None
 
     def record(self, *, from_send: bool = False) -> RequestRecord:
-        """For metrics; arrived when it should have left, or when it was sent."""
+        """Return a record for metrics; arrived when it should have left, or when it was sent."""
         return RequestRecord(
             arrived_s=self.sent_s if from_send and self.sent_s is not None else self.scheduled_s,
             ended_s=self.ended_s,
@@ -57,7 +57,7 @@ class SentRequest:
 
 @dataclass(slots=True)
 class Counts:
-    """How far the run is, for those who watch."""
+    """How far the run is, for progress displays."""
 
     planned: int
     departed: int = 0
@@ -76,7 +76,10 @@ class OpenLoop:
         self, endpoint: Endpoint, requests: Sequence[TraceRequest], make_body: MakeBody, max_concurrency: int = 0,
         timeout_s: float | None = None,
     ) -> None:  # fmt: skip
-        """max_concurrency: requests at the server at once; 0 sets no limit. timeout_s: of each, since it was sent."""
+        """Take the run's limits.
+
+        max_concurrency: requests at the server at once; 0 sets no limit. timeout_s: of each, since it was sent.
+        """
         self.sent: list[SentRequest] = []
         self.counts = Counts(len(requests))
         self._endpoint = endpoint
@@ -87,7 +90,7 @@ class OpenLoop:
         self._begin = 0.0
 
     async def run(self) -> None:
-        """Until all ended. Cancelled, what still runs counts as unfinished."""
+        """Run until all ended. Cancelled, what still runs counts as unfinished."""
         room: AbstractAsyncContextManager[None] = (
             asyncio.Semaphore(self._max_concurrency) if self._max_concurrency else nullcontext()
         )

@@ -100,7 +100,7 @@ class ServeOptions:
 
 
 def parse_range(name: str, text: str, most: int = MOST_TOKENS) -> tuple[int, int]:
-    """"512" is (512, 512), "128:384" is (128, 384)."""
+    """Parse a range: "512" is (512, 512), "128:384" is (128, 384)."""
     low, _, high = text.partition(":")
     try:
         parsed = int(low), int(high or low)
@@ -114,7 +114,7 @@ def parse_range(name: str, text: str, most: int = MOST_TOKENS) -> tuple[int, int
 
 
 def parse_slo(text: str | None) -> dict[str, float]:
-    """"ttft=0.5,tpot=0.05", in seconds; either may be left out."""
+    """Parse "ttft=0.5,tpot=0.05", in seconds; either may be left out."""
     promises: dict[str, float] = {}
     for part in (text or "").split(",") if text else ():
         name, _, value = part.strip().partition("=")
@@ -128,7 +128,7 @@ def parse_slo(text: str | None) -> dict[str, float]:
 
 
 def check_writable(*paths: Path | None) -> None:
-    """Before anything is measured, so that no result is lost at the end."""
+    """Check before anything is measured, so that no result is lost at the end."""
     for path in paths:
         if path is not None:
             files.check_writable(path)

@@ -17,7 +17,7 @@ PLAIN_EVERY_S = 10.0
 
 
 async def watch(counts: Counts) -> None:
-    """Until it is cancelled."""
+    """Show progress until cancelled."""
     began = time.monotonic()
     if not sys.stderr.isatty():
         while True:

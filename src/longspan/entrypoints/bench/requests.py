@@ -15,7 +15,7 @@ DEFAULT_RATE, DEFAULT_MIXED_RATE = 1.0, 0.5
 
 
 def make_lengths(options: LengthOptions) -> Iterable[TraceRequest]:
-    """Those of the traces, one after another; without a trace an endless stream."""
+    """Return lengths of the traces, one after another; without a trace an endless stream."""
     if options.trace:
         return [request for path in options.trace for request in read_trace(path)]
     prompt = parse_range("input_len", options.input_len)
@@ -23,7 +23,7 @@ def make_lengths(options: LengthOptions) -> Iterable[TraceRequest]:
 
 
 def make_requests(lengths: LengthOptions, options: ArrivalOptions) -> list[TraceRequest]:
-    """In order of arrival, at least one, cut to the duration and number asked for, then fitted to the limit.
+    """Return requests in order of arrival, at least one, cut to duration and number asked for, fitted to the limit.
 
     Raises ConfigError, TraceError.
     """

@@ -24,7 +24,7 @@ def console() -> Console:
 
 
 def distribution_table(title: str, rows: Iterable[tuple[str, Distribution | None]]) -> Table:
-    """One distribution of seconds a row, shown in milliseconds."""
+    """Make a table of one distribution of seconds a row, shown in milliseconds."""
     table = Table(title, *DISTRIBUTION_HEAD, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -35,7 +35,7 @@ def distribution_table(title: str, rows: Iterable[tuple[str, Distribution | None
 
 
 def origin() -> dict[str, Any]:
-    """When, with what, and where a result was measured."""
+    """Tell when, with what, and where a result was measured."""
     return {
         "date": time.strftime("%Y-%m-%d %H:%M:%S%z"),
         "versions": {"longspan": __version__, "python": platform.python_version()},

@@ -45,7 +45,7 @@ class AccessLogMiddleware:
 
 
 def log_access(scope: Scope, status: int, seconds: float | None = None) -> None:
-    """`scope` may be that of a request that could not be read; then only what is known is told."""
+    """Log one answer. `scope` may be that of a request that could not be read; then only what is known is told."""
     if not logger.isEnabledFor(logging.INFO):
         return
     client = scope.get("client")

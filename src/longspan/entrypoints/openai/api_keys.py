@@ -1,4 +1,4 @@
-"""API keys: who may ask, and how much of it at once."""
+"""API keys: which may ask, and how much of it at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class KeyUse:
 
     @contextmanager
     def request(self) -> Iterator[Ticket]:
-        """One request, until it has been answered. Raises Refusal (429) if there are too many."""
+        """Hold one request, until it has been answered. Raises Refusal (429) if there are too many."""
         if self.max_requests is not None and self.requests >= self.max_requests:
             raise _too_much(f"this API key has {self.requests} requests in flight, as many as it may")
         ticket = Ticket(self)

@@ -29,7 +29,7 @@ from longspan.metrics.prometheus import ServerMetrics
 
 
 def create_app(engine: EngineClient, config: ServerConfig | None = None) -> FastAPI:
-    """Serves `engine`, which whoever started it closes."""
+    """Make an application that serves `engine`; its caller closes the engine."""
     config = config or ServerConfig()
     metrics = ServerMetrics(
         model_name=engine.model_name, max_model_len=engine.max_model_len, stats=engine.stats,

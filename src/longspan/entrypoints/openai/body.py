@@ -51,7 +51,7 @@ class Body(bytearray):
         self += piece
 
     def release(self) -> None:
-        """Forgets what was read. An error's traceback may keep the body itself for long."""
+        """Forget what was read. An error's traceback may keep the body itself for long."""
         with suppress(BufferError):  # which may also keep what looked at it
             self.clear()
         self.bodies.held -= self.charged
@@ -62,10 +62,10 @@ class Body(bytearray):
 
 
 async def read_body(request: Request) -> Body:
-    """The body's bytes, none of which have been looked at. What is refused is not kept.
+    """Read the body's bytes, none of which have been looked at. What is refused is not kept.
 
     Raises:
-        Refusal: it is too large (413), compressed (415), or there are too many others (503).
+        Refusal: it is too large (413), compressed (415), or there are too many at once (503).
         ClientDisconnectedError: the client left before its end.
     """
     bodies: Bodies = request.app.state.bodies

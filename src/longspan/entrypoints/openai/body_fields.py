@@ -82,5 +82,5 @@ def _broken_text(body: bytes | bytearray, position: int, what: str) -> RequestEr
 
 
 def quoted_place(place: str | None) -> str | None:
-    """Names come from clients."""
+    """Quote a place; names in it come from clients."""
     return place if place is None or len(place) <= 200 else place[:200] + "…"

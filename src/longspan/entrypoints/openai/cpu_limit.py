@@ -38,7 +38,7 @@ class CpuLimit:
         self._awake = False
 
     def run(self, work: Callable[[], T], seconds: float) -> T:
-        """What `work` returns. Raises CpuLimitExceeded after `seconds` of CPU time of this thread."""
+        """Return what `work` returns. Raises CpuLimitExceeded after `seconds` of CPU time of this thread."""
         thread = threading.get_ident()
         clock = _cpu_clock(thread)
         watched = _Watched(clock, clock() + seconds)

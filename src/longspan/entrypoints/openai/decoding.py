@@ -1,8 +1,8 @@
 """From a body's bytes to a checked request: everything is measured before it is built.
 
 The body is cut into its fields without building any of them; each field that is known is bounded by its bytes, counted,
-and only then decoded; others are never decoded. What comes out of here can travel on: finite numbers, whole Unicode,
-lists of a bounded length.
+and only then decoded; unknown ones are never decoded. What comes out of here can travel on: finite numbers, whole
+Unicode, lists of a bounded length.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class BodyReader:
 
 
 def too_long(place: str, size: str, bounds: Bounds) -> RequestError:
-    """What is said of a text that cannot fit, whatever its tokens: as OpenAI does, of the whole prompt or messages."""
+    """Return what is said of a text that cannot fit: as OpenAI does, of the whole prompt or messages."""
     what = "the prompt has" if place == "prompt" else "the messages have" if place == "messages" else f"{place} has"
     chars = "" if size.endswith("tokens") else f", which is {bounds.prompt_chars} characters at most"
     return RequestError(
@@ -216,7 +216,7 @@ def too_long(place: str, size: str, bounds: Bounds) -> RequestError:
 
 
 def token_array(ids: Sequence[int], place: str) -> np.ndarray:
-    """In pieces, so that other threads get their turn between them."""
+    """Make an array in pieces, so that other threads get their turn between them."""
     pieces = [np.array(ids[start : start + 65536]) for start in range(0, len(ids), 65536)]
     if any(piece.dtype.kind != "i" for piece in pieces):  # beyond 64 bits, or with a fraction
         raise _no_token_id(place)

@@ -38,7 +38,7 @@ class ModelNotFoundError(RequestError):
 
 
 class ClientDisconnectedError(LongspanError):
-    """Nobody waits for the answer any more."""
+    """The client does not wait for the answer any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class UsageCount:
 
 
 def check_servable(context: Context, model: str | None) -> None:
-    """Cheap refusals, before anything is encoded. No model means the one that is served."""
+    """Refuse cheaply, before anything is encoded. No model means the one that is served."""
     engine = context.engine
     if model is not None and model != engine.model_name:
         raise ModelNotFoundError(
@@ -99,7 +99,7 @@ def make_jobs(
     n: int,
     names: Names,
 ) -> list[Job]:
-    """`n` choices for each prompt, all checked before the first one runs. Raises RequestError."""
+    """Make `n` choices for each prompt, all checked before the first one runs. Raises RequestError."""
     engine = context.engine
     resolved = [_validate(engine, prompt, params, names) for prompt in prompts]
     lengths = (len(prompt) + (settled.max_tokens or 0) for prompt, settled in zip(prompts, resolved, strict=True))

@@ -92,7 +92,7 @@ def _unquoted(string: bytes) -> str:
 
 
 def join(path: list[str | int] | tuple[str | int, ...]) -> str:
-    """("messages", 0, "content") reads messages[0].content."""
+    """Join a path: ("messages", 0, "content") reads messages[0].content."""
     place = ""
     for part in path:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part

@@ -15,7 +15,7 @@ def scalar(raw: bytes, place: str) -> Any:
 
 
 def bounded(raw: bytes, place: str, *, max_bytes: int) -> Any:
-    """Any JSON within `max_bytes`, not too many values in it, and none nested too deeply."""
+    """Decode any JSON within `max_bytes`, not too many values in it, and none nested too deeply."""
     if len(raw) > max_bytes:
         raise too_large(place, f"it has {len(raw)} bytes, but at most {max_bytes} are read")
     if num_nodes(raw) > MAX_NODES:
@@ -46,7 +46,7 @@ def too_large(place: str, why: str) -> RequestError:
 
 
 def num_nodes(raw: bytes) -> int:
-    """At least as many as there are values in it."""
+    """Return at least as many as there are values in it."""
     return raw.count(b",") + raw.count(b"[") + raw.count(b"{") + 1
 
 

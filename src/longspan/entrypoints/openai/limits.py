@@ -16,5 +16,5 @@ def check_choices(engine: EngineClient, num_choices: int, param: str) -> None:
 
 
 def choices_at_once(engine: EngineClient) -> int:
-    """A sixteenth of the queue: whoever asks for a thousand choices leaves the others their place in it."""
+    """Return a sixteenth of the queue: a client that asks for a thousand choices leaves the rest its place in it."""
     return max(1, engine.config.max_waiting // _SHARE)

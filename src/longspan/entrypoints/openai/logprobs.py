@@ -15,7 +15,7 @@ LOWEST = -9999.0  # JSON has no -inf
 
 
 def completion_logprobs(positions: Sequence[PositionLogprobs], num_characters: int) -> CompletionLogprobs:
-    """num_characters: of the text so far. What a stop string cut off begins where the text ends."""
+    """Return logprobs. num_characters: of the text so far. What a stop string cut off begins where it ends."""
     named = [_by_name(position) for position in positions]
     return CompletionLogprobs(
         tokens=[name for name, _ in named],

@@ -76,7 +76,8 @@ class ChatMessage(BaseModel):
             )
 
     def for_template(self) -> dict[str, Any]:
-        """Null content is an empty text, which every template can write; other fields that are null are left out.
+        """Return its fields: null content as an empty text, which every template can write; no other null fields.
+
         Templates know no developer: OpenAI's newer name of system.
         """
         message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role}

@@ -63,7 +63,7 @@ def struct_schema(kind: type[msgspec.Struct]) -> Schema:
 def operation(
     context: Context, body: type[SamplingFields], whole: type[msgspec.Struct], chunk: type[msgspec.Struct]
 ) -> dict[str, Any]:
-    """Keyword arguments of a route whose body we decode ourselves.
+    """Return keyword arguments of a route whose body we decode ourselves.
 
     chunk: what the data of each server-sent event is, when the body says stream: true; the last data is [DONE].
     """
@@ -81,7 +81,7 @@ def operation(
 
 
 def body_schema(body: type[SamplingFields], bounds: Bounds, model_name: str) -> Schema:
-    """Exactly what is accepted, but for what JSON Schema cannot say: that the tokens of prompt and output fit."""
+    """Describe exactly what is accepted, but for what JSON Schema cannot say: that prompt and output fit."""
     _, defined = models_json_schema([(body, "validation")])
     definitions = defined["$defs"]
     schema = _inline(definitions.pop(body.__name__), definitions)

@@ -25,7 +25,7 @@ IsAllowed = Callable[[str], bool]
 
 
 def host_check(config: ServerConfig) -> IsAllowed | None:
-    """Which names of the Host header are answered; None if all are.
+    """Return a test of names in the Host header; None if all are answered.
 
     A server without keys that only this machine reaches is still reached by every page that its user's browser
     shows, if that page's name can be made to point here (DNS rebinding). Such a name has a dot and is not ours.

@@ -31,7 +31,7 @@ COMPLETION_DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
 def whole(value: object) -> object:
-    """16.0 is a whole number in JSON."""
+    """Return a whole number written with a point as an integer: 16.0 is one in JSON."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -129,7 +129,7 @@ class SamplingFields(BaseModel):
     def sampling_params(
         self, defaults: Mapping[str, float], *, max_tokens: int | None, logprobs: int | None
     ) -> SamplingParams:
-        """defaults: of fields that the request leaves out. Raises RequestError for a value out of its range."""
+        """Make them. defaults: of fields that the request leaves out. Raises RequestError for a value out of range."""
         given: dict[str, Any] = dict(defaults) | {
             name: value
             for name in (

@@ -6,7 +6,7 @@ MAX_QUOTED = 100
 
 
 def quoted(value: object) -> str:
-    """`repr`, cut."""
+    """Return its `repr`, cut."""
     text = value if isinstance(value, str) else repr(value)
     cut = text[:MAX_QUOTED]
     shown = repr(cut) if isinstance(value, str) else cut

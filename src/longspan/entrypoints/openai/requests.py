@@ -25,7 +25,7 @@ def endpoint(
     context: Context, path: str, name: str, kind: type[R], whole: type[msgspec.Struct], chunk: type[msgspec.Struct],
     work: Callable[[Context, R, Arrival, str], Awaitable[Response]],
 ) -> APIRouter:  # fmt: skip
-    """POST at `path`: what `work` makes of the context, the request, its arrival and its id.
+    """Make POST at `path`: what `work` makes of the context, the request, its arrival and its id.
 
     name: of the operation in /openapi.json. whole, chunk: what it answers with, at once or in a stream.
     """

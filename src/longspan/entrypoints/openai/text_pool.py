@@ -1,4 +1,4 @@
-"""Threads for work on clients' texts: so many at once, so much waiting, and no one waits for work that nobody wants."""
+"""Threads for work on clients' texts: so many at once, so much waiting, and no text waits for what no client wants."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _S_PER_CHAR = 2e-6  # what a text is expected to take, when it is decided who is
 
 
 class Abandoned(BaseException):
-    """Raised inside work whose client left; nobody sees it."""
+    """Raised inside work whose client left, and never shown."""
 
 
 @dataclass(order=True, slots=True)
@@ -45,7 +45,7 @@ class _Job:
 class TextPool:
     """Runs work on threads of its own; short texts overtake long ones, for as long as those are expected to take.
 
-    Work of a client that left is dropped from the queue; while it runs it keeps its thread, but nobody waits for it.
+    Work of a client that left is dropped from the queue; while it runs it keeps its thread, but no client waits for it.
     The threads end with the process, whatever they do.
 
     max_waiting_chars: characters of all texts that wait; more are refused, but one text may always wait alone.
@@ -63,7 +63,7 @@ class TextPool:
         self._closed = False
 
     async def run(self, work: Callable[[Callable[[], None]], T], size: int) -> T:
-        """What `work` returns, on a thread. size: characters (or bytes) that it reads.
+        """Return what `work` returns, on a thread. size: characters (or bytes) that it reads.
 
         `work` is called with a function that it should call between its steps, if it has some.
 

@@ -68,7 +68,7 @@ class Texts:
     trust: TemplateTrust = field(default_factory=TemplateTrust)
 
     async def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[np.ndarray]:
-        """int32 token ids of each text. Raises RequestError, QueueFullError."""
+        """Return int32 token ids of each text. Raises RequestError, QueueFullError."""
 
         def work(check: Check) -> list[np.ndarray]:
             return [self._encode(text, add_special_tokens, "prompt", check) for text in texts]
@@ -79,7 +79,7 @@ class Texts:
     async def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any], size: int
     ) -> np.ndarray:
-        """int32 token ids of a conversation in the model's own chat template. size: characters of all messages.
+        """Return int32 token ids of a conversation in the model's own chat template. size: characters of all messages.
 
         Raises RequestError, QueueFullError.
         """

@@ -50,7 +50,7 @@ class Answer:
 
 
 def plan(lengths: LengthOptions, arrivals: ArrivalOptions, options: PlanOptions) -> int:
-    """Searches, prints a table, writes the file; the exit code: 1 if nothing is good enough.
+    """Search, print a table, write the file; returns the exit code: 1 if nothing is good enough.
 
     Raises ConfigError, ModelError, TraceError.
     """

@@ -107,7 +107,7 @@ def scheduler_config(options: SimulateOptions | PlanOptions, fleet: Fleet) -> Sc
 
 
 def make_slo(text: str | None, config: SchedulerConfig, costs: Sequence[IterationCost]) -> SLO:
-    """What was asked for, or else what policies with deadlines go by."""
+    """Return what was asked for, or else what policies with deadlines go by."""
     promises = parse_slo(text)
     if promises:
         return SLO(ttft_s=promises.get("ttft"), tpot_s=promises.get("tpot"))

@@ -59,7 +59,7 @@ def _simulated(name: str, config: ModelConfig) -> SimulatedModel:
 
 
 def kv_tokens_of(fleet: Fleet, wanted: int | None) -> int:
-    """Raises ConfigError: more than fit, or nobody knows how many do."""
+    """Return the KV slots of an instance. Raises ConfigError: more than fit, or it is not known how many do."""
     if wanted is None:
         return fleet.kv_tokens_that_fit()
     if fleet.machine.sheet.memory_bytes is not None and wanted > (fit := fleet.kv_tokens_that_fit()):

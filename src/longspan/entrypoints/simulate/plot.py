@@ -22,7 +22,7 @@ MOST_BARS = 20_000  # of the earliest spans; more are neither seen nor drawn in 
 
 
 def write(report: SimulationReport, folder: Path) -> None:
-    """latencies.png, groups.png, kv.png. Raises ConfigError."""
+    """Write latencies.png, groups.png, kv.png. Raises ConfigError."""
     from matplotlib.figure import Figure
 
     try:

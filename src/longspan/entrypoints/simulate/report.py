@@ -45,21 +45,21 @@ class SimulationReport:
         return measure(self.simulation.records(), slo=self.slo, long_threshold=self.long_threshold)
 
     def queueing(self, name: str) -> Distribution | None:
-        """Seconds from arrival to the first batch."""
+        """Return seconds from arrival to the first batch."""
         members = self._members(name)
         return Distribution.of(r.began_s - r.record.arrived_s for r in members if r.began_s is not None)
 
     def service(self, name: str) -> Distribution | None:
-        """Seconds from the first batch to the end; a preempted request's time in the queue included."""
+        """Return seconds from the first batch to the end; a preempted request's time in the queue included."""
         members = self._members(name)
         return Distribution.of(r.record.ended_s - r.began_s for r in members if r.began_s is not None)
 
     def busy_shares(self) -> list[float]:
-        """Of each instance's time, from the first event to the last."""
+        """Return the busy share of each instance's time, from the first event to the last."""
         return [seconds / (self.metrics.span_s or 1.0) for seconds in self.simulation.usage.busy_s]
 
     def kv_shares(self) -> list[tuple[float, float]]:
-        """Of each instance's KV slots: taken on average, and at most, as the samples show."""
+        """Return the shares of each instance's KV slots: taken on average, and at most, as the samples show."""
         usage = self.simulation.usage
         most = [max(used) for used in zip(*usage.samples, strict=True)] or [0] * self.config.num_instances
         slots = self.config.kv_tokens
