@@ -37,6 +37,14 @@ class Alise(Speculative):
     name = "alise"
     needs_cost_model = True
 
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self._known: dict[str, tuple[tuple[int, int, int], Rank]] = {}
+
+    def let_go(self, request: Request) -> None:
+        super().let_go(request)
+        self._known.pop(request.id, None)
+
     def rank(self, state: SchedulerState, request: Request, now: float) -> Rank:
         tokens = self.lengths.left(request)
         seconds = _seconds_left(state, request, tokens)
@@ -68,14 +76,21 @@ class Alise(Speculative):
         """Tell whether there is a place, or a request that it outranks may have to leave one."""
         if super().may_start(state, instance, lane, request, taken):
             return True
-        return any(rank > lane.rank_of(request) for rank in self._ranks(state, lane).values())
+        rank = lane.rank_of(request)
+        return any(self._rank_now(state, other) > rank for other in lane.runnable())
 
     def _ranks(self, state: SchedulerState, lane: Lane) -> Ranks:
         """Of those that run and may be in the next batch, as of now."""
-        return {
-            request: _aged(_seconds_left(state, request, self.lengths.left(request)), request)
-            for request in lane.runnable()
-        }
+        return {request: self._rank_now(state, request) for request in lane.runnable()}
+
+    def _rank_now(self, state: SchedulerState, request: Request) -> Rank:
+        """Its rank is worked out anew only where it has come further, or a request has finished to learn from."""
+        at = (request.num_output_tokens, request.num_stored, self.lengths.num_learned)
+        known = self._known.get(request.id)
+        if known is None or known[0] != at:
+            seconds = _seconds_left(state, request, self.lengths.left(request))
+            known = self._known[request.id] = at, _aged(seconds, request)
+        return known[1]
 
     def _with_room(
         self, state: SchedulerState, instance: Instance, lane: Lane, ranks: Ranks, now: float

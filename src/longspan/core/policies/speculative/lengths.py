@@ -22,6 +22,11 @@ class LearnedLengths:
         self._everyone = _Mean()
         self._classes: defaultdict[int, _Mean] = defaultdict(_Mean)
 
+    @property
+    def num_learned(self) -> int:
+        """How many requests it has learned from."""
+        return self._everyone.count
+
     def learn(self, request: Request) -> None:
         """Learn from a request that came to its own end."""
         for mean in (self._everyone, self._classes[_class_of(request)]):
