@@ -49,7 +49,7 @@ class EngineDrainingError(LongspanError):
 
 
 class RequestFailedError(LongspanError):
-    """The server failed on this one request, and ended it; the others go on (HTTP 500)."""
+    """The server failed on this one request, and ended it; all else goes on (HTTP 500)."""
 
 
 class EngineStalledError(LongspanError):

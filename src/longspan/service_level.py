@@ -10,11 +10,11 @@ from longspan.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class ServiceLevel:
-    """None stands for the server's default.
+    """What a request asks of the server's timeliness; None stands for the server's default.
 
     ttft_s: seconds from arrival to the first token.
     tpot_s: seconds for each further token.
-    priority: requests with a higher one go first, whatever the others' deadlines; 0 is ordinary.
+    priority: requests with a higher one go first, whatever other deadlines; 0 is ordinary.
 
     Raises:
         RequestError: a time is no number above 0, or the priority no whole number.

@@ -76,7 +76,10 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredIteration:
-    """seconds: the mean over so many samples, each of them an iteration or a mean of several."""
+    """The time of an iteration.
+
+    seconds: the mean over so many samples, each of them an iteration or a mean of several.
+    """
 
     shape: BatchShape
     seconds: float
@@ -85,7 +88,7 @@ class MeasuredIteration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredMigration:
-    """num_tokens moved from one instance to another, at once."""
+    """The time of a migration: num_tokens moved from one instance to another, at once."""
 
     num_tokens: int
     seconds: float
@@ -127,7 +130,10 @@ class Measurements:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingInformationBase:
-    """date: of the measurement, ISO. versions: of the packages it was made with."""
+    """The contents of a profile's file.
+
+    date: of the measurement, ISO. versions: of the packages it was made with.
+    """
 
     deployment: Deployment
     versions: dict[str, str]

@@ -8,7 +8,7 @@ from longspan.attention.backend import AttentionBackend
 
 
 def backend_for(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    """The fastest backend that runs there."""
+    """Return the fastest backend that runs there."""
     if device.type == "cuda" and dtype != torch.float32:  # torch's flash attention on CUDA has no fp32
         from longspan.attention.cuda import CudaBackend
 

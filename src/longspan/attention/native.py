@@ -21,7 +21,7 @@ _DTYPES = (torch.bfloat16, torch.float32)
 
 
 def cpu_backend() -> AttentionBackend:
-    """The fastest backend of this CPU: native, or its twin."""
+    """Return the fastest backend of this CPU: native, or its twin."""
     library = best_library()
     return NativeCpuBackend(library) if library else CpuBackend()
 
@@ -124,7 +124,7 @@ class NativePlan:
         return result
 
     def check_slots(self, pool_slots: int) -> None:
-        """The kernels follow slots unchecked: once for each plan, in its first layer, they are checked here.
+        """Check slots, which the kernels follow unchecked: once for each plan, in its first layer.
 
         Raises IndexError, as the twin does, where one is outside the pool.
         """

@@ -34,7 +34,7 @@ def empty_partial(q_THK: torch.Tensor) -> Partial:
 
 
 def merge(first: Partial, second: Partial) -> Partial:
-    """The attention over the union of two disjoint sets of keys, in fp32."""
+    """Return the attention over the union of two disjoint sets of keys, in fp32."""
     lse_TH = torch.logaddexp(first.lse_TH, second.lse_TH)
     # Both empty: -inf - -inf is nan; the weights are 0 and the result is empty again.
     w1_TH1 = torch.exp(first.lse_TH - lse_TH).nan_to_num_(nan=0.0).unsqueeze(-1)
@@ -62,7 +62,7 @@ class Accumulator:
         self._result: Partial | None = None
 
     def set(self, rows: slice, partial: Partial) -> None:
-        """The first result of these rows."""
+        """Set the first result of these rows."""
         if self._result is None and rows.stop - rows.start == len(self._q_THK):
             self._result = partial
             return

@@ -41,7 +41,7 @@ class Mail(Protocol):
     """One rank's ends of all channels. There are two: one in C++ (csrc/mail.h), and its twin below."""
 
     def connect(self, rank: int, written: int, read: int, buffer: int, capacity: int, *, outgoing: bool) -> None:
-        """The channel to or from `rank`: addresses of its counters and of its buffer."""
+        """Return the channel to or from `rank`: addresses of its counters and of its buffer."""
         ...
 
     def exchange(

@@ -18,7 +18,7 @@ class Event(Protocol):
     """A point in a stream."""
 
     def done(self) -> bool:
-        """Whether the device has come to it. Any thread may ask."""
+        """Tell whether the device has come to it. Any thread may ask."""
         ...
 
     def wait(self) -> None:
@@ -26,7 +26,7 @@ class Event(Protocol):
         ...
 
     def seconds_since(self, earlier: Event) -> float:
-        """On the device's clock, since an event of the same stream. Both have passed."""
+        """Return seconds on the device's clock since an event of the same stream. Both have passed."""
         ...
 
 
@@ -43,7 +43,7 @@ class Stream(Protocol):
         ...
 
     def record(self) -> Event:
-        """The point behind all work so far."""
+        """Return the point behind all work so far."""
         ...
 
     def wait_for(self, event: Event) -> None:
@@ -126,5 +126,5 @@ MakeStream: TypeAlias = Callable[[torch.device], Stream]
 
 
 def stream_on(device: torch.device) -> Stream:
-    """A new one."""
+    """Return a new one."""
     return CudaStream(device) if device.type == "cuda" else HostStream()

@@ -61,7 +61,7 @@ class AsyncLLM:
     # -- requests -------------------------------------------------------------------------------------------------
 
     def validate(self, prompt_token_ids: TokenIds, params: SamplingParams) -> SamplingParams:
-        """The same params with `max_tokens` resolved. Raises RequestError if the request can never run.
+        """Return the same params with `max_tokens` resolved. Raises RequestError if the request can never run.
 
         An array of integers is checked in a moment; to make one of a very long list is for another thread to do.
         """

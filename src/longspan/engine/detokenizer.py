@@ -36,7 +36,7 @@ class Detokenizer:
         self._bytes = TokenBytes(tokenizer)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of all these tokens together; special tokens have none."""
+        """Return the text of all these tokens together; special tokens have none."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def has_text(self, token_id: int) -> bool:
@@ -62,7 +62,7 @@ class TextStream:
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """The text that is complete now; empty while a character is not."""
+        """Return the text that is complete now; empty while a character is not."""
         if not self._detokenizer.has_text(token_id):
             return ""
         self._pending.append(token_id)

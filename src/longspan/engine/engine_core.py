@@ -146,7 +146,7 @@ class EngineCore:
             self._tell(request, request.output(finish_reason="abort"))
 
     def stalled(self) -> str | None:
-        """A sentence about decided work that does not end, or about requests for which nothing is done; else None."""
+        """Return a sentence about decided work that does not end, or requests with nothing done for them; else None."""
         now = self.clock()
         if self.error is not None:
             return None
@@ -158,7 +158,7 @@ class EngineCore:
         return self.watchdog.overdue(now)
 
     def stats(self) -> EngineStats:
-        """A snapshot for gauges. A dead engine runs nothing."""
+        """Return a snapshot for gauges. A dead engine runs nothing."""
         scheduler = self.scheduler.stats()
         if self.error is not None:
             scheduler = replace(
@@ -182,7 +182,7 @@ class EngineCore:
     # -- the executor's news --------------------------------------------------------------------------------------
 
     def on_reply(self, reply: Reply) -> None:
-        """A worker reports."""
+        """Take what a worker reports."""
         if self.error is not None:
             return
         with self._failing_loudly("a %s was taken in", type(reply).__name__):

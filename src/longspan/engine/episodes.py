@@ -60,7 +60,7 @@ async def run_episode(engine: AsyncLLM, policy: EpisodePolicy, episode: Episode)
 
 
 async def estimate_cost_model(engine: AsyncLLM, policy: EpisodePolicy, model: ModelShape) -> FittedCostModel:
-    """The analytic model, made to agree with a few batches that run now. A second or so.
+    """Make the analytic model agree with a few batches that run now. A second or so.
 
     engine: as for `run_episode`.
     """

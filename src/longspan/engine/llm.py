@@ -93,7 +93,7 @@ class LLM:
         return self._call(self._generate_all(texts, token_ids, resolved))
 
     def chat(self, messages: list[dict[str, Any]], params: SamplingParams | None = None) -> Completion:
-        """The model's answer to a conversation, through its own chat template."""
+        """Return the model's answer to a conversation, through its own chat template."""
         return self.generate([self.engine.tokenizer.apply_chat_template(messages)], params)[0]
 
     def wait_idle(self) -> None:
@@ -101,7 +101,7 @@ class LLM:
         self._call(self.engine.idle())
 
     def stats(self) -> EngineStats:
-        """What the engine does right now."""
+        """Return what the engine does right now."""
 
         async def read() -> EngineStats:
             return self.engine.stats()

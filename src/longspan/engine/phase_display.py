@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 
 def say_on_stderr(text: str) -> None:
-    """A plain line."""
+    """Write a plain line to standard error."""
     print(f"longspan: {text}", file=sys.stderr, flush=True)
 
 

@@ -33,7 +33,10 @@ _DRIVER_TIMEOUT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """cores: that this program may use. memory_bytes: in all; free_bytes: now. count_gpus: see `count_gpus`."""
+    """What a machine has.
+
+    cores: that this program may use. memory_bytes: in all; free_bytes: now. count_gpus: see `count_gpus`.
+    """
 
     cores: int
     memory_bytes: int
@@ -68,7 +71,7 @@ def check_model(
     config: EngineConfig, policy: Policy, model: ResolvedModel, model_config: ModelConfig,
     machine: Machine | None = None,
 ) -> None:  # fmt: skip
-    """What the model's own configuration says further. Raises ConfigError; warns of what may go wrong."""
+    """Check what the model's own configuration says further. Raises ConfigError; warns of what may go wrong."""
     machine = machine or this_machine()
     _check_length(config, model_config)
     for rank in range(config.tp):

@@ -85,7 +85,7 @@ class EngineClient(Protocol):
     def tokenizer(self) -> TokenizerLike: ...
 
     def validate(self, prompt_token_ids: TokenIds, params: SamplingParams) -> SamplingParams:
-        """The same params with `max_tokens` resolved. Raises RequestError if the request can never run."""
+        """Return the same params with `max_tokens` resolved. Raises RequestError if the request can never run."""
         ...
 
     def generate(

@@ -20,7 +20,10 @@ Sink = Callable[[RequestOutput | LongspanError], None]
 
 @dataclass(slots=True)
 class EngineRequest:
-    """seed: the user's, or one that the engine drew. emitter: the instance that has its sampling state."""
+    """A request and what it has so far.
+
+    seed: the user's, or one that the engine drew. emitter: the instance that has its sampling state.
+    """
 
     request_id: str
     prompt_token_ids: np.ndarray

@@ -58,7 +58,7 @@ class StopScanner:
         self._matched: dict[int, int] = {}  # of each stop string that the text ends with a beginning of, how much
 
     def push(self, text: str) -> tuple[str, str | None]:
-        """The text that can be shown now, and the stop string if it is complete; push no more after that."""
+        """Return the text that can be shown now, and the stop string if it is complete; push no more after that."""
         stops = self._stops
         if not stops.stops:
             return text, None

@@ -22,9 +22,9 @@ _CONTROL = frozenset({*range(0x20), 0x7F}) - frozenset(b"\t\n\r")
 
 @dataclass(frozen=True, slots=True)
 class TokenLengths:
-    """`max_chars` characters of text, at most, are one token; `may_shrink` says where that is no bound, since the
-    tokenizer may drop or fuse characters without end (spaces around a special token, unknown characters, ...).
-    Control characters, which some vocabularies do not know, are left out of account.
+    """Bounds on tokens: `max_chars` characters of text, at most, are one token; `may_shrink` says where that is no
+    bound, since the tokenizer may drop or fuse characters without end (spaces around a special token, unknown
+    characters, ...). Control characters, which some vocabularies do not know, are left out of account.
     """
 
     max_chars: int

@@ -25,7 +25,7 @@ _FOLDER, _TEMPORARY = "tokenizers", ".tokenizer-"
 
 
 class Tokenizer:
-    """`backend` is the fast tokenizer itself, e.g. for `tokenizers.decoders.DecodeStream`.
+    """A model's tokenizer; `backend` is the fast tokenizer itself, e.g. for `tokenizers.decoders.DecodeStream`.
 
     Any of `eos_token_ids` ends a generation: the tokenizer's own, and those that the model's config adds.
     Text is encoded as transformers does when it is called with the text alone: whatever truncation and padding a
@@ -45,7 +45,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, model: ResolvedModel) -> Tokenizer:
-        """The tokenizer inside a GGUF file is converted at its first use, and the result kept."""
+        """Load a tokenizer. One inside a GGUF file is converted at its first use, and the result kept."""
         hf_tokenizer = _from_folder(model.path) if model.kind == "hf" else _from_gguf(model.path)
         if not hasattr(hf_tokenizer, "backend_tokenizer"):
             raise ModelError(f"{model.path} has no fast tokenizer; a tokenizer.json is needed")
@@ -67,7 +67,7 @@ class Tokenizer:
         return self._lengths.may_shrink
 
     def token(self, token_id: int) -> str | None:
-        """The token's name in the vocabulary; None where it has none."""
+        """Return the token's name in the vocabulary; None where it has none."""
         return self.backend.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -92,7 +92,7 @@ class Tokenizer:
         continue_final_message: bool = False,
         **template_kwargs: Any,
     ) -> list[int]:
-        """The token ids of `render_chat`."""
+        """Return the token ids of `render_chat`."""
         text = self.render_chat(
             messages, tools=tools, add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message, **template_kwargs,
@@ -109,7 +109,7 @@ class Tokenizer:
         continue_final_message: bool = False,
         **template_kwargs: Any,
     ) -> str:
-        """The prompt of a conversation, in the model's own format; `template_kwargs` are variables of that
+        """Return the prompt of a conversation, in the model's own format; `template_kwargs` are variables of that
         format, such as enable_thinking. Raises RequestError where it has no place for what was asked."""
         if not self.has_chat_template:
             raise RequestError("the model has no chat template; send it plain prompts", param="messages")

@@ -46,7 +46,7 @@ class Watchdog:
         self._on_instance: defaultdict[int, dict[Key, _Watched]] = defaultdict(dict)
 
     def begin(self, action: RunBatch | MigrateKV, now: float) -> None:
-        """The engine hands the action to its instances at `now`."""
+        """Note that the engine hands the action to its instances at `now`."""
         key, instances = _identity(action)
         before = [work.due for instance in instances for work in self._on_instance[instance].values()]
         due = max([now, *before]) + self.slack_s + self._share_s(action)
@@ -60,7 +60,7 @@ class Watchdog:
             del self._on_instance[instance][kind, number]
 
     def overdue(self, now: float) -> str | None:
-        """A sentence about the work that should have ended first, if that has not; None if all is in time."""
+        """Return a sentence about the work that should have ended first, if that has not; None if all is in time."""
         late = [(work.due, key, work) for key, work in self._watched.items() if work.due < now]
         if not late:
             return None

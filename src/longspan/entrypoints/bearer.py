@@ -11,7 +11,7 @@ VARIABLE = "OPENAI_API_KEY"
 
 
 def authorization(api_key: str | None) -> str | None:
-    """The header's value, with the key given, or else the environment's; None: there is neither.
+    """Return the header's value, with the key given, or else the environment's; None: there is neither.
 
     Raises ConfigError, which does not repeat the key, where no header can carry it.
     """

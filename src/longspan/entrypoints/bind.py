@@ -11,7 +11,7 @@ ASKED_AFTER_S, ASKED_AGAIN_S, GONE_AFTER_S = 30, 10, 60
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet, so that clients are refused while the model loads.
+    """Return a bound socket that does not listen yet, so that clients are refused while the model loads.
 
     Raises:
         ConfigError: the host is unknown or not ours.

@@ -232,7 +232,7 @@ def version() -> int:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The exit code: 0; 1 if it failed; 2 for a bad option or setting. Errors get one line, no traceback.
+    """Run a command; returns 0; 1 if it failed; 2 for a bad option or setting. Errors get one line, no traceback.
 
     BrokenPipeError, of a reader that has seen enough, is the caller's.
     """
@@ -276,7 +276,7 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def main() -> None:
-    """The process's whole life: what is printed is flushed, and a reader that closes its pipe ends it quietly."""
+    """Run the whole process: what is printed is flushed, and a reader that closes its pipe ends it quietly."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (for the process's life)

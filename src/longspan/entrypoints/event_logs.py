@@ -26,7 +26,7 @@ _MOST_STORIES = 8
 
 
 def replay(file: Path, policy: str | None = None) -> int:
-    """The exit code: 0 if all decisions are the same. Raises ReplayError, ConfigError.
+    """Replay a log; returns the exit code: 0 if all decisions are the same. Raises ReplayError, ConfigError.
 
     policy: the one that decided, with the log's options, where the log does not say how to make it.
     """

@@ -62,7 +62,7 @@ class Conversation:
         self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def answer(self, text: str) -> Generator[str, None, None]:
-        """The pieces of the answer. It is remembered as far as it came, also when the reader stops early."""
+        """Yield the pieces of the answer. It is remembered as far as it came, also when the reader stops early."""
         self.messages.append({"role": "user", "content": as_text(text)})
         pieces: list[str] = []
         try:
@@ -124,7 +124,7 @@ class Conversation:
 
 
 def as_text(text: str) -> str:
-    """As a terminal gives it: bytes that are no UTF-8 come as surrogates, which no JSON can carry."""
+    """Return text as a terminal gives it: bytes that are no UTF-8 come as surrogates, which no JSON can carry."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

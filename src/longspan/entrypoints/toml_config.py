@@ -33,7 +33,7 @@ ConfigFile = Annotated[
 
 
 def read_toml_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """A cyclopts config source: fills in what neither command line nor environment gave."""
+    """Fill in what neither command line nor environment gave: a cyclopts config source."""
     table = ".".join(commands)
     if table not in TABLES:
         return

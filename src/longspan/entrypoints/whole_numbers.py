@@ -10,7 +10,7 @@ from longspan.errors import ConfigError
 
 
 def check_whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """A cyclopts config source that adds nothing, and comes after those that do.
+    """Check that numbers are whole: a cyclopts config source that adds nothing, and comes after those that do.
 
     Raises:
         ConfigError: an option of whole numbers has a fraction, wherever it was given.

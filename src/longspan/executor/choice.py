@@ -7,7 +7,7 @@ from longspan.worker.messages import WorkerSpec
 
 
 def make_executor(name: str, specs: list[WorkerSpec], worker_timeout_s: float) -> Executor:
-    """The executor of that name, over one worker for each spec, in rank order."""
+    """Return the executor of that name, over one worker for each spec, in rank order."""
     if name == "inproc":
         from longspan.executor.inproc import InprocExecutor
 

@@ -17,7 +17,7 @@ _PREFIX = "longspan-meeting-"  # not that of versions that did not lock theirs
 
 
 class MeetingPlace:
-    """In memory, where there is such a place: workers that exchange through memory map files of this folder."""
+    """A folder, in memory where it can be: workers that exchange through memory map files of it."""
 
     def __init__(self, parent: Path | None = None) -> None:
         memory = Path(os.environ.get("LONGSPAN_SHM", "/dev/shm"))

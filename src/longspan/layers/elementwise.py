@@ -43,6 +43,6 @@ class PlainElementwise:
 
 
 def elementwise_for(device: torch.device, dtype: torch.dtype, *sizes: int) -> Elementwise:
-    """The fastest that runs there. sizes: the model's hidden size, head_dim and feed-forward width."""
+    """Return the fastest that runs there. sizes: the model's hidden size, head_dim and feed-forward width."""
     library = best_library() if device.type == "cpu" and covers(dtype, *sizes) else None
     return NativeElementwise(library) if library else PlainElementwise()

@@ -20,7 +20,10 @@ from longspan.native.linear import NativeLinear, covers
 
 
 class Linear(Protocol):
-    """rounds: results in fp32 went through the weight's dtype on the way."""
+    """A linear layer.
+
+    rounds: results in fp32 went through the weight's dtype on the way.
+    """
 
     rounds: bool
 
@@ -57,7 +60,7 @@ class PackedLinear:
 
 
 def linear(weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
-    """The fastest of the twins for this weight's device and dtype."""
+    """Return the fastest of the twins for this weight's device and dtype."""
     library = best_library() if weight_OI.device.type == "cpu" else None
     if library and covers(library, weight_OI):
         return NativeLinear(library, weight_OI, bias_O)

@@ -155,7 +155,7 @@ class RequestMetrics:
                 metrics.e2e.observe(times.finished - times.arrived)
 
     def end(self, reason: Ending | None) -> None:
-        """End it, unless it has ended. One that was refused is not counted; but one that had begun then, with others of
+        """End it, unless it has ended. One that was refused is not counted; but one that had begun then, with more of
         its call, was aborted."""
         if self._ended:
             return

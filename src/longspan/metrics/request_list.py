@@ -142,7 +142,7 @@ def list_requests(log: EventLog) -> Iterator[RequestSummary]:
 
 
 def find_requests(log: EventLog, given: str) -> list[str]:
-    """The engine's ids of the request that is meant, in order of arrival: one, or one for each of its choices.
+    """Return the engine's ids of the request that is meant, in order of arrival: one, or one for each of its choices.
 
     given: an engine's id; the id of an answer (cmpl-..., chatcmpl-...); an X-Request-Id; or how any of them begins.
     """

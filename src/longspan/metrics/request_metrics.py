@@ -75,7 +75,7 @@ class SLO:
                 raise ConfigError(f"the SLO's {name} is {value}, but must be above 0 seconds")
 
     def met_by(self, record: RequestRecord) -> bool:
-        """An output of one token has no TPOT, and keeps any promise about it."""
+        """Tell whether it is met. An output of one token has no TPOT, and keeps any promise about it."""
         return (
             record.finished
             and _within(record.ttft_s, self.ttft_s, unknown=False)
@@ -85,7 +85,7 @@ class SLO:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Of one latency over requests. Percentiles interpolate linearly between the two nearest values."""
+    """The distribution of one latency over requests. Percentiles lie linearly between the two nearest values."""
 
     count: int
     mean: float
@@ -96,7 +96,7 @@ class Distribution:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Distribution | None:
-        """Of the values that are known; None if there are none."""
+        """Return the distribution of the values that are known; None if there are none."""
         return cls.of_array(np.array([value for value in values if value is not None], dtype=np.float64))
 
     @classmethod
@@ -150,7 +150,9 @@ class RequestMetrics:
 
 
 def measure(records: Sequence[RequestRecord], *, slo: SLO | None = None, long_threshold: int = 4096) -> RequestMetrics:
-    """long_threshold: a prompt of so many tokens is long, one of fewer is short. Without an SLO, all that finish
+    """Measure requests.
+
+    long_threshold: a prompt of so many tokens is long, one of fewer is short. Without an SLO, all that finish
     are within it.
     """
     slo = slo or SLO()

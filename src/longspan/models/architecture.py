@@ -18,7 +18,7 @@ TorchDType = Literal["float32", "float16", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """In what one architecture differs from Llama. `gguf` is llama.cpp's name for it."""
+    """The differences of one architecture from Llama. `gguf` is llama.cpp's name for it."""
 
     gguf: str
     qkv_bias: bool = False

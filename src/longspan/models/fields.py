@@ -22,18 +22,18 @@ class Fields:
         self.path = path
 
     def get(self, key: str) -> Any:
-        """The value as it stands there, unchecked."""
+        """Return the value as it stands there, unchecked."""
         return self.values.get(key)
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
+        """Return a whole number of at least 1."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _MOST:
             raise self.wrong(key, f"a whole number from 1 to {_MOST - 1}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number above 0."""
+        """Return a finite number above 0."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
             raise self.wrong(key, "a finite number above 0")
@@ -52,7 +52,7 @@ class Fields:
         return value
 
     def texts(self, key: str) -> list[str]:
-        """A list of texts; empty where there is none."""
+        """Return a list of texts; empty where there is none."""
         value = self._value(key, [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.wrong(key, "a list of texts")
@@ -67,7 +67,7 @@ class Fields:
         return tuple(ids)
 
     def table(self, key: str) -> Fields:
-        """The fields inside; empty where there are none."""
+        """Return the fields inside; empty where there are none."""
         value = self._value(key, {})
         if not isinstance(value, dict):
             raise self.wrong(key, "a JSON object")
@@ -91,7 +91,7 @@ class Fields:
 
 
 def read_json(path: Path) -> Fields:
-    """The fields of a JSON file. Raises ModelError where it cannot be read, or holds no JSON object."""
+    """Return the fields of a JSON file. Raises ModelError where it cannot be read, or holds no JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -26,7 +26,7 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 
 def load_generation_config(model: Path | str) -> dict[str, float]:
-    """The sampling defaults of a model folder; empty for a .gguf file, or a folder without the file.
+    """Return the sampling defaults of a model folder; empty for a .gguf file, or a folder without the file.
 
     Names and ranges are those of `SamplingParams`; what is missing has no default of the model's.
 

@@ -90,7 +90,7 @@ class GGUFFile:
             ) from error
 
     def blocks(self, tensor: GGUFTensor) -> np.memmap[tuple[int, int], np.dtype[np.uint8]]:
-        """The tensor's stored bytes, one row of the matrix in each row."""
+        """Return the tensor's stored bytes, one row of the matrix in each row."""
         return np.memmap(self.path, np.uint8, "r", tensor.offset, (tensor.num_rows, tensor.row_bytes))
 
     def _read_header(self, cursor: _Cursor, file_size: int) -> None:

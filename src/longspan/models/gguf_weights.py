@@ -68,7 +68,7 @@ class GGUFWeights:
     def read_quantized(
         self, name: str, rows: slice | None = None, columns: slice | None = None
     ) -> QuantizedMatrix | None:
-        """The named matrix, or a part of it, as it is stored; None where no kernel reads it so."""
+        """Return the named matrix, or a part of it, as it is stored; None where no kernel reads it so."""
         stored = self._find(name)
         start, stop, _ = (columns or slice(None)).indices(stored.shape[-1])
         if not is_kept(stored.kind) or start % GROUP or stop % GROUP:

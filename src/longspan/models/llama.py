@@ -50,8 +50,8 @@ class LlamaLayer:
 
 @dataclass(frozen=True, slots=True)
 class LlamaHead:
-    """From the residual stream to logits. plain_VD: the weight of `linear`, where its results are rounded so that near
-    ties have to be settled."""
+    """The step from the residual stream to logits. plain_VD: the weight of `linear`, where its results are rounded so
+    that near ties have to be settled."""
 
     norm_D: Tensor
     linear: Linear
@@ -135,14 +135,14 @@ class LlamaModel:
         tp: TensorParallelGroup,
         emit_rows_E: Tensor,
     ) -> Tensor:
-        """A whole model. Logits [E, whole vocabulary], fp32, of the tokens that follow the rows `emit_rows_E`."""
+        """Run a whole model. Logits [E, whole vocabulary], fp32, of the tokens that follow the rows `emit_rows_E`."""
         x_TD = self.run_layers(self.embed(token_ids_T, tp), positions_T, attention, tp)
         return self.logits(x_TD[emit_rows_E], tp)
 
     def run_layers(
         self, x_TD: Tensor, positions_T: Tensor, attention: Attention, tp: TensorParallelGroup
     ) -> Tensor:
-        """The residual stream (fp32) behind the layers of this stage. x_TD may be overwritten.
+        """Return the residual stream (fp32) behind the layers of this stage. x_TD may be overwritten.
 
         With T = 0 nothing is computed here, but `attention` is called in every layer: it serves its peers.
         """
@@ -168,7 +168,7 @@ class LlamaModel:
         return x_TD + mlp_TD
 
     def embed(self, token_ids_T: Tensor, tp: TensorParallelGroup) -> Tensor:
-        """The residual stream is fp32 from here on: summed in bf16, sixty small updates would get lost."""
+        """Return the residual stream, fp32 from here on: summed in bf16, sixty small updates would get lost."""
         assert self.embedding_VD is not None, "only the first stage embeds"
         if tp.size == 1:
             return embed(token_ids_T, self.embedding_VD).float()

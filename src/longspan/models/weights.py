@@ -23,11 +23,11 @@ class WeightSource(Protocol):
     """A stored model."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of the named tensor. Raises ModelError, naming it, where it is missing, or of a type that does not run."""
+        """Return the tensor's shape. Raises ModelError, naming it: it is missing, or of a type that does not run."""
         ...
 
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
-        """The named tensor, or a part of it, in any floating-point dtype, on the CPU.
+        """Return the named tensor, or a part of it, in any floating-point dtype, on the CPU.
 
         `rows` cuts the first dimension, `columns` the second; None takes all. The rest is not read.
         Raises ModelError, naming the tensor, where it is missing.
@@ -91,11 +91,11 @@ class CheckedReader:
         return self.plain(_checked(name, self.source.read(name, rows, columns), shape))
 
     def plain(self, weight: Tensor | QuantizedMatrix) -> Tensor:
-        """In the model's dtype, on its device."""
+        """Return it in the model's dtype, on its device."""
         return (weight.dequantised() if isinstance(weight, QuantizedMatrix) else weight).to(self.device, self.dtype)
 
     def matrix(self, *parts: MatrixPart) -> Tensor | QuantizedMatrix:
-        """The parts' outputs, one below the other, in the weight format."""
+        """Return the parts' outputs, one below the other, in the weight format."""
         quantized = self._quantized(parts)
         if quantized is not None:
             return quantized

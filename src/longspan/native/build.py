@@ -53,7 +53,7 @@ def built_library(isa: Isa, source: Path = SOURCES / "library.cpp", extra_flags:
 
 
 def is_built(isa: Isa) -> bool:
-    """Whether the kernels are in the cache. Raises BuildError: they cannot be had here."""
+    """Tell whether the kernels are in the cache. Raises BuildError: they cannot be had here."""
     return is_own(_library(isa, SOURCES / "library.cpp", ()))
 
 

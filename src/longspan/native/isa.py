@@ -12,7 +12,7 @@ _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 
 
 class Isa(Enum):
-    """By rising speed. number: LONGSPAN_ISA in csrc/library.cpp; flags: what a compiler needs."""
+    """Instruction sets, by rising speed. number: LONGSPAN_ISA in csrc/library.cpp; flags: what a compiler needs."""
 
     AVX2 = ("avx2", 1, ("-mavx2", "-mfma", "-mf16c"))
     AVX512 = ("avx512", 2, _AVX512)
@@ -38,7 +38,7 @@ def available_isas() -> list[Isa]:
 
 
 def wanted_isas() -> list[Isa]:
-    """The available ones, or what the environment variable LONGSPAN_CPU_ISA leaves of them (`torch`: none)."""
+    """Return the available ones, or what the environment variable LONGSPAN_CPU_ISA leaves of them (`torch`: none)."""
     isas = available_isas()
     wanted = os.environ.get(ISA_VARIABLE)
     return isas if not wanted else [isa for isa in isas if isa.label == wanted]

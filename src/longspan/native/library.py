@@ -140,7 +140,7 @@ def load(isa: Isa) -> Library:
 
 @functools.cache
 def best_library() -> Library | None:
-    """The fastest kernels that run here. None: there are none, and the log says why in one line."""
+    """Return the fastest kernels that run here. None: there are none, and the log says why in one line."""
     reason = "they are written for x86-64 with AVX2 or AVX-512"
     for isa in wanted_isas():
         try:
@@ -160,7 +160,7 @@ def must_be_built() -> bool:
 
 
 def openmp_parallel() -> int | None:
-    """The address of GOMP_parallel in the OpenMP runtime that torch itself uses.
+    """Return the address of GOMP_parallel in the OpenMP runtime that torch itself uses.
 
     A team of our own would compete with torch's for the same cores, whose threads spin for a while after each operator.
     """

@@ -13,7 +13,7 @@ from longspan.native.library import Library
 
 
 def covers(library: Library, weight_OI: Tensor) -> bool:
-    """On a CPU, in fp32; in bf16 where the processor multiplies pairs of them, and the inputs come in pairs."""
+    """Tell whether it runs: on a CPU, in fp32; in bf16 with instructions for pairs, and inputs in pairs."""
     if weight_OI.device.type != "cpu":
         return False
     if weight_OI.dtype == torch.bfloat16:

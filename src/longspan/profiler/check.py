@@ -12,7 +12,10 @@ from longspan.sib import Measurements
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """kind: "prefill", "decode", "mixed" or "migration". work: the batch, or the tokens that moved. Seconds."""
+    """One measurement beside its prediction.
+
+    kind: "prefill", "decode", "mixed" or "migration". work: the batch, or the tokens that moved. Seconds.
+    """
 
     kind: str
     work: BatchShape | int
@@ -27,7 +30,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class ErrorSummary:
-    """Of relative errors without their sign."""
+    """A summary of relative errors without their sign."""
 
     count: int
     mean: float

@@ -22,7 +22,7 @@ from longspan.sib import MeasuredIteration, MeasuredMigration, Measurements
 
 
 def fit_cost_model(measurements: Measurements, num_instances: int) -> FittedCostModel:
-    """The model that is closest, for all numbers of instances up to this one.
+    """Return the model that is closest, for all numbers of instances up to this one.
 
     Raises ConfigError: for some number of instances or masters that is to be measured there is no measurement. A whole
         round of `fit_groups` has them all, if only there is room for a batch with a request for each master.
@@ -49,7 +49,10 @@ def fit_cost_model(measurements: Measurements, num_instances: int) -> FittedCost
 
 
 class Fit(NamedTuple):
-    """error: the sum of the squared relative errors."""
+    """A fitted model.
+
+    error: the sum of the squared relative errors.
+    """
 
     coefficients: tuple[float, ...]
     error: float
@@ -60,7 +63,7 @@ class Fit(NamedTuple):
 
 
 def nonnegative_least_squares(rows: Sequence[Sequence[float]], targets: Sequence[float]) -> Fit:
-    """The x >= 0 that minimises sum(((row . x - target) / target)^2); targets above zero.
+    """Return the x >= 0 that minimises sum(((row . x - target) / target)^2); targets above zero.
 
     Exact: the best x is the plain least-squares solution over those columns where it is not zero.
     """

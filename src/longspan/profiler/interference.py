@@ -28,7 +28,9 @@ _DECODE_TIMES = 96  # two at work are not equally fast all the time
 async def measure_interference(
     engine: AsyncLLM, policy: EpisodePolicy, begun: float, budget_s: float, report: Report
 ) -> tuple[MeasuredInterference, ...]:
-    """engine: as for `run_episode`, of two instances at least. begun, budget_s: as for `Measurer`, but one round runs
+    """Measure interference.
+
+    engine: as for `run_episode`, of two instances at least. begun, budget_s: as for `Measurer`, but one round runs
     anyway.
 
     An episode runs alone and in company right after one another, so that a machine that drifts does so for both.

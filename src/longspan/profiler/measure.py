@@ -30,7 +30,10 @@ _EXTRAPOLATION = 2.0  # how far off a prediction may be for lengths that have no
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """seconds: of the budget, gone. text: what has just been measured."""
+    """A step of progress.
+
+    seconds: of the budget, gone. text: what has just been measured.
+    """
 
     seconds: float
     text: str

@@ -28,7 +28,9 @@ _MOST_DAMPING = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """work: an iteration with its KV spread evenly, or how many tokens a migration moved. fleet: on what it ran; of
+    """A measured time, and what took it.
+
+    work: an iteration with its KV spread evenly, or how many tokens a migration moved. fleet: on what it ran; of
     its machine only the name and data sheet count. weight: of its squared error.
     """
 
@@ -81,7 +83,7 @@ def calibrate(machine: Machine, figures: Sequence[Figure], timings: Sequence[Tim
 
 
 def mean_error(machine: Machine, timings: Sequence[Timing]) -> float:
-    """Of the relative errors without their sign."""
+    """Return the mean of the relative errors without their sign."""
     return statistics.mean(abs(timing.error(machine)) for timing in timings)
 
 

@@ -19,7 +19,9 @@ _SLOWEST, _FASTEST = 1e-6, 1e6  # requests a second
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """attainment: the share of requests that shall be within the SLO, of the short ones and of the long ones alike;
+    """What a fleet shall keep.
+
+    attainment: the share of requests that shall be within the SLO, of the short ones and of the long ones alike;
     over all, the many would hide the few.
     """
 
@@ -35,7 +37,7 @@ class Goal:
         cost_model: FittedCostModel,
         limit: OutputLimit = "longest",
     ) -> float:
-        """The lower of both classes' shares."""
+        """Return the lower of both classes' shares."""
         simulator = Simulator(
             config, cost, cost_model=cost_model, max_model_len=cost.fleet.model.max_model_len, limit=limit
         )
@@ -44,12 +46,12 @@ class Goal:
 
 
 def faster(requests: Sequence[TraceRequest], factor: float) -> list[TraceRequest]:
-    """The same requests, in the same order and with the same bursts, so many times as fast."""
+    """Return the same requests, in the same order and with the same bursts, so many times as fast."""
     return [replace(request, arrived_at_s=(request.arrived_at_s or 0.0) / factor) for request in requests]
 
 
 def highest(holds: Callable[[float], bool], guess: float) -> float:
-    """The highest number for which `holds` is true, within RATE_TOLERANCE below; 0 if it is for none.
+    """Return the highest number for which `holds` is true, within RATE_TOLERANCE below; 0 if it is for none.
 
     holds: true up to some number, false above it. Noise near that number shifts the result, no more.
     """
@@ -68,7 +70,7 @@ def highest(holds: Callable[[float], bool], guess: float) -> float:
 
 
 def fewest(holds: Callable[[int], bool], most: int) -> int | None:
-    """The lowest number from 1 to `most` for which `holds` is true; None if it is for none.
+    """Return the lowest number from 1 to `most` for which `holds` is true; None if it is for none.
 
     holds: false up to some number, true above it.
     """

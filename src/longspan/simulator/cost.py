@@ -37,15 +37,18 @@ CHUNK = 512
 
 
 class Seconds(NamedTuple):
-    """host: before the first device can begin. stages: from then on, of each pipeline stage, on every instance of the
-    group."""
+    """The seconds of a batch.
+
+    host: before the first device can begin. stages: from then on, of each pipeline stage, on every instance of the
+    group.
+    """
 
     host: float
     stages: tuple[float, ...]
 
     @property
     def device(self) -> float:
-        """From the first stage's beginning to the last one's end, if nothing is ahead."""
+        """Seconds from the first stage's beginning to the last one's end, if nothing is ahead."""
         return sum(self.stages)
 
     @property
@@ -54,7 +57,7 @@ class Seconds(NamedTuple):
 
     @property
     def in_a_row(self) -> float:
-        """Of each of many decodes that are all alike: the host prepares the next when the last but one has ended."""
+        """Seconds of each of many like decodes: the host prepares the next when the last but one has ended."""
         return max(self.device, self.total / 2)
 
 

@@ -16,8 +16,9 @@ RESERVED_BYTES = 2.0 * GIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedModel:
-    """shape: as in the analytic cost model. tied: the output head is the embedding, and is stored once.
+    """A model to simulate.
 
+    shape: as in the analytic cost model. tied: the output head is the embedding, and is stored once.
     max_model_len: longest prompt and output together, tokens.
     """
 
@@ -28,7 +29,7 @@ class SimulatedModel:
 
     @property
     def stored_bytes(self) -> float:
-        """Of all weights, in one instance."""
+        """Bytes of all weights, in one instance."""
         embedding = 0 if self.tied else self.shape.head_parameters
         return self.shape.weights_bytes + self.shape.weight_bytes * embedding
 
@@ -92,5 +93,5 @@ class Fleet:
         return slots
 
     def node(self, instance: int, stage: int = 0) -> int:
-        """Where a stage of an instance stands."""
+        """Return where a stage of an instance stands."""
         return (instance * self.pp + stage) * self.tp // self.machine.sheet.devices_per_node

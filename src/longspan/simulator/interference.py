@@ -17,7 +17,10 @@ from longspan.simulator.usage import kind_of
 
 @dataclass(frozen=True, slots=True)
 class Interference:
-    """factors: how much longer an iteration takes beside another instance's, by its kind and the other's."""
+    """What instances of one host cost each other.
+
+    factors: how much longer an iteration takes beside another instance's, by its kind and the other's.
+    """
 
     factors: dict[tuple[Company, Company], float]
 

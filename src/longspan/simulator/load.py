@@ -25,8 +25,8 @@ def offered_load(requests: Sequence[TraceRequest], cost: IterationCost, config: 
 
 
 def instance_seconds(request: TraceRequest, cost: IterationCost, config: SchedulerConfig) -> float:
-    """What a request takes of its instances' time at the least: its prompt alone on the fewest that hold it, and each
-    output token a share of a decode iteration, at half its output, with as many like it as fit.
+    """Return what a request takes of its instances' time at the least: its prompt alone on the fewest that hold it, and
+    each output token a share of a decode iteration, at half its output, with as many like it as fit.
     """
     instances = min(config.num_instances, ceil(request.num_tokens / config.kv_tokens))
     prompt = BatchShape(num_instances=instances, chunks=(Chunk(request.num_prompt_tokens),))

@@ -82,7 +82,7 @@ def measured_machine(sib: ScalingInformationBase, path: Path) -> Machine:
 
 
 def sib_timings(sib: ScalingInformationBase, machine: Machine) -> list[Timing]:
-    """What the file measured, as timings on `machine`."""
+    """Return what the file measured, as timings on `machine`."""
     model, tp, pp = measured_model(sib.deployment), sib.deployment.tp, sib.deployment.pp
     numbers = range(1, sib.deployment.instances + 1)
     fleets = {number: Fleet(machine=machine, model=model, instances=number, tp=tp, pp=pp) for number in numbers}
@@ -97,5 +97,5 @@ def sib_timings(sib: ScalingInformationBase, machine: Machine) -> list[Timing]:
 
 
 def measured_model(deployment: Deployment) -> SimulatedModel:
-    """The model that was profiled; its longest context is not in the file, and no limit here."""
+    """Return the model that was profiled; its longest context is not in the file, and no limit here."""
     return SimulatedModel(name=deployment.model, shape=deployment.model_shape, max_model_len=_UNLIMITED)

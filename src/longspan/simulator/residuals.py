@@ -1,6 +1,6 @@
 """What first principles miss on a machine that was measured: factors, interpolated between the measured iterations.
 
-Kernels are better at some sizes than at others, and caches have edges; a roofline of ten figures has none of that. An
+Kernels are better at some sizes than elsewhere, and caches have edges; a roofline of ten figures has none of that. An
 iteration's factor is the mean of those of measured iterations of its kind, on as many instances, with as many masters;
 near ones count most (inverse-distance weighting), by tokens, requests and context, all as powers of two.
 """

@@ -30,7 +30,10 @@ _REPORT_EVERY = 1024  # events
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRequest:
-    """began_s: when the first batch that it is in began; None if it was refused."""
+    """A request's course.
+
+    began_s: when the first batch that it is in began; None if it was refused.
+    """
 
     record: RequestRecord
     began_s: float | None = None
@@ -39,7 +42,10 @@ class SimulatedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """requests: finished ones in the order in which they ended. ended_s: of the last event. num_batches: iterations."""
+    """The outcome of a simulation.
+
+    requests: finished ones in the order in which they ended. ended_s: of the last event. num_batches: iterations.
+    """
 
     requests: list[SimulatedRequest]
     usage: Usage

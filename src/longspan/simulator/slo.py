@@ -28,7 +28,7 @@ class LengthAwareSLO(SLO):
 
     @classmethod
     def of(cls, config: SchedulerConfig, costs: Sequence[IterationCost]) -> LengthAwareSLO:
-        """The scheduler's own promise. Alone is on the best of the fleets, on as many of its instances as are best."""
+        """Return the scheduler's own promise. Alone is on the best fleet, on as many instances as are best."""
 
         @lru_cache(maxsize=1 << 16)
         def alone(tokens: int) -> float:

@@ -99,7 +99,7 @@ def memory_for_kv(device: torch.device, workers_on_device: int) -> int:
 
 
 def processor_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """Return what the device calls itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -111,7 +111,7 @@ def processor_name(device: torch.device) -> str:
 
 
 def kernels_name(device: torch.device) -> str:
-    """The instruction set of our own kernels, or "torch" where its kernels serve."""
+    """Return the instruction set of our own kernels, or "torch" where its kernels serve."""
     library = best_library() if device.type == "cpu" else None
     return library.isa.label if library else "torch"
 

@@ -42,7 +42,7 @@ class WorkerSpec:
 
     @property
     def devices_wanted(self) -> int:
-        """Of this machine."""
+        """The number of devices wanted of this machine."""
         return self.world_size // self.num_instances if self.shares_devices else self.world_size
 
     @property
@@ -50,7 +50,7 @@ class WorkerSpec:
         return self.rank_at(self.instance, self.stage)
 
     def rank_at(self, instance: int, stage: int) -> int:
-        """Of the device with the same tensor-parallel rank there."""
+        """Return the rank of the device with the same tensor-parallel rank there."""
         return (instance * self.pp + stage) * self.tp + self.tp_rank
 
     @property

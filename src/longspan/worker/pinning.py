@@ -19,7 +19,7 @@ def threads_of(spec: WorkerSpec, num_cores: int) -> int:
 
 
 def cores_of(spec: WorkerSpec, available: Sequence[int]) -> Sequence[int] | None:
-    """The cores that are this worker's; None: wherever the system puts it."""
+    """Return the cores that are this worker's; None: wherever the system puts it."""
     threads = threads_of(spec, len(available))
     if threads * spec.world_size != len(available):
         return None

@@ -43,7 +43,7 @@ class SamplingState:
         prompt_token_ids: Sequence[int] | NDArray[np.integer[Any]] = (),
         output_token_ids: Sequence[int] = (),
     ) -> SamplingState:
-        """The state after `output_token_ids` (a request that starts again, or goes to another instance, has some).
+        """Return the state after `output_token_ids` (a request that starts again, or moves, has some).
 
         Tokens are looked at only where a penalty asks for them.
         """
@@ -62,7 +62,7 @@ class SamplingState:
             self.token_counts[token_id] = self.token_counts.get(token_id, 0) + 1
 
     def uniform(self) -> float:
-        """The random number in [0, 1) that decides the next token; the same on every machine."""
+        """Return the random number in [0, 1) that decides the next token; the same on every machine."""
         counter = (self.seed & _MASK_64) << 64 | self.num_output_tokens
         digest = hashlib.blake2b(counter.to_bytes(16, "little"), digest_size=8).digest()
         return (int.from_bytes(digest, "little") >> 11) / 2**53

@@ -40,7 +40,7 @@ def _tell_others(spec: WorkerSpec, transport: Transport) -> WorkerSpec:
 
 @torch.inference_mode()
 def measured_stages(spec: WorkerSpec) -> WorkerSpec:
-    """The spec with layers balanced by times taken on this device, with a model of one layer."""
+    """Return the spec with layers balanced by times taken on this device, with a model of one layer."""
     worker = Worker(spec, SoleDevice(), only_layers=range(1))
     model, num_layers = worker.model, worker.config.num_layers
     worker.execute(AllocateKV(_CHUNK))

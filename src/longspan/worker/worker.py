@@ -132,7 +132,7 @@ class Worker:
         )  # fmt: skip
 
     def ready(self) -> Ready:
-        """What the worker found out about its device."""
+        """Return what the worker found out about its device."""
         per_token = self.config.kv_bytes_per_token(
             self.dtype.itemsize, self.shard.num_kv_heads, len(self.stage.layers)
         )
@@ -199,7 +199,7 @@ class Worker:
 
 
 def failure_message(spec: WorkerSpec, error: BaseException) -> str:
-    """What the engine says when this worker ends by an error."""
+    """Return what the engine says when this worker ends by an error."""
     message = f"{spec.name} failed: {type(error).__name__}: {str(error) or 'no message'}"
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
         message += "; use fewer --kv-tokens or --instances, a smaller model, or --quantization int8"

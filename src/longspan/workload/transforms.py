@@ -14,7 +14,7 @@ MIN_TOKENS = 2  # one of prompt, one of output
 
 
 def with_arrivals(requests: Iterable[TraceRequest], arrivals: Iterable[float]) -> Iterator[TraceRequest]:
-    """The same lengths at these times, until either ends."""
+    """Yield the same lengths at these times, until either ends."""
     return (replace(request, arrived_at_s=at) for request, at in zip(requests, arrivals, strict=False))
 
 

@@ -71,12 +71,12 @@ class Instance:
 
     @property
     def is_idle(self) -> bool:
-        """Can begin something now."""
+        """Whether it can begin something now."""
         return self.running is None and len(self.later) < self.stages
 
     @property
     def is_working(self) -> bool:
-        """Something is on its way through it, in whatever stage."""
+        """Whether something is on its way through it, in whatever stage."""
         return self.running is not None or bool(self.later)
 
     @property
@@ -192,7 +192,7 @@ class Cluster:
             self.instances[number].queued = work
 
     def pass_on(self, work: Work[RunBatch]) -> None:
-        """A running batch leaves the first stage."""
+        """Note that a running batch leaves the first stage."""
         for number in work.instances:
             instance = self.instances[number]
             if instance.running is not work:

@@ -26,7 +26,7 @@ class KVPlacement:
         return request_id in self.own
 
     def __iter__(self) -> Iterator[str]:
-        """The requests that hold KV."""
+        """Iterate over the requests that hold KV."""
         return iter(self.own)
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class KVPlacement:
         return () if residence is None else residence.holders
 
     def last_holder(self, request_id: str) -> int:
-        """The instance that holds the newest token."""
+        """Return the instance that holds the newest token."""
         return self.own[request_id].last_holder
 
     def total(self, instance: int) -> int:

@@ -87,7 +87,7 @@ class Ledger:
         return self._emit_batch(work)
 
     def pass_on(self, work: Work[RunBatch]) -> None:
-        """A batch leaves the first stage: the prefills in it may send their next chunk after it."""
+        """Note that a batch leaves the first stage: the prefills in it may send their next chunk after it."""
         self.cluster.pass_on(work)
         for segment in work.action.segments:
             request = self.requests[segment.request_id]
@@ -148,7 +148,7 @@ class Ledger:
     def start_migration(
         self, request: Request, source: int, target: int, ranges: tuple[tuple[int, int], ...]
     ) -> MigrateKV:
-        """The target's slots are taken now, the source's are given back when the migration is done."""
+        """Start it: the target's slots are taken now, the source's are given back when the migration is done."""
         residence = self.placement.own[request.id].number
         action = MigrateKV(self.num_migrations, request.id, source, target, ranges, residence)
         work = Work(action, (source, target))
@@ -207,7 +207,7 @@ class Ledger:
         self.waiting.add(request)
 
     def forget(self, request: Request) -> None:
-        """The request has ended and nothing touches it."""
+        """Forget the request, which has ended and which nothing touches."""
         if request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
         self.drop_claims(request)

@@ -130,7 +130,7 @@ class Request:
 
     @property
     def can_run(self) -> bool:
-        """Ready, or flowing: its next segment may follow what is in later stages."""
+        """Whether it is ready, or flowing: its next segment may follow what is in later stages."""
         return self.is_ready or self.flowing
 
     @property

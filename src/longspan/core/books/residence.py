@@ -40,7 +40,7 @@ class Residence:
         return self.owners[-1]
 
     def ranges(self) -> tuple[KVRange, ...]:
-        """The ranges that some instance holds."""
+        """Return the ranges that some instance holds."""
         return tuple([KVRange(*piece) for piece in self._pieces() if piece[0] != _NOBODY])
 
     def missing(self) -> tuple[tuple[int, int], ...]:
@@ -68,11 +68,11 @@ class Residence:
         self._assign(target, ranges)
 
     def lose(self, instance: int) -> None:
-        """The instance's tokens are missing from now on."""
+        """Note that the instance's tokens are missing from now on."""
         self._assign(_NOBODY, [(piece.start, piece.end) for piece in self.ranges() if piece.instance == instance])
 
     def fill(self, new: KVRange) -> None:
-        """An instance takes tokens that were missing."""
+        """Give an instance tokens that were missing."""
         if not any(start <= new.start < new.end <= end for start, end in self.missing()):
             raise InternalError(f"residence {self.number}: {new} is not missing")
         self._assign(new.instance, [(new.start, new.end)])

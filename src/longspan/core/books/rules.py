@@ -36,7 +36,7 @@ def check_migration(
 
 
 def check_reservation(ledger: Ledger, request: Request, planned: Sequence[KVRange]) -> None:
-    """Raise unless these are the next tokens in order, none that can never come, in slots not reserved for others."""
+    """Raise unless these are the next tokens in order, none that can never come, in slots not reserved otherwise."""
     if request.status is RequestStatus.DRAINING:
         raise InternalError(f"request {request.id} has ended: nothing can be reserved for it")
     needed: Counter[int] = Counter()

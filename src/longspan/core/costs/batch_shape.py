@@ -24,7 +24,10 @@ class BatchShape:
 
     @classmethod
     def of(cls, batch: RunBatch) -> BatchShape:
-        """A single token behind a context counts as a decode, whatever its request calls it: it costs the same."""
+        """Return the batch's shape.
+
+        A single token behind a context counts as a decode, whatever its request calls it: it costs the same.
+        """
         decodes = [segment for segment in batch.segments if segment.length == 1 and segment.start > 0]
         chunks = [segment for segment in batch.segments if segment.length > 1 or segment.start == 0]
         return cls(

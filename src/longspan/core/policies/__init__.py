@@ -52,7 +52,7 @@ MOVED_SETTINGS: dict[str, str] = {
 
 
 def create_policy(text: str, options: Mapping[str, object] | None = None) -> Policy:
-    """A fresh one. Raises ConfigError.
+    """Return a fresh one. Raises ConfigError.
 
     text: a name of `POLICIES` or `ALIASES`, or MODULE:CLASS, of one's own; then options, as in
     medha:max_space_share=0.3. options: more of them.
@@ -62,7 +62,7 @@ def create_policy(text: str, options: Mapping[str, object] | None = None) -> Pol
 
 
 def split_policy(text: str) -> tuple[str, dict[str, object]]:
-    """The name of today, or MODULE:CLASS, and the options as they stand there. Raises ConfigError."""
+    """Return the name of today, or MODULE:CLASS, and the options as they stand there. Raises ConfigError."""
     name, options = parse_policy(text)
     if name not in ALIASES:
         return name, {**options}

@@ -20,7 +20,7 @@ from longspan.errors import ConfigError
 
 
 class DistServe(Policy):
-    """The first instances prefill, the others decode; in between the KV migrates.
+    """The first instances prefill, the rest decode; in between the KV migrates.
 
     Prefill: whole prompts, first come first served, a batch on one instance. A request whose prompt is done stays
     there, and takes slots, until a decode instance has room for it (the paper's "pull"); strictly in order of arrival,

@@ -25,8 +25,9 @@ from longspan.errors import ConfigError
 
 @dataclass(slots=True)
 class Job:
-    """queue: its number, 0 is the highest. entered: when it came there, counted in such moments.
+    """A job's place in the queues.
 
+    queue: its number, 0 is the highest. entered: when it came there, counted in such moments.
     served_s: of its quantum there. ran: when it last ran, or arrived; time. began: when its batch was issued; None if
     it is in none.
     """

@@ -43,7 +43,7 @@ class OneInstanceEach(Policy):
 
     @abstractmethod
     def queue(self, state: SchedulerState, instance: Instance) -> Iterator[Request]:
-        """The waiting requests that may run on the instance, in order."""
+        """Return the waiting requests that may run on the instance, in order."""
 
 
 class StaticTP(OneInstanceEach):

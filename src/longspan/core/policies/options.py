@@ -51,7 +51,7 @@ def options_of(policy: object) -> dict[str, Any]:
 
 
 def parse_policy(text: str) -> tuple[str, dict[str, str]]:
-    """The name, or MODULE:CLASS, and the options as they stand there. Raises ConfigError."""
+    """Return the name, or MODULE:CLASS, and the options as they stand there. Raises ConfigError."""
     name, *parts = (part.strip() for part in text.split(":"))
     if parts and parts[0].isidentifier():
         name = f"{name}:{parts.pop(0)}"

@@ -68,7 +68,7 @@ class CompletionStream:
 
     @property
     def complete(self) -> bool:
-        """Whether the server said so: by [DONE], or by the reason of the end."""
+        """Whether the server said that it is complete: by [DONE], or by the reason of the end."""
         return self._done or self._has_reason
 
     @property
@@ -86,12 +86,12 @@ class CompletionStream:
 
     @property
     def num_output_tokens(self) -> int:
-        """As the server counted; as many as pieces of output came, if it did not."""
+        """The count that the server gave; the number of pieces of output, if it gave none."""
         return len(self.times) if self._num_output_tokens is None else self._num_output_tokens
 
     @property
     def num_pieces(self) -> int:
-        """That came so far, empty ones too."""
+        """The number of pieces so far, empty ones too."""
         return len(self._pieces)
 
     def feed(self, status: int, data: bytes, now: float) -> None:
@@ -109,7 +109,7 @@ class CompletionStream:
             self.error = "a piece of the stream is longer than any answer: it is no stream of /v1/completions"
 
     def end(self, now: float) -> None:
-        """The body has ended, with the answer or with the connection. After an error status nothing is left to do."""
+        """Note that the body has ended, with the answer or the connection. After an error status nothing is left."""
         if self.error is not None:
             return
         for event in self._events.end(now):

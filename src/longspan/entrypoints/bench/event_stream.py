@@ -17,7 +17,10 @@ class EventTooLongError(ValueError):
 
 
 class ServerEvent(NamedTuple):
-    """name: "message" where none is given. time: when its last line of data was complete."""
+    """A server-sent event.
+
+    name: "message" where none is given. time: when its last line of data was complete.
+    """
 
     name: bytes
     data: bytes
@@ -46,7 +49,7 @@ class EventStream:
             raise EventTooLongError
 
     def end(self, now: float) -> Iterator[ServerEvent]:
-        """The body has ended: so has a last line, and a last event."""
+        """Note that the body has ended: so has a last line, and a last event."""
         line, self._rest = self._rest.removesuffix(b"\r"), b""
         yield from self._take(line, now)
         yield from self._take(b"", now)

@@ -47,7 +47,7 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str, api_key: str | None = None) -> Endpoint:
-        """The URL may end in /v1; a name and password in it are not used. Raises ConfigError."""
+        """Parse a URL, which may end in /v1; a name and password in it are not used. Raises ConfigError."""
         try:
             parts = urlsplit(url.strip().rstrip("/").removesuffix("/v1"))
             port = parts.port
@@ -67,7 +67,7 @@ class Endpoint:
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.prefix}"
 
     def request(self, method: str, path: str, body: bytes = b"") -> bytes:
-        """A whole HTTP/1.1 request, whose connection closes after the answer."""
+        """Return a whole HTTP/1.1 request, whose connection closes after the answer."""
         lines = [
             f"{method} {self.prefix}{path} HTTP/1.1",
             f"host: {self.authority}",

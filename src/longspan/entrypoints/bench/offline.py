@@ -35,7 +35,7 @@ class Iteration:
 def latency(
     engine: EngineConfig, *, input_len: int, output_len: int, batch_size: int, iterations: int, json_path: Path | None
 ) -> int:
-    """The same batch of random prompts again and again, after one that does not count."""
+    """Run the same batch of random prompts again and again, after one that does not count."""
     for name, value in (("input_len", input_len), ("output_len", output_len), ("batch_size", batch_size),
                         ("iterations", iterations)):
         check_count(name, value, high=MOST_REQUESTS)

@@ -29,8 +29,9 @@ class Failures:
 
 @dataclass(frozen=True)
 class ServeReport:
-    """num_planned: requests of the workload; `requests` are those that left.
+    """The report of a run.
 
+    num_planned: requests of the workload; `requests` are those that left.
     client_cpu_share: of one core, what this client took; its own lateness says whether that was too much.
     """
 
@@ -113,7 +114,7 @@ class ServeReport:
         self._print_troubles()
 
     def write_json(self, path: Path) -> None:
-        """With a row for each request."""
+        """Write JSON with a row for each request."""
         head = {
             "benchmark": "serve",
             **origin(),

@@ -101,7 +101,7 @@ class ApiKeys:
         self._uses = [(_digest(key.encode()), KeyUse(max_requests, max_tokens)) for key in keys]
 
     def find(self, presented: bytes) -> KeyUse | None:
-        """The use of this key. It looks at all keys always, so that the time tells nothing."""
+        """Return the use of this key. It looks at all keys always, so that the time tells nothing."""
         digest = _digest(presented)
         found = None
         for known, use in self._uses:
@@ -147,7 +147,7 @@ class ApiKeyMiddleware:
 
 
 def read_keys(config: ServerConfig) -> list[str]:
-    """The keys that were given, and those in the file. Raises ConfigError, which never holds a key."""
+    """Return the keys that were given, and those in the file. Raises ConfigError, which never holds a key."""
     if os.environ.get(VARIABLE) is not None and not config.has_keys:
         raise ConfigError(f"{VARIABLE} is set, but holds no key; unset it to serve without one")
     keys = [("api_key", number, key) for number, key in enumerate(config.api_key, 1)]

@@ -17,7 +17,7 @@ _LOOKED_THROUGH = 2**20  # bytes; beyond, of a field that is given twice the las
 
 
 def cut_body(body: bytes | bytearray, content_type: str, kind: type[SamplingFields]) -> dict[str, Raw]:
-    """The JSON of each known field that is given."""
+    """Return the JSON of each known field that is given."""
     _check_text(body, content_type)
     given = _built(body, _body_type(kind))
     fields = {name: raw for name in given.__struct_fields__ if (raw := getattr(given, name)) is not UNSET}

@@ -36,5 +36,5 @@ class Context:
         return cls(engine, metrics, config, started, bounds, pool, BodyReader(bounds), texts)
 
     def close(self) -> None:
-        """The pool's threads end."""
+        """End the pool's threads."""
         self.pool.close()

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result. If the client leaves first, the work is cancelled, and has ended when this raises.
+    """Return the work's result. If the client leaves first, the work is cancelled, and has ended when this raises.
 
     The request's body must have been read already.
 

@@ -58,12 +58,12 @@ class ErrorAnswer:
         return msgspec.json.encode({"error": error})
 
     def response(self) -> Response:
-        """For an answer that `refuse` has counted."""
+        """Return the response for an answer that `refuse` has counted."""
         return Response(self.json(), self.status, dict(self.headers), media_type="application/json")
 
 
 def overloaded(message: str) -> ErrorAnswer:
-    """The server holds as much as it may; the connection is closed, and its client may try again."""
+    """Return the refusal of a full server: the connection is closed, and its client may try again."""
     headers = {"retry-after": str(RETRY_AFTER_S), "connection": "close"}
     return ErrorAnswer(503, message, "server_error", None, "server_overloaded", headers)
 
@@ -87,7 +87,7 @@ _FAILURES: dict[type[LongspanError], tuple[int, str]] = {
 
 
 def answer_to(error: Exception) -> ErrorAnswer:
-    """The one way from exception to answer."""
+    """Turn an exception into an answer; there is no other way."""
     message = str(error)
     for kind, (status, code) in _FAILURES.items():
         if isinstance(error, kind):
@@ -112,14 +112,14 @@ def answer_to(error: Exception) -> ErrorAnswer:
 
 
 def refuse(metrics: ServerMetrics, error: Exception | ErrorAnswer) -> ErrorAnswer:
-    """The answer to `error`, which is about to be sent: the one place where errors are counted."""
+    """Return the answer to `error`, which is about to be sent: the one place where errors are counted."""
     answer = error if isinstance(error, ErrorAnswer) else answer_to(error)
     metrics.refuse(answer.code or f"http_{answer.status}")
     return answer
 
 
 def ending(error: BaseException) -> Ending | None:
-    """How a request counts that ended so; None: it was refused, which counts where the answer is sent."""
+    """Return how a request counts that ended so; None: it was refused, which counts where the answer is sent."""
     match error:
         case GeneratorExit() | asyncio.CancelledError() | ClientDisconnectedError():
             return "abort"

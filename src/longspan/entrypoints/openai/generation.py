@@ -129,7 +129,7 @@ def _validate(engine: EngineClient, prompt: TokenIds, params: SamplingParams, na
 
 
 async def collect(context: Context, arrival: Arrival, jobs: Sequence[Job], usage: UsageCount) -> list[Text]:
-    """The whole texts, in the jobs' order."""
+    """Return the whole texts, in the jobs' order."""
     texts = [Text() for _ in jobs]
     async with aclosing(run(context, arrival, jobs)) as outputs:
         async for job, output in outputs:
@@ -141,7 +141,7 @@ async def collect(context: Context, arrival: Arrival, jobs: Sequence[Job], usage
 async def run(
     context: Context, arrival: Arrival, jobs: Sequence[Job]
 ) -> AsyncGenerator[tuple[Job, RequestOutput], None]:
-    """The outputs of all jobs as they come. An error of one ends all; closing this aborts all."""
+    """Yield the outputs of all jobs as they come. An error of one ends all; closing this aborts all."""
     try:
         async with aclosing(_outputs(context, jobs)) as outputs:
             async for output in outputs:

@@ -18,7 +18,7 @@ _VALID_SURROGATES = re.compile(
 
 
 def lone_surrogate(document: bytes | bytearray) -> int | None:
-    """The byte at which half of an escaped surrogate pair begins, if one stands alone."""
+    """Return the byte at which half of an escaped surrogate pair begins, if one stands alone."""
     end = 0
     for limit in range(_PIECE, len(document) + _PIECE, _PIECE):  # in pieces, so that other threads get their turn
         match = _VALID_SURROGATES.match(document, end, limit)
@@ -29,7 +29,7 @@ def lone_surrogate(document: bytes | bytearray) -> int | None:
 
 
 def bad_utf8(document: bytes | bytearray) -> int | None:
-    """The first byte that is not UTF-8."""
+    """Return the first byte that is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(document), _PIECE):
         kept = len(decoder.getstate()[0])
@@ -41,8 +41,8 @@ def bad_utf8(document: bytes | bytearray) -> int | None:
 
 
 def place_of(document: bytes | bytearray, position: int) -> str | None:
-    """The field around the byte at `position`, of a name the one around that; None: there is none, or it is hard to
-    find."""
+    """Return the field around the byte at `position`, of a name the one around that; None: there is none, or it is hard
+    to find."""
     path = _Path()
     for number, token in enumerate(_TOKEN.finditer(document)):
         if number > _MAX_TOKENS:
@@ -100,7 +100,7 @@ def join(path: list[str | int] | tuple[str | int, ...]) -> str:
 
 
 def repeated_name(document: bytes | bytearray, name: str) -> bool:
-    """Whether an object has two members of this name. Very many members are not looked through."""
+    """Tell whether an object has two members of this name. Very many members are not looked through."""
     depth, seen = 0, 0
     expects_name = True
     for number, token in enumerate(_TOKEN.finditer(document)):

@@ -41,7 +41,7 @@ ERRORS: dict[int | str, Schema] = {
 def answers(
     schema: Schema, chunk: Schema | None = None, *, media_type: str = "application/json"
 ) -> dict[int | str, Schema]:
-    """The responses of an operation: its answer, or an error. chunk: of each server-sent event, the data's schema."""
+    """Return the responses of an operation: its answer, or an error. chunk: schema of each server-sent event."""
     content: Schema = {media_type: {"schema": schema}}
     if chunk is not None:
         json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [chunk, ERROR]}}
@@ -53,7 +53,7 @@ def answers(
 
 
 def struct_schema(kind: type[msgspec.Struct]) -> Schema:
-    """The JSON schema of an answer, in one piece."""
+    """Return the JSON schema of an answer, in one piece."""
     (schema,), components = msgspec.json.schema_components([kind])
     found = _inline(schema, components)
     assert isinstance(found, dict)

@@ -119,7 +119,7 @@ class SamplingFields(BaseModel):
             )  # fmt: skip
 
     def service_level(self) -> ServiceLevel:
-        """What the request asks of the server's timeliness; the server's defaults where it says nothing."""
+        """Return what the request asks of the server's timeliness; the server's defaults where it says nothing."""
         return ServiceLevel(
             ttft_s=None if self.ttft_slo_ms is None else self.ttft_slo_ms / 1000,
             tpot_s=None if self.tpot_slo_ms is None else self.tpot_slo_ms / 1000,

@@ -33,7 +33,7 @@ class RequestIdMiddleware:
 
 
 def assign_request_id(scope: Scope) -> str:
-    """The id that the client gave to this request, or a new one; from now on also what `request_id_of` returns."""
+    """Return the id that the client gave to this request, or a new one; from now on `request_id_of` does, too."""
     if _KEY not in scope:
         given = dict(scope["headers"]).get(HEADER.encode(), b"")
         scope[_KEY] = given.decode() if _ACCEPTABLE.fullmatch(given) else uuid4().hex

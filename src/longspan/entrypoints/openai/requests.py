@@ -46,7 +46,7 @@ def endpoint(
 async def answer(
     context: Context, request: Request, kind: type[R], work: Callable[[R, Arrival], Awaitable[Response]]
 ) -> Response:
-    """The response that `work` makes of the request in the body. Raises what the client is to be told."""
+    """Return the response that `work` makes of the request in the body. Raises what the client is to be told."""
     arrival = context.metrics.arrive()
     try:
         bodies = [await read_body(request)]

@@ -29,7 +29,7 @@ def event(chunk: msgspec.Struct) -> bytes:
 
 
 async def open_event_stream(context: Context, events: AsyncGenerator[bytes, None]) -> EventStream:
-    """A response that sends `events`, and closes them when it ends or its client leaves.
+    """Return a response that sends `events`, and closes them when it ends or its client leaves.
 
     An error before the first event is raised here, and so gets its own status (429, 503 ...). But headers
     wait no longer than a second for an event that may be minutes away: a later error goes into the stream.
@@ -46,7 +46,7 @@ async def open_event_stream(context: Context, events: AsyncGenerator[bytes, None
 
 
 class EventStream(StreamingResponse):
-    """`first` is the already running step to the first event of `events`."""
+    """A stream of events; `first` is the already running step to the first event of `events`."""
 
     media_type = "text/event-stream"
 

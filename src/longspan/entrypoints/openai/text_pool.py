@@ -82,7 +82,7 @@ class TextPool:
             raise
 
     def close(self) -> None:
-        """The threads end after what they do now; what waits never runs."""
+        """End the threads after what they do now; what waits never runs."""
         with self._changed:
             self._closed = True
             self._queue.clear()

@@ -101,7 +101,7 @@ def run(
 
 
 def scheduler_config(options: SimulateOptions | PlanOptions, fleet: Fleet) -> SchedulerConfig:
-    """The knobs, and what the fleet says."""
+    """Return the knobs, and what the fleet says."""
     kv_tokens = kv_tokens_of(fleet, options.kv_tokens)
     return SchedulerConfig.of(options, num_instances=fleet.instances, pp=fleet.pp, kv_tokens=kv_tokens)
 

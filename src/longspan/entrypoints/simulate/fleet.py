@@ -18,7 +18,9 @@ SIB_PREFIX = "sib:"
 
 
 def make_fleet(hardware: str, model: str | None, instances: int, tp: int, pp: int = 1) -> Fleet:
-    """hardware: a name, or sib:FILE. model: a name, a folder with a config.json, or a .gguf file; without one it is
+    """Make a fleet.
+
+    hardware: a name, or sib:FILE. model: a name, a folder with a config.json, or a .gguf file; without one it is
     the profiled model of a file, or the default one. Raises ConfigError, ModelError.
     """
     if not hardware.startswith(SIB_PREFIX):

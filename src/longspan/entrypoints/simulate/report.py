@@ -26,7 +26,9 @@ from longspan.simulator.simulator import SimulatedRequest, Simulation
 
 @dataclass(frozen=True)
 class SimulationReport:
-    """prediction_error: of the policy's cost model, at the points that it was fitted to.
+    """The report of a simulation.
+
+    prediction_error: of the policy's cost model, at the points that it was fitted to.
     offered_load: over capacity.
     """
 
@@ -95,7 +97,7 @@ class SimulationReport:
             out.print(f"{figures}: {origin}", markup=False)
 
     def write_json(self, path: Path) -> None:
-        """With a row for each request."""
+        """Write JSON with a row for each request."""
         head = {
             "simulation": {"longspan": __version__, **self.settings},
             "fleet": {

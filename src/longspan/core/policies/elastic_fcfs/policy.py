@@ -23,7 +23,7 @@ class ElasticFcfs(Policy):
       ended; when no request holds KV it gets in at once, for a request that could exceed the whole pool was
       refused on arrival.
     - Prefills go first, but an overdue decode stops them until it had its turn.
-    - Waiting for instances to come back means that nothing new starts on the others, so each wait ends with
+    - Waiting for instances to come back means that nothing new starts on the rest, so each wait ends with
       the iterations that run now.
     - A preempted request is computed again only when its turn comes, and then gains at least one token.
     """

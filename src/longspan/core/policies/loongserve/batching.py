@@ -82,7 +82,7 @@ def plan_batches(
     min_tokens_per_instance: int = 0,
     objective: Objective = "latency",
 ) -> BatchPlan | None:
-    """The best plan, or None if memory or batch limits allow none.
+    """Return the best plan, or None if memory or batch limits allow none.
 
     rooms: slots free on each instance, most first. fixed: seconds that a batch costs beside its prompts' work, on
         1, 2, ... |E| instances. max_batch_tokens: tokens of a batch for each of its instances; one longer prompt

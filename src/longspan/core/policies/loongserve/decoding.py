@@ -25,8 +25,9 @@ from longspan.core.state import SchedulerState
 
 @dataclass(frozen=True, slots=True)
 class DecodeScaling:
-    """per_master: requests on one master beyond which an iteration is compute-bound.
+    """How decode groups grow.
 
+    per_master: requests on one master beyond which an iteration is compute-bound.
     scale_up: whether groups may get instances that they did not have. max_masters: in one batch.
     """
 

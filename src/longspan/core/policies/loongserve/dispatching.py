@@ -22,8 +22,9 @@ from longspan.core.policies.loongserve.survey import DecodeBatch, Prompt, Survey
 
 
 class Dispatch(NamedTuple):
-    """prompts: R_p, in order of arrival. rooms: E_p, instance -> room. paused: the decode batches that give theirs.
+    """What is dispatched.
 
+    prompts: R_p, in order of arrival. rooms: E_p, instance -> room. paused: the decode batches that give theirs.
     lacking: decoding instances that must be emptied first, or R_p has no room.
     """
 

@@ -39,7 +39,7 @@ class PrefillTimes:
         return work
 
     def work_array(self, tokens: int) -> NDArray[np.float64]:
-        """The same, for where many instances are compared."""
+        """Return the same as an array, for where many instances are compared."""
         work = self._work_arrays.get(tokens)
         if work is None:
             work = self._work_arrays[tokens] = np.array(self.work(tokens))

@@ -27,7 +27,7 @@ Kept = dict[str, list[tuple[int, int]]]
 
 
 def fewest_instances(need: int, rooms: Mapping[int, int]) -> list[int]:
-    """The smallest set with so much room, those with most first."""
+    """Return the smallest set with so much room, those with most first."""
     chosen: list[int] = []
     for number in sorted(rooms, key=lambda number: (-rooms[number], number)):
         if need <= 0:

@@ -81,7 +81,7 @@ class Survey:
 def survey(state: SchedulerState, lengths: OutputLengths, before: int) -> Survey:
     """Look at the instances and the decode batches on them.
 
-    before: of the running batches only those with a lower number may be waited for; others do not count.
+    before: of the running batches only those with a lower number count: these may be waited for.
     """
     running = _running_decodes(state, before)
     soon = {number for batch in running for number in batch.group}

@@ -54,7 +54,7 @@ class Part:
 
 
 class Iteration:
-    """Instances that can take a batch now; each is a part of its own until a request joins it to others.
+    """Instances that can take a batch now; each is a part of its own until a request joins it to more.
 
     Decodes come first, then chunks, each as large as the target of its part leaves it.
     """
@@ -89,7 +89,7 @@ class Iteration:
         return self._part(instance).loads[instance].tokens
 
     def largest_chunk(self, instance: int, context: Context, most: int, limit: float) -> int:
-        """The longest chunk computed by `instance` with which its part takes no more than target and limit, seconds.
+        """Return the longest chunk of `instance` with which its part takes no more than target and limit, seconds.
 
         It holds for tokens up to `most`; 0 if not a single one fits. More tokens never take less, so what fits on one
         holder after another fits on all.

@@ -106,7 +106,7 @@ class ChunkedPrefill(Policy):
 
     @abstractmethod
     def predictor(self, state: SchedulerState) -> Predictor:
-        """A new one, for this deployment."""
+        """Make a new one, for this deployment."""
 
     def _predictor(self, state: SchedulerState) -> Predictor:
         if self._known is None:
@@ -116,7 +116,7 @@ class ChunkedPrefill(Policy):
     # rank
 
     def rule(self, standing: Standing[N]) -> N:
-        """The lowest goes first, among requests of one priority; higher priorities go before lower ones anyway."""
+        """Return a rank: the lowest goes first, among requests of one priority; higher priorities go before anyway."""
         return lars(standing)
 
     def _ranking(self, state: SchedulerState, now: float) -> Ranking:

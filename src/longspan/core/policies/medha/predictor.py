@@ -37,7 +37,7 @@ class Predictor:
         self, model: CostModel, config: SchedulerConfig, *, max_fixed_share: float = MAX_FIXED_SHARE,
         kvp_tokens_per_shard: int | None = None,
     ) -> None:  # fmt: skip
-        """See the options of `AdaptiveChunks`."""
+        """Take the options of `AdaptiveChunks`."""
         self.model = model
         self.config = config
         self.floor = chunk_floor(model)
@@ -135,7 +135,7 @@ class Predictor:
 
 
 def longest(most: int, seconds: Callable[[int], float], limit: float) -> int:
-    """The longest length up to `most` that takes no more seconds than the limit, 0 if none does.
+    """Return the longest length up to `most` that takes no more seconds than the limit, 0 if none does.
 
     seconds: never falls as lengths grow. It is nearly a line: so where the line through the last two lengths tried
     meets the limit is tried next, and half the way only when that does not come to an end.
@@ -157,7 +157,7 @@ def longest(most: int, seconds: Callable[[int], float], limit: float) -> int:
 
 
 def chunk_floor(model: CostModel) -> int:
-    """The smallest chunk whose attention is not held up by reading the KV that it attends to; one token at least.
+    """Return the smallest chunk, of one token at least, whose attention is not held up by reading its KV.
 
     A chunk of c tokens does 4 c d h_q operations for each context token, and reads 4 d h_kv bytes for it (half
     precision): its intensity c h_q / h_kv is that of the machine at c = balance h_kv / h_q, whatever the context
@@ -175,7 +175,7 @@ def chunk_floor(model: CostModel) -> int:
 def tokens_per_shard(
     model: CostModel, config: SchedulerConfig, target: float, chosen: int | None = None
 ) -> int:
-    """The longest context that one instance can read in an iteration which keeps the target.
+    """Return the longest context that one instance can read in an iteration which keeps the target.
 
     So a chunk of the floor's size, which attends for as long as it reads, and a decode keep it too. Between a pool
     shared out over all instances, the finest that makes sense, and a whole pool. A chosen number goes

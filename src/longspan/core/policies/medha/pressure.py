@@ -83,7 +83,7 @@ class Relief:
         return victims[-1]
 
     def clear_for(self, scattered: Candidate, migration_s: Callable[[int], float]) -> Clearing | None:
-        """A shard of a half-done prefill that can move, so that one instance has room for all of the waiting request.
+        """Return a shard of a half-done prefill to move, so that one instance has room for the waiting request.
 
         None if there is none, or if moving takes longer than the request has. migration_s: seconds for so many tokens.
         """

@@ -31,8 +31,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """ready: those whose prefill can go on, in order of rank. queue: those that wait, in any order; `order` has their
-    places by rank."""
+    """The prompts by rank.
+
+    ready: those whose prefill can go on, in order of rank. queue: those that wait, in any order; `order` has their
+    places by rank.
+    """
 
     ready: Sequence[Candidate]
     queue: Sequence[Request]

@@ -28,7 +28,7 @@ def run_decode(state: SchedulerState, requests: Sequence[Request], masters: Sequ
 
 
 def take_quota(context: dict[int, int], quotas: dict[int, int]) -> int:
-    """The instance with most of the request's KV, among those that may take one more.
+    """Use up one place on the instance with most of the KV, among those that may take one more; returns it.
 
     context: tokens of the request on each holder. quotas: tokens that each instance may still take; lowered.
     """
@@ -40,7 +40,7 @@ def take_quota(context: dict[int, int], quotas: dict[int, int]) -> int:
 
 
 def decode_each(state: SchedulerState, held: Collection[int] = frozenset()) -> None:
-    """An iteration on each instance for itself, but for those in `held`."""
+    """Start an iteration on each instance for itself, but for those in `held`."""
     while True:
         groups, _ = form_groups(state, held)
         victim = choose_victim_inside(groups)

@@ -50,7 +50,7 @@ class Lane:
 
     @property
     def load(self) -> int:
-        """vLLM's, by which its front end chooses among data-parallel engines."""
+        """vLLM's measure of load, by which its front end chooses among data-parallel engines."""
         return _WAITING_WEIGHT * len(self) + len(self.running)
 
     def rank_of(self, request: Request) -> Rank:

@@ -54,7 +54,7 @@ def peak_kv(requests: Iterable[tuple[int, int]]) -> int:
 
 
 def longest_prefix(candidates: Sequence[object], fits: Callable[[int], bool]) -> int:
-    """The most first candidates for which `fits(how many)` holds, if it holds for any fewer too."""
+    """Return the most first candidates for which `fits(how many)` holds, if it holds for any fewer too."""
     low, high = 0, len(candidates)
     while low < high:
         middle = (low + high + 1) // 2
