@@ -101,7 +101,8 @@ class SchedulerState:
         retention: tokens that each instance keeps, in token order; their sum is the segment's length.
         cuts: positions, where the tokens are not striped but cut into pieces; see `Segment`.
         """
-        position = request.num_stored
+        missing = request.missing
+        start = position = missing[0][0] if missing else request.num_tokens
         store: list[KVRange] = []
         for instance, tokens in retention.items() if isinstance(retention, Mapping) else retention:
             if store and store[-1].instance == instance:
@@ -112,8 +113,8 @@ class SchedulerState:
         own = self.placement.own.get(request.id)
         return Segment(
             request_id=request.id,
-            start=request.num_stored,
-            length=position - request.num_stored,
+            start=start,
+            length=position - start,
             compute=tuple(compute),
             store=tuple(store),
             context=() if own is None else own.context,
