@@ -53,7 +53,7 @@ class RequestFailedError(LongspanError):
 
 
 class EngineStalledError(LongspanError):
-    """What the engine has decided does not end: it may be dead without knowing (HTTP 503)."""
+    """Work that the engine has decided does not end: it may be dead without knowing (HTTP 503)."""
 
 
 class ReplayError(LongspanError):

@@ -48,7 +48,7 @@ class RequestTimes:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """What is new since the previous output of this request (a delta).
+    """The part that is new since the previous output of this request (a delta).
 
     token_ids: the new tokens. text: the new text; may be empty while a character or a possible stop string is
     incomplete. finish_reason: set on the last output only. stop_reason: the stop string or token id that ended it.

@@ -97,7 +97,7 @@ class MeasuredMigration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredInterference:
-    """How much longer iterations of a kind take while another instance runs those of a kind, over all samples."""
+    """The factor by which iterations of a kind take longer beside an instance that runs those of a kind."""
 
     kind: Company
     beside: Company

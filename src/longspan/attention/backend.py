@@ -24,7 +24,7 @@ class PagedSegment:
 
 
 class PagedPlan(Protocol):
-    """What a backend works out once for a batch, and uses in every layer."""
+    """The plan that a backend makes once for a batch, and uses in every layer."""
 
     def attend(self, q_THK: torch.Tensor, k_GNK: torch.Tensor, v_GNK: torch.Tensor, scale: float) -> Partial:
         """Compute attention of q over the pool's k and v. Rows outside every segment are empty partials."""

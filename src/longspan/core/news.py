@@ -10,7 +10,7 @@ from longspan.core.books.request import Request
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the present event has changed, beside what `SchedulerState` shows.
+    """The changes by the present event, beside what `SchedulerState` shows.
 
     arrived: requests that have just joined the queue. ended: requests that finished or were aborted, to learn from and
     to forget. (A fleet that changes will be told here, too.)

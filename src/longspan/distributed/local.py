@@ -24,7 +24,7 @@ _POLL_S = 0.2  # how soon a waiting thread notices that the world was given up
 
 @dataclass
 class LocalWorld:
-    """What the threads of one process share: a channel for each ordered pair, and a barrier for each instance."""
+    """The threads of one process share a channel for each ordered pair, and a barrier for each instance."""
 
     world_size: int
     tp_size: int

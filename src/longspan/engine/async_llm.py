@@ -168,7 +168,7 @@ class AsyncLLM:
 
     @property
     def room(self) -> str:
-        """Where the KV of one request has to fit, in words, with a comma if a clause ends there."""
+        """The place where the KV of one request has to fit, in words, with a comma if a clause ends there."""
         policy = self.core.scheduler.policy
         if policy.keeps_on_one_instance and self.config.instances > 1:
             return f"what an instance holds, on which the policy {policy.name!r} keeps a request,"

@@ -105,8 +105,8 @@ class TextStream:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one token added. stop_reason: the stop string or stop token id, if it was one of these. text_offset:
-    characters of the output before the token, or before the character that it is a part of."""
+    """The text that one token added. stop_reason: the stop string or stop token id, if it was one of these.
+    text_offset: characters of the output before the token, or before the character that it is a part of."""
 
     text: str
     finish_reason: FinishReason | None = None

@@ -33,7 +33,7 @@ _DRIVER_TIMEOUT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a machine has.
+    """The cores, memory and GPUs of a machine.
 
     cores: that this program may use. memory_bytes: in all; free_bytes: now. count_gpus: see `count_gpus`.
     """

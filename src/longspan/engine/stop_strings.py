@@ -7,8 +7,10 @@ from functools import lru_cache
 
 
 class StopStrings:
-    """What is looked for. It costs nothing until parts of a stop string come: how far one may be matched anew when its
-    next character is not there is worked out as far as it has ever been matched (Knuth, Morris, Pratt)."""
+    """The stop strings of a request. They cost nothing until parts of a stop string come: how far one may be matched
+    anew when its next character is not there is worked out as far as it has ever been matched (Knuth, Morris,
+    Pratt).
+    """
 
     def __init__(self, stops: Collection[str]) -> None:
         self.stops = tuple(dict.fromkeys(stops))

@@ -103,7 +103,7 @@ class Connections:
 
 
 class Phase(Enum):
-    """Which part of a request a connection expects next."""
+    """The part of a request that a connection expects next."""
 
     IDLE = auto()
     HEADERS = auto()
@@ -435,7 +435,7 @@ class BoundedHTTP(HttpToolsProtocol):
 
 
 class Answer:
-    """What a request's answer is written to: the connection, but for how it is closed."""
+    """The writer of a request's answer: the connection, but for how it is closed."""
 
     def __init__(self, connection: BoundedHTTP) -> None:
         self.connection = connection

@@ -12,7 +12,7 @@ from longspan.worker.messages import Command, Ready, Reply
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """What the workers run on: the same for all, and the smallest of their free memories. Fields as in `Ready`."""
+    """The device of all workers, with the smallest of their free memories. Fields as in `Ready`."""
 
     dtype: str
     device: str

@@ -64,7 +64,7 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SLO:
-    """What each request is promised, in seconds; None promises nothing."""
+    """The promise to each request, in seconds; None promises nothing."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None

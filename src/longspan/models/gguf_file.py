@@ -48,7 +48,7 @@ Value = int | float | bool | str | ArrayLength
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """Where one tensor lies. `shape` is torch's, rows first; a row is stored as whole quantisation blocks.
+    """One tensor's place. `shape` is torch's, rows first; a row is stored as whole quantisation blocks.
 
     Raises ValueError where such a tensor cannot be.
     """

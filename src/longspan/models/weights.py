@@ -60,7 +60,7 @@ def open_weights(path: Path | str, config: ModelConfig) -> WeightSource:
 
 @dataclass(frozen=True, slots=True)
 class MatrixPart:
-    """What to read of a stored matrix, and its shape then."""
+    """The part to read of a stored matrix, and its shape then."""
 
     name: str
     outputs: int

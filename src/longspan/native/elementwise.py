@@ -23,7 +23,7 @@ def covers(dtype: torch.dtype, *sizes: int) -> bool:
 
 
 class NativeElementwise:
-    """All results are new and contiguous."""
+    """The elementwise kernels. All results are new and contiguous."""
 
     def __init__(self, library: Library) -> None:
         self.library = library

@@ -19,7 +19,7 @@ _SLOWEST, _FASTEST = 1e-6, 1e6  # requests a second
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What a fleet shall keep.
+    """The share of requests that a fleet shall serve in time.
 
     attainment: the share of requests that shall be within the SLO, of the short ones and of the long ones alike;
     over all, the many would hide the few.

@@ -17,7 +17,7 @@ from longspan.simulator.usage import kind_of
 
 @dataclass(frozen=True, slots=True)
 class Interference:
-    """What instances of one host cost each other.
+    """The slowdown of instances that share a host.
 
     factors: how much longer an iteration takes beside another instance's, by its kind and the other's.
     """

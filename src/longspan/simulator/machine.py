@@ -49,7 +49,7 @@ class Efficiency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overheads:
-    """What no roofline knows of, in seconds.
+    """The costs that no roofline knows of, in seconds.
 
     iteration_s: of an iteration, on the host.
     prompts_s: the same if there are prompts in it, which no prepared launch (a CUDA graph) covers.

@@ -17,7 +17,7 @@ from longspan.simulator.driver import Driver, Work
 
 @dataclass(slots=True)
 class Played:
-    """What a request's client sees, in seconds. Not `ended` at the end of it all: refused, or left waiting."""
+    """The times that a client sees, in seconds. Not `ended` at the end of it all: refused, or left waiting."""
 
     arrived: float
     num_output_tokens: int

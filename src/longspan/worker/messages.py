@@ -17,7 +17,7 @@ from longspan.worker.sampling_state import SampledToken, SamplingState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What a worker is: one device of one stage of one instance, and the model that it loads its share of.
+    """The specification of a worker: one device of one stage of one instance, and the model that it loads its share of.
 
     pp_layers: of each stage; None until they are balanced.
     shares_devices: all instances are on the same devices, as threads of one process may be.
@@ -120,7 +120,7 @@ Command = AllocateKV | Run | Migrate | Free | Forget | Stop
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):
-    """How far the worker is with a step of its start. done, total: parts of its share; 0 of 0 is unknown."""
+    """The progress of a worker with a step of its start. done, total: parts of its share; 0 of 0 is unknown."""
 
     step: Literal["kernels", "weights"]
     done: int = 0

@@ -24,7 +24,7 @@ from longspan.worker.sampling_state import SampledToken, SamplingState
 
 
 class Model(Protocol):
-    """What a worker asks of a model file, which holds one pipeline stage; see models/llama.py for the shapes."""
+    """The interface of a model file, which holds one pipeline stage; see models/llama.py for the shapes."""
 
     @property
     def config(self) -> ModelConfig: ...

@@ -22,7 +22,7 @@ _MASK_64 = (1 << 64) - 1
 
 @dataclass(slots=True)
 class SamplingState:
-    """Where one request stands. Build with `start`, change with `append` only.
+    """The state of one request's sampling. Build with `start`, change with `append` only.
 
     seed: always set: the user's, or one that the engine drew.
     num_output_tokens: position of the next token in the output.
@@ -84,7 +84,7 @@ class SampledLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """What was chosen for one request; `logprobs` only if it asked for them."""
+    """The token that was chosen for one request; `logprobs` only if it asked for them."""
 
     token_id: int
     logprobs: SampledLogprobs | None = None

@@ -135,7 +135,7 @@ class Request:
 
     @property
     def resting_status(self) -> RequestStatus:
-        """What a request with KV is when nothing touches it."""
+        """The status of a request with KV when nothing touches it."""
         return RequestStatus.DECODING if self.tokens_to_compute <= 1 else RequestStatus.PREFILLING
 
     def become(self, status: RequestStatus) -> None:

@@ -17,7 +17,7 @@ from longspan.core.costs.episode import Timed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """What of a decoder-only transformer with gated feed-forward layers the arithmetic depends on.
+    """The figures of a decoder-only transformer with gated feed-forward layers that the arithmetic depends on.
 
     weight_bytes: of one parameter as it is read. kv_bytes: of one number in the KV cache.
     """
@@ -45,7 +45,7 @@ class ModelShape:
 
     @property
     def weights_bytes(self) -> float:
-        """What an iteration reads of the weights."""
+        """The bytes that an iteration reads of the weights."""
         return self.weight_bytes * (self.layer_parameters + self.head_parameters)
 
     @property

@@ -73,7 +73,7 @@ class CompletionStream:
 
     @property
     def times(self) -> Sequence[float]:
-        """When each piece of output came."""
+        """The times at which the pieces of output came."""
         pieces, count = self._pieces, self._num_output_tokens
         if not any(piece.has_text for piece in pieces):
             return [piece.time for piece in pieces[:count]] if count is not None else []

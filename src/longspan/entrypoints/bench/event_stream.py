@@ -13,7 +13,7 @@ _MARK = b"\xef\xbb\xbf"
 
 
 class EventTooLongError(ValueError):
-    """No line ended for megabytes."""
+    """The server ended no line for megabytes."""
 
 
 class ServerEvent(NamedTuple):

@@ -36,7 +36,7 @@ class ExchangeError(LongspanError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where requests go: scheme, host and port, and what comes before /v1 in the path."""
+    """The server that requests go to: scheme, host and port, and what comes before /v1 in the path."""
 
     host: str
     port: int

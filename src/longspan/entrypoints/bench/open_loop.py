@@ -24,7 +24,7 @@ MakeBody = Callable[[int, TraceRequest], bytes]
 
 @dataclass(slots=True)
 class SentRequest:
-    """What became of one request. Times are seconds since the run's start.
+    """The fate of one request. Times are seconds since the run's start.
 
     scheduled_s: when it should have left. departed_s: when the client came to it; the difference is the client's own
     lateness. sent_s: when it was sent; later than departed only where --max-concurrency holds it back.
@@ -57,7 +57,7 @@ class SentRequest:
 
 @dataclass(slots=True)
 class Counts:
-    """How far the run is, for progress displays."""
+    """The progress of a run, for displays."""
 
     planned: int
     departed: int = 0

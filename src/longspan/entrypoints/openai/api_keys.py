@@ -24,7 +24,7 @@ VARIABLE = "LONGSPAN_SERVE_API_KEY"  # what the command line reads keys from, to
 
 
 class KeyUse:
-    """What the requests of one key have in flight. No limit where None."""
+    """The requests and tokens that one key has in flight. No limit where None."""
 
     def __init__(self, max_requests: int | None, max_tokens: int | None) -> None:
         self.max_requests = max_requests

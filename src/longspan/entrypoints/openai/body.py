@@ -35,7 +35,7 @@ class Bodies:
 
 
 class Body(bytearray):
-    """What was read. It counts against the budget until it is released; also by being freed, if nothing uses it."""
+    """A body as it was read. It counts against the budget until it is released, or freed since nothing uses it."""
 
     __slots__ = ("bodies", "charged")
 

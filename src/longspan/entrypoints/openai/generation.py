@@ -84,7 +84,7 @@ def check_servable(context: Context, model: str | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the client calls the fields that decide a request's length."""
+    """The client's names of the fields that decide a request's length."""
 
     prompt: str
     max_tokens: str = "max_tokens"

@@ -31,7 +31,7 @@ class Emptying(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """Which instances join a prefill.
+    """The instances that join a prefill.
 
     emptied: decoding instances whose KV moves away, so that they join E_p. targets: the instances that take it.
     """

@@ -25,7 +25,7 @@ from longspan.core.state import SchedulerState
 
 @dataclass(frozen=True, slots=True)
 class DecodeScaling:
-    """How decode groups grow.
+    """The limits within which decode groups grow.
 
     per_master: requests on one master beyond which an iteration is compute-bound.
     scale_up: whether groups may get instances that they did not have. max_masters: in one batch.

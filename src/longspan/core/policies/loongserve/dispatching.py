@@ -22,7 +22,7 @@ from longspan.core.policies.loongserve.survey import DecodeBatch, Prompt, Survey
 
 
 class Dispatch(NamedTuple):
-    """What is dispatched.
+    """The prompts that are dispatched, and where they find room.
 
     prompts: R_p, in order of arrival. rooms: E_p, instance -> room. paused: the decode batches that give theirs.
     lacking: decoding instances that must be emptied first, or R_p has no room.

@@ -63,7 +63,7 @@ class DecodeBatch:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a decision finds.
+    """The instances and decode batches that a decision finds.
 
     free: room of each idle instance that no request can decode on. find_batches: what `batches` are worked out with,
     when they are first asked for; that must be before anything changes.

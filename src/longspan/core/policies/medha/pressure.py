@@ -22,7 +22,7 @@ from longspan.core.state import SchedulerState
 
 
 class Concessions:
-    """Which requests have given way to which, for waiting ones."""
+    """The pairs of requests of which one has given way to the other, a waiting one."""
 
     def __init__(self) -> None:
         self._beneficiaries: dict[str, set[str]] = {}

@@ -24,7 +24,7 @@ class LearnedLengths:
 
     @property
     def num_learned(self) -> int:
-        """How many requests it has learned from."""
+        """The number of requests that it has learned from."""
         return self._everyone.count
 
     def learn(self, request: Request) -> None:
