@@ -97,7 +97,7 @@ class MeasuredMigration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredInterference:
-    """The factor by which iterations of a kind take longer beside an instance that runs those of a kind."""
+    """The factor by which iterations of a kind take longer beside those of another instance, over all samples."""
 
     kind: Company
     beside: Company

@@ -42,7 +42,7 @@ class Allocation:
 
 
 def emptyings(batches: Sequence[DecodeBatch]) -> Iterator[Emptying]:
-    """Yield emptyings of one instance more each, the one with the fewest slots used, while the rest have room."""
+    """Yield one instance after another, the one with the fewest slots used first, while the rest have room."""
     used = {number: slots for batch in batches for number, slots in batch.used.items()}
     rooms = {number: room for batch in batches for number, room in batch.rooms.items()}
     taken: set[int] = set()
