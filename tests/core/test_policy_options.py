@@ -258,3 +258,43 @@ def test_one_that_is_called_otherwise_is_refused_with_what_it_must_take() -> Non
 
 def test_all_of_ours_extend_the_base_class() -> None:
     assert all(issubclass(policy_class(name), Policy) for name in POLICIES)
+
+
+class Careless(Everything):
+    """With mistakes that are easily made."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+
+class Forgetful(Everything):
+    def __init__(self, **options: object) -> None:
+        self.seen = 0
+
+
+class Picky(Everything):
+    @dataclass(frozen=True)
+    class Options(Everything.Options):
+        """Of all types."""
+
+        def __post_init__(self) -> None:
+            if self.number < 1:
+                raise ValueError("number must be at least 1")
+
+
+class Nameless(Policy):
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ("Careless:number=4", r"takes \*\*options and hands them to super"),
+        ("Forgetful", r"takes \*\*options and hands them to super"),
+        ("Picky:number=0", r"number must be at least 1; its options, and their defaults, are number \(3\)"),
+        ("Nameless", "has no name"),
+    ],
+)
+def test_mistakes_of_ones_own_are_told_in_a_line(policy: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        create_policy(f"{__name__}:{policy}")

@@ -13,6 +13,7 @@ from longspan.core.books.ledger import Ledger
 from longspan.core.books.lifecycle import arrive, complete_batch
 from longspan.core.books.request import ALLOWED_TRANSITIONS, Request, RequestStatus
 from longspan.core.books.waiting_queue import WaitingQueue
+from longspan.core.decision import Decision
 from longspan.core.events import BatchCompleted, RequestArrived, TokenOutput
 from longspan.core.internal_error import InternalError
 from longspan.core.state import SchedulerState
@@ -106,6 +107,10 @@ ILLEGAL: dict[str, tuple[Act, str]] = {
     "pieces of one": (
         lambda s: s.run_batch((0,), [replace(prefill(s, (0, 0), i0=10), cuts=(4,))]),
         "for one instance alone",
+    ),
+    "explained by no number": (
+        lambda s: s.explain(Decision("why", ("new",), (), {"because": "it is short"})),  # type: ignore[dict-item]
+        "which is no number",
     ),
     "migrate in flight": (lambda s: s.migrate("busy", 2, 0, [(0, 5)]), "not ready"),
     "migrate to busy": (lambda s: s.migrate("ready", 0, 2, [(0, 5)]), "instance 2 is busy"),

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "add_a_policy.md").read_text(), re.DOTALL)
 POLICY, IN_PYTHON, TEST = (text for language, text in BLOCKS if language == "python")
 (COMMANDS,) = (text for language, text in BLOCKS if language == "sh")
-EXPORT, SIMULATE, EXPLAIN, REPLAY, SERVE = COMMANDS.replace("\\\n", "").splitlines()
+EXPORT, SIMULATE, EXPLAIN, STORY, REPLAY, SERVE = COMMANDS.replace("\\\n", "").splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,13 @@ def test_the_simulator_runs_it_and_its_log_is_explained_and_replays(folder: Path
     header = json.loads((folder / "shortest.jsonl").read_text().partition("\n")[0])
     assert (header["policy"], header["own_policy"]) == ("shortest_first", "my_policy:ShortestFirst")
     assert header["options"] == {"patience_s": 20.0}
-    listed = run(folder, arguments(EXPLAIN))
-    request = listed.splitlines()[2].split()[-1]
-    assert "shortest" in run(folder, arguments(EXPLAIN, request))
+    assert re.search(r"\br14\b", run(folder, arguments(EXPLAIN, "--all")))
+    assert "shortest" in run(folder, arguments(STORY))
+    assert run(folder, arguments(EXPLAIN)).count("\n") > 10
     assert "every decision is the same" in run(folder, arguments(REPLAY))
+    given = arguments(REPLAY.replace("ShortestFirst", "ShortestFirst:patience_s=3"))
+    refused = subprocess.run(given, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=200)
+    assert refused.returncode != 0 and "takes the options that the log has; leave them out" in refused.stderr
 
 
 def test_the_engine_runs_it_in_python(folder: Path) -> None:

@@ -166,5 +166,8 @@ class SchedulerState:
         self._ledger.reserve(request, planned)
 
     def explain(self, decision: Decision) -> None:
-        """Note why something is decided in this call; it changes nothing."""
+        """Note why something is decided in this call; it changes nothing. Its numbers must be numbers."""
+        for name, value in decision.predicted.items():
+            if not isinstance(value, int | float):
+                raise InternalError(f"{decision.step!r} is explained by {name} = {value!r}, which is no number")
         self._ledger.decisions.append(decision)

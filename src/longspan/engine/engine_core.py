@@ -59,6 +59,9 @@ from longspan.worker.sampling_state import SampledLogprobs, SampledToken, Sampli
 
 logger = logging.getLogger(__name__)
 
+REST_S = 5.0
+"""Requests are there and nothing runs: after so many seconds it is the policy's fault, which is not asked again."""
+
 RETRY_AFTER_S = 1.0  # what clients are told when the queue is full
 STALL_AFTER_S = 60.0
 
@@ -150,7 +153,7 @@ class EngineCore:
         now = self.clock()
         if self.error is not None:
             return None
-        if self._resting_since is not None and now - self._resting_since > self.watchdog.slack_s:
+        if self._resting_since is not None and now - self._resting_since > min(REST_S, self.watchdog.slack_s):
             return (
                 f"the policy {self.scheduler.policy.name!r} has started nothing for {now - self._resting_since:.0f} s, "
                 f"though {len(self.requests)} requests are there"

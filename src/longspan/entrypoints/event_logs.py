@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from longspan.core.policies import create_policy
-from longspan.errors import ReplayError
+from longspan.core.policies import create_policy, split_policy
+from longspan.errors import ConfigError, ReplayError
 from longspan.metrics.event_log import EventLog
 from longspan.metrics.event_log.replaying import replay_log
 from longspan.metrics.explain import explain_all
@@ -30,6 +30,8 @@ def replay(file: Path, policy: str | None = None) -> int:
 
     policy: the one that decided, with the log's options, where the log does not say how to make it.
     """
+    if policy is not None and split_policy(policy)[1]:
+        raise ConfigError(f"policy is {policy!r}, but a replay takes the options that the log has; leave them out")
     with _opened(file, passes=1) as log:
         _tell_notes(log)
         difference = replay_log(log, None if policy is None else create_policy(policy, log.options))

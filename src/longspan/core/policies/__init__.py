@@ -58,7 +58,15 @@ def create_policy(text: str, options: Mapping[str, object] | None = None) -> Pol
     medha:max_space_share=0.3. options: more of them.
     """
     name, given = split_policy(text)
-    return policy_class(name)(**given | dict(options or {}))
+    kind = policy_class(name)
+    try:
+        policy = kind(**given | dict(options or {}))
+        return policy if name in POLICIES else _with_options(policy)
+    except (AttributeError, TypeError) as error:  # of its own __init__
+        raise ConfigError(
+            f"policy {name} cannot be made ({error}): an __init__ of its own takes **options and hands them to "
+            "super().__init__(**options) (docs/add_a_policy.md)"
+        ) from error
 
 
 def split_policy(text: str) -> tuple[str, dict[str, object]]:
@@ -97,8 +105,15 @@ def policy_class(name: str) -> type[Policy]:
     if not class_name:
         near = get_close_matches(name, POLICIES, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"there is no policy {name!r}; {meant}there are: {', '.join(sorted(POLICIES))}")
+        known = ", ".join(sorted(POLICIES))
+        raise ConfigError(f"there is no policy {name!r}; {meant}there are: {known}, and MODULE:CLASS")
     return _own_class(module, class_name)
+
+
+def _with_options(policy: Policy) -> Policy:
+    """Raises AttributeError: its `__init__` has left them out."""
+    _ = policy.options
+    return policy
 
 
 def _own_class(module: str, class_name: str) -> type[Policy]:
@@ -116,4 +131,6 @@ def _own_class(module: str, class_name: str) -> type[Policy]:
             f"policy {module}:{class_name}: the module has no such class that extends longspan.core.policies.base."
             "Policy (docs/add_a_policy.md)"
         )
+    if not isinstance(getattr(kind, "name", None), str):
+        raise ConfigError(f'policy {module}:{class_name} has no name; its class needs one, as in name = "mine"')
     return kind

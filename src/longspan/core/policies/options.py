@@ -40,6 +40,8 @@ def make_options(kind: type[O], policy: str, given: Mapping[str, object]) -> O:
         return kind(**values)
     except ConfigError as error:
         raise ConfigError(f"policy {policy}: {error}; {_known(kind)}") from None
+    except (ValueError, TypeError) as error:  # a __post_init__ of one's own
+        raise ConfigError(f"policy {policy}: {error}; {_known(kind)}") from error
 
 
 def options_of(policy: object) -> dict[str, Any]:

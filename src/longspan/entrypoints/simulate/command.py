@@ -76,6 +76,8 @@ def run(
         if options.event_log is None
         else EventLogWriter(options.event_log, config, cost_model, run="simulated", waits=True)
     )
+    if isinstance(log, EventLogWriter):
+        print(f"longspan: the event log is {log.path}", file=sys.stderr)
     with log as event_log, progress(len(requests)) as report:
         simulator = Simulator(
             config,
