@@ -557,6 +557,42 @@ def test_what_is_no_log(tmp_path: Path) -> None:
         read_event_log(tmp_path / "log.gz")
 
 
+def test_a_compressed_log_of_several_members_is_read_whole(busy_day: Driver, tmp_path: Path) -> None:
+    lines = write(tmp_path / "log", busy_day).read_bytes().splitlines(keepends=True)
+    path = tmp_path / "log.gz"
+    path.write_bytes(gzip.compress(b"".join(lines[:20])) + gzip.compress(b"".join(lines[20:])))
+    assert read(path) == records_of(busy_day)
+    path.write_bytes(path.read_bytes() + b"garbage")
+    with pytest.raises(ReplayError, match="compressed, and broken"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'[1.0,["abort","a"],{"why":[["step",[],[],{"s":1' + b"0" * 400 + b"}]]}]",
+        b"[" * 100_000,
+        b"[1" + b"0" * 400 + b',["abort","a"]]',
+    ],
+)
+def test_numbers_and_depths_beyond_all_measure_are_told_with_their_line(path: Path, line: bytes) -> None:
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(ReplayError, match=r"events.jsonl, line \d+: "):
+        read(path)
+
+
+@pytest.mark.parametrize("piece", [0, -1])
+def test_pieces_count_from_1(path: Path, piece: int) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"piece":1', b'"piece":%d' % piece, 1))
+    with pytest.raises(ReplayError, match="they count from 1"):
+        read_event_log(path)
+
+
+def test_a_piece_of_any_number_is_told_at_once(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"piece":1', b'"piece":10000000000', 1))
+    assert read_event_log(path).missing() == "its pieces 1 to 9999999999 are missing"
+
+
 # older versions
 
 

@@ -286,6 +286,30 @@ class Nameless(Policy):
     def schedule(self, state: SchedulerState, news: News, now: float) -> None: ...
 
 
+class Unfinished(Policy):
+    name = "unfinished"
+
+
+class Old(Everything):
+    def schedule(self, state: SchedulerState, now: float) -> None: ...  # type: ignore[override]
+
+
+class Later(Everything):
+    async def schedule(self, state: SchedulerState, news: News, now: float) -> None: ...  # type: ignore[override]
+
+
+class Settled(Everything):
+    looks_ahead = True  # type: ignore[assignment]
+
+
+class Loose(Everything):
+    @dataclass(frozen=True)
+    class Options(Policy.Options):
+        """Lacks a default."""
+
+        number: int
+
+
 @pytest.mark.parametrize(
     ("policy", "told"),
     [
@@ -293,8 +317,22 @@ class Nameless(Policy):
         ("Forgetful", r"takes \*\*options and hands them to super"),
         ("Picky:number=0", r"number must be at least 1; its options, and their defaults, are number \(3\)"),
         ("Nameless", "has no name"),
+        ("Unfinished", "cannot be made .*abstract"),
+        ("Old", r"called as schedule\(state, news, now\)"),
+        ("Later", "its schedule must be a plain function"),
+        ("Settled", r"called as looks_ahead\(state, now\)"),
+        ("Loose", "number"),
     ],
 )
 def test_mistakes_of_ones_own_are_told_in_a_line(policy: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         create_policy(f"{__name__}:{policy}")
+
+
+def test_a_module_that_ends_the_program_is_told_as_one_that_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ends_at_once.py").write_text("import sys; sys.exit(0)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="its module cannot be imported"):
+        create_policy("ends_at_once:Policy")

@@ -152,6 +152,8 @@ class SchedulerState:
         request = self.request(request_id)
         if request.status is not RequestStatus.WAITING:
             raise InternalError(f"request {request_id} is {request.status.value}: too late to refuse it")
+        if not isinstance(message, str):
+            raise InternalError(f"request {request_id} is refused with {message!r}, which is no text")
         self._ledger.forget(request)
         self._ledger.actions.append(RefuseRequest(request_id, message))
 

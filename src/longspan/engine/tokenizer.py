@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import logging
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ class Tokenizer:
     @classmethod
     def load(cls, model: ResolvedModel) -> Tokenizer:
         """Load a tokenizer. One inside a GGUF file is converted at its first use, and the result kept."""
-        hf_tokenizer = _from_folder(model.path) if model.kind == "hf" else _from_gguf(model.path)
+        with _LOADING:
+            hf_tokenizer = _from_folder(model.path) if model.kind == "hf" else _from_gguf(model.path)
         if not hasattr(hf_tokenizer, "backend_tokenizer"):
             raise ModelError(f"{model.path} has no fast tokenizer; a tokenizer.json is needed")
         _warn_of_broken_templates(hf_tokenizer.chat_template, model.path)
@@ -156,6 +158,10 @@ def _warn_of_broken_templates(templates: Any, path: Path) -> None:
                     "%s: the chat template is broken in line %s (%s): conversations will be refused until it is mended",
                     path, error.lineno, error.message,
                 )  # fmt: skip
+
+
+_LOADING = threading.Lock()
+"""transformers imports its parts when they are first asked for, which two threads must not do at once."""
 
 
 def _from_folder(folder: Path) -> Any:

@@ -20,7 +20,7 @@ class MeetingPlace:
     """A folder, in memory where it can be: workers that exchange through memory map files of it."""
 
     def __init__(self, parent: Path | None = None) -> None:
-        memory = Path(os.environ.get("LONGSPAN_SHM", "/dev/shm"))
+        memory = Path(os.environ.get("LONGSPAN_SHM") or "/dev/shm")
         self.parent = parent or (memory if memory.is_dir() else Path(tempfile.gettempdir()))
         _remove_abandoned(self.parent)
         while True:

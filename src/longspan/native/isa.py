@@ -7,6 +7,8 @@ from enum import Enum
 
 import torch
 
+from longspan.errors import ConfigError
+
 ISA_VARIABLE = "LONGSPAN_CPU_ISA"
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 
@@ -41,4 +43,7 @@ def wanted_isas() -> list[Isa]:
     """Return the available ones, or what the environment variable LONGSPAN_CPU_ISA leaves of them (`torch`: none)."""
     isas = available_isas()
     wanted = os.environ.get(ISA_VARIABLE)
+    known = [*(isa.label for isa in Isa), "torch"]
+    if wanted and wanted not in known:
+        raise ConfigError(f"{ISA_VARIABLE} is {wanted!r}, but must be one of {', '.join(known)}")
     return isas if not wanted else [isa for isa in isas if isa.label == wanted]

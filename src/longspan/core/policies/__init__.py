@@ -58,15 +58,8 @@ def create_policy(text: str, options: Mapping[str, object] | None = None) -> Pol
     medha:max_space_share=0.3. options: more of them.
     """
     name, given = split_policy(text)
-    kind = policy_class(name)
-    try:
-        policy = kind(**given | dict(options or {}))
-        return policy if name in POLICIES else _with_options(policy)
-    except (AttributeError, TypeError) as error:  # of its own __init__
-        raise ConfigError(
-            f"policy {name} cannot be made ({error}): an __init__ of its own takes **options and hands them to "
-            "super().__init__(**options) (docs/add_a_policy.md)"
-        ) from error
+    kind, values = policy_class(name), given | dict(options or {})
+    return kind(**values) if name in POLICIES else _own_policy(name, kind, values)
 
 
 def split_policy(text: str) -> tuple[str, dict[str, object]]:
@@ -110,9 +103,22 @@ def policy_class(name: str) -> type[Policy]:
     return _own_class(module, class_name)
 
 
-def _with_options(policy: Policy) -> Policy:
-    """Raises AttributeError: its `__init__` has left them out."""
-    _ = policy.options
+def _own_policy(name: str, kind: type[Policy], options: Mapping[str, object]) -> Policy:
+    """Make and check one that a user wrote. Raises ConfigError, whatever its code raises."""
+    from longspan.core.policies.base import check_policy
+
+    try:
+        policy = kind(**options)
+        _ = policy.options  # which an __init__ of its own may have left out
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"policy {name} cannot be made ({type(error).__name__}: {error}); an __init__ of its own takes **options "
+            "and hands them to super().__init__(**options), Options is a frozen dataclass of fields with defaults "
+            "(docs/add_a_policy.md)"
+        ) from error
+    check_policy(policy)
     return policy
 
 
@@ -121,7 +127,7 @@ def _own_class(module: str, class_name: str) -> type[Policy]:
 
     try:
         kind = getattr(import_module(module), class_name, None)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(
             f"policy {module}:{class_name}: its module cannot be imported ({reason}); is its folder on PYTHONPATH?"

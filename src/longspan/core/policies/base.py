@@ -76,10 +76,16 @@ def check_policy(policy: object) -> None:
 
 
 def _check_call(policy: Any) -> None:
-    """Raises ConfigError unless `schedule` can be called as it will be."""
-    try:
-        inspect.signature(policy.schedule).bind(None, None, 0.0)
-    except TypeError as error:
-        raise ConfigError(
-            f"the policy {policy.name} is called as schedule(state, news, now), which it does not take: {error}"
-        ) from error
+    """Raises ConfigError unless its methods can be called as they will be, and it has a name."""
+    if not (isinstance(policy.name, str) and policy.name.isprintable() and policy.name):
+        raise ConfigError(f"a policy's name is {policy.name!r}, but must be a text that can be printed")
+    for method, arguments in (("schedule", "state, news, now"), ("looks_ahead", "state, now")):
+        function = getattr(policy, method)
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise ConfigError(f"the policy {policy.name} decides at once: its {method} must be a plain function")
+        try:
+            inspect.signature(function).bind(*arguments.split(", "))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the policy {policy.name} is called as {method}({arguments}), which it does not take: {error}"
+            ) from error

@@ -75,7 +75,10 @@ def read_header(text: bytes) -> Header:
         content["policy"] = config.get("policy", SchedulerConfig().policy)
     elif version not in range(2, FORMAT_VERSION + 1):
         raise ValueError(f"version {version!r}, but this reads 1 to {FORMAT_VERSION}")
-    return msgspec.convert(content, Header)
+    header = msgspec.convert(content, Header)
+    if header.piece < 1:
+        raise ValueError(f"it is piece {header.piece}, but they count from 1")
+    return header
 
 
 def read_config(header: Header) -> tuple[SchedulerConfig, list[str]]:

@@ -30,8 +30,14 @@ def _chunks(path: Path, on_read: Callable[[int], object]) -> Iterator[bytes]:
         inflater = zlib.decompressobj(31) if chunk.startswith(_GZIP) else None
         while chunk:
             on_read(len(chunk))
-            try:
-                yield chunk if inflater is None else inflater.decompress(chunk)
-            except zlib.error as error:
-                raise ValueError(f"it is compressed, and broken: {error}") from error
+            if inflater is None:
+                yield chunk
+            while chunk and inflater is not None:
+                try:
+                    yield inflater.decompress(chunk)
+                except zlib.error as error:
+                    raise ValueError(f"it is compressed, and broken: {error}") from error
+                chunk = inflater.unused_data
+                if inflater.eof:  # another member may follow, as where files were put together
+                    inflater = zlib.decompressobj(31)
             chunk = file.read(_CHUNK)

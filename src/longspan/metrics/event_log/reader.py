@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -105,12 +105,13 @@ class EventLog:
 
     def missing(self) -> str | None:
         """Which pieces before the last one are not there, for people; None if all are. It replays only then."""
-        numbers = {piece.number for piece in self.pieces}
-        gaps = sorted(set(range(1, max(numbers))) - numbers)
+        numbers = [0, *sorted({piece.number for piece in self.pieces})]
+        gaps = [(one + 1, other - 1) for one, other in pairwise(numbers) if other > one + 1]
         if not gaps:
             return None
-        names = ", ".join(_ranges(gaps))
-        return f"its piece {names} is missing" if len(gaps) == 1 else f"its pieces {names} are missing"
+        names = ", ".join(f"{first} to {last}" if last > first else str(first) for first, last in gaps)
+        is_one = len(gaps) == 1 and gaps[0][0] == gaps[0][1]
+        return f"its piece {names} is missing" if is_one else f"its pieces {names} are missing"
 
 
 def read_event_log(path: Path | str) -> EventLog:
@@ -149,13 +150,6 @@ def _header_of(path: Path) -> Header | None:
         return read_header(text) if text.endswith(b"\n") else None
 
 
-def _ranges(numbers: Sequence[int]) -> Iterator[str]:
-    """1, 2, 3, 5 -> "1 to 3", "5"."""
-    for _, group in groupby(enumerate(numbers), key=lambda each: each[1] - each[0]):
-        run = [number for _, number in group]
-        yield str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}"
-
-
 @contextmanager
 def _named(path: Path, line: Callable[[], int]) -> Iterator[None]:
     """Errors about a line's content name it."""
@@ -165,5 +159,5 @@ def _named(path: Path, line: Callable[[], int]) -> Iterator[None]:
         raise ReplayError(f"{path}: {error.strerror}") from error
     except ReplayError:
         raise
-    except (ValueError, TypeError, IndexError, LongspanError) as error:
+    except (ValueError, TypeError, IndexError, OverflowError, RecursionError, LongspanError) as error:
         raise ReplayError(f"{path}, line {line()}: {error}") from error
