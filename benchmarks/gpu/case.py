@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +16,14 @@ Figures = dict[str, Any]
 
 
 class NotHereError(Exception):
-    """The machine, its software or its memory has not what the case takes: no failure."""
+    """The machine, its software or its memory has not what the case takes: no failure.
+
+    passing: another call may find it, such as memory or more devices.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 class WrongError(Exception):
@@ -31,6 +40,16 @@ class Case:
 
     name: str
     run: Callable[[], Figures]
+
+    @property
+    def seed(self) -> int:
+        """Of the case's random inputs, which are the same in whatever order and process it runs."""
+        return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:4])
+
+    def run_seeded(self) -> Figures:
+        torch.manual_seed(self.seed)
+        random.seed(self.seed)
+        return self.run()
 
 
 @dataclass(frozen=True)

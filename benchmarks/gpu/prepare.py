@@ -1,6 +1,6 @@
 """Collects what evidence.py needs beside this working tree, as wheels, for a machine that can fetch nothing.
 
-    python benchmarks/gpu/prepare.py
+    .venv/bin/python benchmarks/gpu/prepare.py
 
 The machine has what MACHINE lists; the rest comes as wheels for its Python, into a folder of the working tree that git
 ignores. What the wheels need themselves has to be there too. The tree and the wheels together may not be larger than
@@ -17,7 +17,11 @@ import sys
 import zipfile
 from email.parser import HeaderParser
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+
+if find_spec("packaging") is None or find_spec("msgspec") is None or find_spec("pip") is None:
+    sys.exit("this Python has not the project's packages: .venv/bin/python benchmarks/gpu/prepare.py")
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
@@ -39,12 +43,17 @@ def main() -> int:
     parser.add_argument("--python", default="3.12", help="of the machine")
     parser.add_argument("--there", nargs="*", default=[], help="packages that the machine has beside the usual ones")
     parser.add_argument("--limit-mib", type=float, default=64.0, help="the most that can be carried")
-    parser.add_argument("--folder", type=Path, default=ROOT / ".wheels")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".wheels", help="emptied first; in the working tree")
     options = parser.parse_args()
+    options.folder = options.folder.resolve()
+    if not options.folder.is_relative_to(ROOT):
+        parser.error(f"{options.folder} is not in the working tree, which is what is carried")
+    if options.folder.exists() and any(file.suffix != ".whl" for file in options.folder.iterdir()):
+        parser.error(f"{options.folder} has more than wheels in it, and would be emptied")
     there = {canonicalize_name(name) for name in (*MACHINE, *options.there)}
     bring = [name for name in needed() if canonicalize_name(name) not in there]
     shutil.rmtree(options.folder, ignore_errors=True)
-    options.folder.mkdir()
+    options.folder.mkdir(parents=True)
     wheels = [download(name, options.python, options.folder) for name in bring]
     if missing := uncovered(wheels, there | {canonicalize_name(name) for name in bring}, options.python):
         print(f"not covered: {'; '.join(missing)}; name them with --there if the machine has them")
@@ -57,7 +66,8 @@ def main() -> int:
             print(f"  {file.stat().st_size / 2**20:6.1f} MiB  {file.relative_to(ROOT)}")
         return 1
     folder = options.folder.relative_to(ROOT)
-    print(f"{size:.1f} MiB to carry, {', '.join(wheel.name for wheel in wheels)} among them. There:")
+    print(f"{size:.1f} MiB to carry, and {folder}/ by name, which git may ignore: {', '.join(w.name for w in wheels)}.")
+    print("There, SITE is a new folder for the packages, OUT one for the results:")
     print(f"  python3 -m pip install --no-index --no-deps --target SITE {folder}/*.whl; export PYTHONPATH=SITE")
     print("  python3 benchmarks/gpu/evidence.py correctness --out OUT")
     print("  python3 benchmarks/gpu/evidence.py speed --out OUT")

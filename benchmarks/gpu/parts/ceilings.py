@@ -85,6 +85,10 @@ def graph_launches(where: Where) -> Figures:
 
 @functools.cache
 def ceiling(where: Where, name: str) -> float:
-    """`bytes_per_s` of a copy or `flops_per_s` of a matrix product, measured once in this process."""
-    figures = copy(where, COPIED[where.large]) if name == "bytes_per_s" else matmul(where, MULTIPLIED[where.large])
+    """`bytes_per_s` of a copy or `flops_per_s` of a matrix product, measured once in this process.
+
+    The inputs of the case that measures it are drawn as if it had not.
+    """
+    with torch.random.fork_rng():
+        figures = copy(where, COPIED[where.large]) if name == "bytes_per_s" else matmul(where, MULTIPLIED[where.large])
     return float(figures[name])

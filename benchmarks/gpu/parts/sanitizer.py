@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from case import Case, Figures, NotHereError, Where, WrongError
+from longspan.worker.parent import end_with_parent
 from subjects import attention_here
 
 BUDGET_S = 60.0
@@ -32,7 +33,9 @@ def memcheck(where: Where, case: str) -> Figures:
             program, "--tool", "memcheck", "--error-exitcode", "77",
             sys.executable, str(evidence), "case", "kernels", case, "--device", "cuda",
         ]  # fmt: skip
-        status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+        status = subprocess.run(
+            command, stdout=output, stderr=subprocess.STDOUT, check=False, preexec_fn=end_with_parent
+        ).returncode
         output.seek(0)
         tail = output.read()[-2000:]
     if status:
