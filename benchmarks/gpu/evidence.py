@@ -59,9 +59,6 @@ def main() -> int:
         print(f"missing here: {', '.join(missing)}; benchmarks/gpu/prepare.py collects what must be brought")
         return 2
     if options.command == "case":
-        from longspan.worker.parent import end_with_parent
-
-        end_with_parent()
         part, name = options.names
         case = next(case for case in load(part).cases(where(options)) if case.name == name)
         print(json.dumps(case.run_seeded(), indent=1))
