@@ -26,6 +26,7 @@ SECTIONS: tuple[Section, ...] = (
     policies.policies,
     policies.scaling,
     policies.deciding,
+    policies.against_version,
     simulator.simulator_against_engine,
     simulator.simulator_speed,
     simulator.simulator_speed_large,

@@ -122,3 +122,18 @@ def deciding(record: Record) -> str:
             text=1,
         ),
     ])  # fmt: skip
+
+
+def against_version(record: Record) -> str:
+    r = record["results"]
+    rows = [
+        [what, figure, f"{v['before_ms']:.3f}", f"{v['now_ms']:.3f}", f"{v['ratio']:.3f}"]
+        for what, figures in r["measurements"].items()
+        for figure, v in figures.items()
+    ]
+    return "\n".join([
+        "## This version beside an earlier one\n",
+        origin(record, "CPU time; each figure of both versions in turns, medians of the rounds."),
+        f"Before is commit {r['before']}, when KV was a request's own and had no residences.\n",
+        table(["", "", "before, ms", "now, ms", "ratio"], rows, text=2),
+    ])  # fmt: skip

@@ -48,7 +48,7 @@ def test_it_agrees_with_the_owner_of_each_token(steps: list[tuple[str, int, int]
         mine = stretches(token for token, owner in owners.items() if owner == first)
         missing = stretches(token for token, owner in owners.items() if owner is None)
         if kind == "append":
-            residence.append(first, residence.end + second)
+            residence.append([KVRange(first, residence.end, residence.end + second)])
             owners |= dict.fromkeys(range(residence.end - second, residence.end), first)
         elif kind == "move" and mine:
             residence.move(first, second, mine[::2])
@@ -92,7 +92,7 @@ def agree(residence: Residence, owners: Owners) -> None:
 def of(*owners: int) -> Residence:
     residence = Residence(3)
     for owner in owners:
-        residence.append(owner, residence.end + 10)
+        residence.append([KVRange(owner, residence.end, residence.end + 10)])
     return residence
 
 
@@ -100,7 +100,7 @@ def test_what_is_sealed_does_not_grow() -> None:
     residence = of(0)
     residence.seal()
     with pytest.raises(InternalError, match="residence 3 is sealed"):
-        residence.append(0, 20)
+        residence.append([KVRange(0, 10, 20)])
 
 
 @pytest.mark.parametrize("new", [KVRange(2, 5, 12), KVRange(2, 10, 25), KVRange(2, 30, 31), KVRange(2, 12, 12)])

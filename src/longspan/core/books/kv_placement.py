@@ -68,10 +68,7 @@ class KVPlacement:
         if residence is None:
             residence = self.own[request_id] = Residence(self._num_begun)
             self._num_begun += 1
-        for new in store:
-            if new.start != residence.end:
-                raise InternalError(f"request {request_id}: {new} does not extend its {residence.end} stored tokens")
-            residence.append(new.instance, new.end)
+        residence.append(store)
         return residence
 
     def move(self, request_id: str, source: int, target: int, ranges: Sequence[tuple[int, int]]) -> None:

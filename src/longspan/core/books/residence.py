@@ -47,20 +47,27 @@ class Residence:
         """[start, end) of the tokens that no instance holds."""
         return tuple([(start, end) for owner, start, end in self._pieces() if owner == _NOBODY])
 
-    def append(self, owner: int, end: int) -> None:
-        """Give `owner` the next tokens, up to `end`."""
-        if self.sealed or end <= self.end:
-            what = "is sealed" if self.sealed else f"ends at {self.end}"
-            raise InternalError(f"residence {self.number} {what}: nothing can be appended up to {end}")
-        if not self.owners or self.owners[-1] != owner:
-            self.owners.append(owner)
-            self.starts.append(self.end)
-            if owner not in self.counts:
-                self.counts = dict(sorted({**self.counts, owner: 0}.items()))
-                self.holders = tuple(self.counts)
-        self.counts[owner] += end - self.end
+    def append(self, store: Iterable[KVRange]) -> None:
+        """Take in the next tokens, in order from where the residence ends."""
+        if self.sealed:
+            raise InternalError(f"residence {self.number} is sealed: nothing can be appended")
+        owners, counts, end = self.owners, self.counts, self.end
+        num_holders = len(counts)
+        for new in store:
+            owner, behind = new.instance, new.end
+            if new.start != end or behind <= end:
+                raise InternalError(f"residence {self.number} ends at {end}: {new} cannot be appended")
+            if not owners or owners[-1] != owner:
+                owners.append(owner)
+                self.starts.append(end)
+                counts.setdefault(owner, 0)
+            counts[owner] += behind - end
+            end = behind
         self.end = end
-        self.context = tuple(self.counts.items())
+        if len(counts) > num_holders:
+            self.counts = counts = dict(sorted(counts.items()))
+            self.holders = tuple(counts)
+        self.context = tuple(counts.items())
 
     def move(self, source: int, target: int, ranges: Sequence[tuple[int, int]]) -> None:
         """Give the tokens of `ranges`, all of them at `source`, to `target`."""
