@@ -22,15 +22,15 @@ class SlotBook(Protocol):
     """The pool's side of a layout: where tokens of a residence are, and where new ones go."""
 
     def held(self, residence: int, below: int) -> torch.Tensor:
-        """Slots (int64) of the residence's tokens here, at positions below `below`, in any order."""
+        """Return slots (int64) of the residence's tokens here, at positions below `below`, in any order."""
         ...
 
     def allocate(self, residence: int, start: int, end: int) -> torch.Tensor:
-        """Slots (int64) for the tokens at positions [start, end) of the residence, from now on held here."""
+        """Take slots (int64) for the tokens at positions [start, end) of the residence, from now on held here."""
         ...
 
     def allocate_each(self, tokens: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Slots (int64), one for each (residence, position)."""
+        """Take slots (int64), one for each (residence, position)."""
         ...
 
 
@@ -203,7 +203,7 @@ def _check_held(batch: RunBatch, instance: int, segment: Segment, known: int, pl
 
 
 def positions_of(layout: BatchLayout) -> np.ndarray:
-    """int64 [T]: the position in its request of each row's token."""
+    """Return the position in its request of each row's token, int64 [T]."""
     if not layout.rows:
         return np.zeros(0, dtype=np.int64)
     return np.concatenate(

@@ -70,7 +70,7 @@ class Segment(Struct, frozen=True, gc=False):
         return tuple(dict.fromkeys(self.compute)) if self.cuts else self.compute
 
     def pieces(self, instance: int) -> list[tuple[int, int, int]]:
-        """(first position, tokens, step) of what the instance computes, in order; none of them is empty."""
+        """Return (first position, tokens, step) of each piece that the instance computes, in order; none is empty."""
         if not self.cuts:
             if instance not in self.compute:
                 return []

@@ -57,11 +57,11 @@ class SchedulerState:
 
     @property
     def tokens_when_grown(self) -> int:
-        """Of all requests `with_kv` together."""
+        """Tokens that all requests `with_kv` may have together once they have grown."""
         return self._ledger.tokens_when_grown
 
     def with_kv(self) -> Iterator[Request]:
-        """All requests that hold KV, also those that are draining."""
+        """Return all requests that hold KV, also those that are draining."""
         return map(self._ledger.requests.__getitem__, self.placement)
 
     def request(self, request_id: str) -> Request:
@@ -71,11 +71,11 @@ class SchedulerState:
         return request
 
     def headroom(self, request: Request) -> int:
-        """Free slots that a request should find once all its known tokens have KV."""
+        """Return the free slots that a request should find once all its known tokens have KV."""
         return self._ledger.headroom(request)
 
     def instances_are_needed(self) -> bool:
-        """Whether a waiting request would fit into what some instances together have room for, or a ready one rests.
+        """Tell whether a waiting request would fit into some instances' room together, or a ready one rests.
 
         They wait for instances to come back, which a queued batch would put off, again and again.
         """
@@ -96,7 +96,7 @@ class SchedulerState:
         retention: Mapping[int, int] | Iterable[tuple[int, int]],
         cuts: Iterable[int] = (),
     ) -> Segment:
-        """The next tokens of `request`, striped over `compute`; all that lack KV, or a chunk.
+        """Return a segment of the next tokens of `request`, striped over `compute`: all that lack KV, or a chunk.
 
         retention: tokens that each instance keeps, in token order; their sum is the segment's length.
         cuts: positions, where the tokens are not striped but cut into pieces; see `Segment`.
@@ -124,7 +124,7 @@ class SchedulerState:
         )
 
     def decode_segment(self, request: Request, master: int) -> Segment:
-        """One more token of `request`, computed and kept by `master`, who need not hold any of its KV."""
+        """Return a segment of one more token, computed and kept by `master`, which need not hold any KV of it."""
         return decode_segment(self._ledger, request, master)
 
     def run_batch(self, group: Sequence[int], segments: Sequence[Segment]) -> RunBatch:

@@ -44,7 +44,7 @@ class Residence:
         return tuple([KVRange(*piece) for piece in self._pieces() if piece[0] != _NOBODY])
 
     def missing(self) -> tuple[tuple[int, int], ...]:
-        """[start, end) of the tokens that no instance holds."""
+        """Return [start, end) of the tokens that no instance holds."""
         return tuple([(start, end) for owner, start, end in self._pieces() if owner == _NOBODY])
 
     def append(self, store: Iterable[KVRange]) -> None:

@@ -51,7 +51,7 @@ class BackgroundFile:
         return self._given - self._done
 
     def put(self, data: bytes) -> None:
-        """Never waits. More than MOST_PENDING_BYTES that the disk does not take are an error."""
+        """Queue bytes; never waits. More than MOST_PENDING_BYTES that the disk does not take are an error."""
         if self._failed:
             return
         self._queue.append(data)
@@ -63,7 +63,7 @@ class BackgroundFile:
             self._fail(TimeoutError(f"the disk does not keep up, with {MOST_PENDING_BYTES >> 20} MiB to write"))
 
     def go_on_in(self, path: Path, removed: Path | None = None) -> None:
-        """What is put from now on goes into a new file by this name; the other is removed, if it exists."""
+        """Put what comes from now on into a new file by this name; the other is removed, if it exists."""
         if not self._failed:
             self._queue.append(_Next(path, removed))
 

@@ -34,7 +34,7 @@ RENAMED_OPTIONS: dict[str, str] = {}
 
 
 class Header(msgspec.Struct, frozen=True):
-    """Of one piece. config: as the log has it, checked by `read_config`.
+    """The first line of a piece. config: as the log has it, checked by `read_config`.
 
     policy: the name of the one that decided, options: its own; own_policy: its class, if it is not known by that name.
     requests, running, residences: see `RecordDecoder`.
@@ -62,7 +62,7 @@ class Decoder(Protocol):
 
 
 def read_header(text: bytes) -> Header:
-    """Raises ValueError (of which msgspec's errors are some)."""
+    """Read the first line. Raises ValueError (of which msgspec's errors are some)."""
     try:
         content = msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -132,7 +132,7 @@ def _read_knobs(options: dict[str, Any]) -> tuple[SchedulerConfig, list[str]]:
 
 
 def make_decoder(header: Header, before: ResidenceNumbers | None = None) -> Decoder:
-    """before: where the piece before came to. Raises ValueError: the header is nonsense."""
+    """Return a decoder of the piece's version. before: where the piece before came to. Raises ValueError."""
     if header.version == 1:
         return Version1Decoder()
     residences = before.copy() if before is not None and header.version == 2 else header.residences

@@ -69,7 +69,7 @@ class RecordDecoder:
         self.running: list[Action] = [action for code in running for action in self._actions(code)]
 
     def decode(self, text: bytes) -> Content:
-        """Raises ValueError (of which msgspec's errors are some): it is no record, or does not follow those before."""
+        """Decode a line. Raises ValueError (msgspec's are some): it is no record, or does not follow those before."""
         line = _list(msgspec.json.decode(text))
         if len(line) < 2:
             raise ValueError("a record has a time and an event")

@@ -37,11 +37,11 @@ class _Line:
         self._may_repeat: bool | None = None
 
     def repeated(self) -> list[int]:
-        """How a batch is told that is the newest, one token further."""
+        """Return how a batch is told that is the newest, one token further."""
         return [-len(self.rest), len(self.segments)] if self.rest else [len(self.segments)]
 
     def is_repeated_by(self, segments: Sequence[Segment]) -> bool:
-        """Whether these are its own, one token further, and of the simple kind."""
+        """Tell whether these are its own, one token further, and of the simple kind."""
         before = self.segments
         if not segments or len(segments) != len(before) or segments[-1].request_id != before[-1].request_id:
             return False
@@ -63,7 +63,7 @@ class RecordEncoder:
         self._residences = ResidenceNumbers()
 
     def encode(self, now: float, event: Event, actions: Sequence[Action], why: Sequence[Decision] = ()) -> bytes:
-        """The line, with its end. Raises whatever msgspec raises, for values that JSON cannot carry."""
+        """Return the line, with its end. Raises whatever msgspec raises, for values that JSON cannot carry."""
         if type(event) is BatchCompleted:
             line = [self._clock.encode(now), self._completed(event)]
         else:
@@ -87,7 +87,7 @@ class RecordEncoder:
         return self._json.encode(line) + b"\n"
 
     def next_piece(self) -> tuple[RecordEncoder, dict[str, Any]]:
-        """An encoder for it, and what its header says of the requests that are alive and the work that runs."""
+        """Return an encoder for it, and what its header says of requests that are alive and work that runs."""
         following = RecordEncoder()
         requests = [[now, *following._arrive(now, event)] for now, event in self._arrived.values()]
         residences = self._residences

@@ -15,7 +15,7 @@ _PIECE = re.compile(r"(.+)\.([1-9][0-9]*)")
 
 
 def create_log(path: Path) -> tuple[Path, int]:
-    """A new file by that name, or the next free one, and its descriptor. A pipe or device is opened as it is.
+    """Return a new file by that name, or the next free one, and its descriptor. A pipe or device is opened as it is.
 
     Raises OSError: among others, if the path is a pipe that nothing reads.
     """
@@ -37,23 +37,23 @@ def create_log(path: Path) -> tuple[Path, int]:
 
 
 def create_piece(path: Path) -> int:
-    """The descriptor of a new file. Raises FileExistsError, OSError."""
+    """Return the descriptor of a new file. Raises FileExistsError, OSError."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
 
 def piece_path(first: Path, number: int) -> Path:
-    """Of a run's pieces, numbered from 1."""
+    """Return the path of a run's piece, numbered from 1."""
     return first if number == 1 else first.with_name(f"{first.name}.{number}")
 
 
 def first_piece_path(path: Path) -> tuple[Path, int]:
-    """What the run was called, and the piece's number, if `path` is named like a piece behind the first."""
+    """Return the run's first path, and the piece's number, if `path` is named like a later piece."""
     found = _PIECE.fullmatch(path.name)
     return (path, 1) if found is None else (path.with_name(found[1]), int(found[2]))
 
 
 def existing_pieces(first: Path) -> dict[int, Path]:
-    """By number, in order; by their names alone."""
+    """Return the pieces that are there by number, in order, by their names alone."""
     found: dict[int, Path] = {}
     for name in _names_beside(first):
         base, number = first_piece_path(first.with_name(name))
@@ -82,7 +82,7 @@ def _names_beside(path: Path) -> list[str]:
 
 
 def is_special(path: Path) -> bool:
-    """Whether it is a pipe or a device, which has no pieces and loses nothing by being opened."""
+    """Tell whether it is a pipe or a device, which has no pieces and loses nothing by being opened."""
     try:
         mode = path.stat().st_mode
     except OSError:

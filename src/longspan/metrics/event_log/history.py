@@ -21,7 +21,7 @@ _MOST_SECONDS = 1e9  # beyond, nanoseconds are not worth a try
 
 
 class History(Generic[T]):
-    """One piece's past. T: what is kept of a batch.
+    """The past of one piece. T: what is kept of a batch.
 
     numbers: short names of requests, by id; they count from 0, in the order in which lines first name them.
     latest: of each group, what its next batch is told by: the segments of its newest, behind a rest: the last ones of
@@ -37,13 +37,13 @@ class History(Generic[T]):
         self._next_number = 0
 
     def introduce(self, request_id: str) -> None:
-        """A line has named a request in full; from now on it has a number."""
+        """Note that a line has named a request in full; from now on it has a number."""
         self.numbers[request_id] = self._next_number
         self.names[self._next_number] = request_id
         self._next_number += 1
 
     def forget(self, request_id: str) -> None:
-        """The request has ended: if it is ever named again, then in full."""
+        """Note that the request has ended: if it is ever named again, then in full."""
         number = self.numbers.pop(request_id, None)
         if number is not None:
             del self.names[number]
@@ -51,7 +51,7 @@ class History(Generic[T]):
     def rest_behind(
         self, segments: Sequence[Segment], rest: Sequence[Segment], before: Sequence[Segment]
     ) -> tuple[Segment, ...]:
-        """Of a group whose newest batch has these segments, and had a rest and others before."""
+        """Return the rest of a group whose newest batch has these segments, and had a rest and others before."""
         present = {segment.request_id for segment in segments}
         return tuple(
             [old for old in (*rest, *before) if old.request_id not in present and old.request_id in self.numbers]
@@ -64,28 +64,28 @@ class History(Generic[T]):
 
 
 class ResidenceNumbers:
-    """Which residence each request writes, as far as a log need not say: their numbers count up as requests begin."""
+    """The residence that each request writes, which a log need not say: numbers count up as requests begin."""
 
     def __init__(self, following: int = 0, known: dict[str, int] | None = None) -> None:
         self.following = following
         self.known: dict[str, int] = {} if known is None else known
 
     def expected(self, request_id: str) -> int:
-        """Of a segment of the request, if it is as it should be."""
+        """Return the residence of a segment of the request, if it is as it should be."""
         return self.known.get(request_id, self.following)
 
     def of(self, request_id: str) -> int:
-        """Of what is moved or freed."""
+        """Return the residence that is moved or freed with the request."""
         return self.known.get(request_id, OWN)
 
     def take(self, request_id: str, residence: int) -> None:
-        """A segment of the request writes this residence."""
+        """Note that a segment of the request writes this residence."""
         if residence != OWN:
             self.known[request_id] = residence
             self.following = max(self.following, residence + 1)
 
     def drop(self, request_id: str) -> None:
-        """The request has ended or is preempted."""
+        """Note that the request has ended or is preempted."""
         self.known.pop(request_id, None)
 
     def copy(self) -> ResidenceNumbers:
@@ -99,7 +99,7 @@ class Clock:
         self._ns: int | None = None
 
     def encode(self, now: float) -> int | float:
-        """An int is nanoseconds since the time before; a float is seconds."""
+        """Return an int, nanoseconds since the time before, or a float, seconds."""
         before = self._ns
         if 0.0 < now < _MOST_SECONDS:
             ns = int(now * 1e9 + 0.5)
@@ -110,7 +110,7 @@ class Clock:
         return float(now)
 
     def decode(self, code: int | float) -> float:
-        """Raises ValueError: nanoseconds since a time that is none of whole nanoseconds."""
+        """Return seconds. Raises ValueError: nanoseconds since a time that is none of whole nanoseconds."""
         if isinstance(code, float):
             self._ns = _nanoseconds(code)
             return code
@@ -128,7 +128,7 @@ def _nanoseconds(now: float) -> int | None:
 
 
 def continued(old: Segment, length: int, emits: bool) -> Segment:
-    """The next `length` tokens of the same request, computed and kept by the instance that computed `old` alone."""
+    """Return the segment of the next `length` tokens, computed and kept by the instance that computed `old`."""
     if len(old.compute) != 1:
         raise ValueError(f"{len(old.compute)} instances computed what it continues")
     start, master = old.start + old.length, old.compute[0]
@@ -138,7 +138,7 @@ def continued(old: Segment, length: int, emits: bool) -> Segment:
 
 
 def context_behind(old: Segment) -> tuple[tuple[int, int], ...]:
-    """Where the KV is once `old` has run."""
+    """Return where the KV is once `old` has run."""
     context, store = old.context, old.store
     if len(context) == 1 and len(store) == 1:  # as most are: one instance has all
         (instance, tokens), kept = context[0], store[0]
@@ -159,7 +159,7 @@ def shorten(label: str, request_ids: Sequence[str]) -> str:
 
 
 def lengthen(label: str, request_ids: Sequence[str]) -> str:
-    """The inverse. Raises IndexError."""
+    """Invert `shorten`. Raises IndexError."""
     found = _SHORT.fullmatch(label)
     if found is None:
         return label

@@ -11,7 +11,7 @@ _GZIP = b"\x1f\x8b"
 
 
 def read_lines(path: Path, on_read: Callable[[int], object] = lambda count: None) -> Iterator[bytes]:
-    """With their ends; the last one may lack it, where a killed process left it unfinished.
+    """Yield lines with their ends; the last one may lack it, where a killed process left it unfinished.
 
     on_read: told how many bytes were read, now and then. Raises OSError; ValueError: what is compressed is broken.
     """

@@ -104,7 +104,7 @@ class EventLog:
         return self.pieces[-1].truncated_line
 
     def missing(self) -> str | None:
-        """Which pieces before the last one are not there, for people; None if all are. It replays only then."""
+        """Tell, for people, which pieces before the last one lack; None if all are there. It replays only then."""
         numbers = [0, *sorted({piece.number for piece in self.pieces})]
         gaps = [(one + 1, other - 1) for one, other in pairwise(numbers) if other > one + 1]
         if not gaps:
@@ -115,7 +115,7 @@ class EventLog:
 
 
 def read_event_log(path: Path | str) -> EventLog:
-    """Raises ReplayError: it is no event log."""
+    """Open a log. Raises ReplayError: it is no event log."""
     return EventLog(path)
 
 

@@ -25,7 +25,7 @@ class Difference:
     path: Path = Path()
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Tell it to people."""
         told = [f"{self.path}, line {self.line}: the log has"]
         told += [f"  {action}" for action in self.expected] or ["  nothing"]
         told += ["but it is decided now"]
@@ -35,7 +35,7 @@ class Difference:
 def replay(
     path: Path | str, policy: Policy | None = None, on_read: Callable[[int], object] = lambda count: None
 ) -> Difference | None:
-    """Where a fresh scheduler, given the log's events, first decides otherwise; or None.
+    """Return where a fresh scheduler, given the log's events, first decides otherwise; or None.
 
     policy: a fresh one, for logs of a policy that is not known by name. An unfinished last line is left out.
 
@@ -46,7 +46,7 @@ def replay(
 
 
 def replay_log(log: EventLog, policy: Policy | None = None) -> Difference | None:
-    """As `replay`, of a log that is open."""
+    """Replay a log that is open, as `replay` does."""
     _require_whole(log)
     if policy is None:
         _require_known(log)

@@ -93,7 +93,7 @@ class EventLogWriter:
         return self._file is not None
 
     def write(self, now: float, event: Event, actions: Sequence[Action], why: Sequence[Decision] = ()) -> None:
-        """One call of `handle`."""
+        """Write one call of `handle`."""
         file = self._file
         if file is None:
             return
