@@ -77,12 +77,11 @@ class AlternatingShards(FixedPolicy):
         return 2 - (max(request.num_output_tokens, 1) - 1) // self.steps % 2
 
     def _migrate(self, state: SchedulerState, request: Request) -> bool:
-        ranges = state.placement.ranges(request.id)
         shards = len(state.placement.holders(request.id))
         if shards == self._shards(request):
             return False
         if shards == 2:
-            state.migrate(request.id, 1, 0, [(r.start, r.end) for r in ranges if r.instance == 1])
+            state.migrate(request.id, 1, 0, state.placement.held(request.id, 1))
         else:
             state.migrate(request.id, 0, 1, [(request.num_prompt_tokens // 2, request.num_prompt_tokens)])
         return True

@@ -36,7 +36,7 @@ class Reactive(FixedPolicy):
 
     def _migrate(self, state: SchedulerState, _: Request) -> bool:
         for request in list(state.cluster[1].ready.values()):
-            ranges = [(r.start, r.end) for r in state.placement.ranges(request.id) if r.instance == 1]
+            ranges = state.placement.held(request.id, 1)
             state.migrate(request.id, 1, 0, ranges)
             return True  # it takes both instances
         return False

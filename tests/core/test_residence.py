@@ -84,6 +84,8 @@ def agree(residence: Residence, owners: Owners) -> None:
     assert {token: piece.instance for piece in pieces for token in range(piece.start, piece.end)} == held
     assert all(piece.length for piece in pieces)
     assert all(one.end < other.start or one.instance != other.instance for one, other in pairwise(pieces))
+    for instance in range(4):
+        assert residence.held(instance) == stretches(token for token, owner in held.items() if owner == instance)
     assert list(residence.missing()) == stretches(token for token, owner in owners.items() if owner is None)
     assert residence.counts == dict(residence.context) == Counter(held.values())
     assert residence.holders == tuple(sorted(set(held.values())))

@@ -40,6 +40,11 @@ class KVPlacement:
         residence = self.own.get(request_id)
         return () if residence is None else residence.ranges()
 
+    def held(self, request_id: str, instance: int) -> list[tuple[int, int]]:
+        """Return [start, end) of the request's tokens that an instance holds, in order."""
+        residence = self.own.get(request_id)
+        return [] if residence is None else residence.held(instance)
+
     def counts(self, request_id: str) -> dict[int, int]:
         """Return a copy of instance -> tokens; empty for a request without KV."""
         residence = self.own.get(request_id)

@@ -107,7 +107,7 @@ class Request:
     @property
     def slots_to_take(self) -> int:
         """KV slots that the tokens known so far still have to find. Those that are missing find theirs as they run."""
-        return self.num_prompt_tokens + self.num_output_tokens - self.num_computed - self.num_scheduled
+        return self.tokens_to_compute
 
     @property
     def num_reserved(self) -> int:

@@ -43,9 +43,13 @@ class Residence:
         """Return the ranges that some instance holds."""
         return tuple([KVRange(*piece) for piece in self._pieces() if piece[0] != _NOBODY])
 
+    def held(self, instance: int) -> list[tuple[int, int]]:
+        """Return [start, end) of the tokens that an instance holds, in order."""
+        return [(start, end) for owner, start, end in self._pieces() if owner == instance]
+
     def missing(self) -> tuple[tuple[int, int], ...]:
         """Return [start, end) of the tokens that no instance holds."""
-        return tuple([(start, end) for owner, start, end in self._pieces() if owner == _NOBODY])
+        return tuple(self.held(_NOBODY))
 
     def append(self, store: Iterable[KVRange]) -> None:
         """Take in the next tokens, in order from where the residence ends."""
@@ -76,7 +80,7 @@ class Residence:
 
     def lose(self, instance: int) -> None:
         """Note that the instance's tokens are missing from now on."""
-        self._assign(_NOBODY, [(piece.start, piece.end) for piece in self.ranges() if piece.instance == instance])
+        self._assign(_NOBODY, self.held(instance))
 
     def fill(self, new: KVRange) -> None:
         """Give an instance tokens that were missing."""
@@ -114,14 +118,14 @@ class Residence:
 
     def require_held(self, instance: int, ranges: Iterable[tuple[int, int]]) -> None:
         """Raise unless `ranges` are in order, disjoint, not empty, and all held by `instance`."""
-        owned = [piece for piece in self.ranges() if piece.instance == instance]
-        starts = [piece.start for piece in owned]
+        owned = self.held(instance)
+        starts = [start for start, _ in owned]
         previous_end = self.begin - 1
         for start, end in ranges:
             if not previous_end <= start < end:
                 raise InternalError(f"residence {self.number}: range [{start}, {end}) is empty or out of order")
             place = bisect_right(starts, start) - 1
-            if place < 0 or end > owned[place].end:
+            if place < 0 or end > owned[place][1]:
                 raise InternalError(f"residence {self.number}: [{start}, {end}) is not at instance {instance}")
             previous_end = end
         if previous_end < self.begin:

@@ -122,8 +122,8 @@ class EpisodePolicy(Policy):
 
     def _move(self, state: SchedulerState, step: Move) -> None:
         request_id = self._ids[step.request]
-        ranges = [(r.start, r.end) for r in state.placement.ranges(request_id) if r.instance == step.source]
-        state.migrate(request_id, step.source, step.target, ranges)
+        held = state.placement.held(request_id, step.source)
+        state.migrate(request_id, step.source, step.target, held)
 
 
 def _times(step: Step) -> int:

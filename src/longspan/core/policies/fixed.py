@@ -72,7 +72,7 @@ class FixedPolicy(Policy):
             return False
         self._migrated_for = self.iteration
         source, target = move
-        ranges = [(r.start, r.end) for r in state.placement.ranges(request.id) if r.instance == source]
+        ranges = state.placement.held(request.id, source)
         if ranges:
             state.migrate(request.id, source, target, ranges)
         return bool(ranges)

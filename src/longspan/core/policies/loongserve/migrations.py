@@ -56,9 +56,9 @@ def _move_together(state: SchedulerState, request: Request, holders: Collection[
 def _move(state: SchedulerState, request: Request, source: int, target: int, most: int) -> None:
     """Move the request's first tokens at `source`, `most` at most."""
     ranges = []
-    for piece in state.placement.ranges(request.id):
-        if piece.instance == source and most > 0:
-            end = min(piece.end, piece.start + most)
-            ranges.append((piece.start, end))
-            most -= end - piece.start
+    for start, end in state.placement.held(request.id, source):
+        if most > 0:
+            end = min(end, start + most)
+            ranges.append((start, end))
+            most -= end - start
     state.migrate(request.id, source, target, ranges)

@@ -68,7 +68,7 @@ def move_shard(state: SchedulerState, victim: Request, source: int, target: int)
     state.reserve(
         victim.id, [replace(r, instance=target) if r.instance == source else r for r in victim.reserved]
     )
-    ranges = [(r.start, r.end) for r in state.placement.ranges(victim.id) if r.instance == source]
+    ranges = state.placement.held(victim.id, source)
     if ranges:
         state.migrate(victim.id, source, target, ranges)
 
