@@ -168,12 +168,27 @@ class EngineConfig(SchedulingConfig):
     stall_after_s: float = 60.0
     """/health turns 503 when a batch takes so much longer than what is expected of its size."""
 
-    def __post_init__(self) -> None:  # noqa: C901
+    def __post_init__(self) -> None:
         SchedulingConfig.__post_init__(self)
         if not self.model.strip():
             raise ConfigError("model is empty; `longspan models` lists names, and a folder or .gguf file will do")
         if self.served_model_name is not None:
             _check_name("served_model_name", self.served_model_name)
+        self._check_devices()
+        for name in ("max_model_len", "kv_tokens", "threads_per_device", "event_log_keep"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        self._check_event_log()
+        for name, allowed in (("dtype", DType), ("device", Device), ("quantization", Quantization),
+                              ("generation_config", GenerationDefaults), ("executor", ExecutorName),
+                              ("transport", TransportName)):
+            if getattr(self, name) not in get_args(allowed):
+                choices = ", ".join(get_args(allowed))
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but must be one of {choices}")
+        for name in ("worker_timeout_s", "stall_after_s"):
+            check_seconds(name, getattr(self, name))
+
+    def _check_devices(self) -> None:
         for name in ("instances", "tp", "pp"):
             check_count(name, getattr(self, name))
         if self.world_size > MOST_DEVICES:
@@ -185,23 +200,13 @@ class EngineConfig(SchedulingConfig):
             raise ConfigError(
                 f"pp_layers is {self.pp_layers}, but must name at least 1 layer for each of {self.pp} stages"
             )
-        for name in ("max_model_len", "kv_tokens", "threads_per_device", "event_log_keep"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+
+    def _check_event_log(self) -> None:
         if self.event_log_max_bytes is not None:
             check_count("event_log_max_bytes", self.event_log_max_bytes, _MIN_EVENT_LOG_BYTES, _MOST_BYTES)
         for name, needed in (("event_log_max_bytes", "event_log"), ("event_log_keep", "event_log_max_bytes")):
             if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise ConfigError(f"{name} needs {needed}")
-        for name, value, allowed in (("dtype", self.dtype, DType), ("device", self.device, Device),
-                                     ("quantization", self.quantization, Quantization),
-                                     ("generation_config", self.generation_config, GenerationDefaults),
-                                     ("executor", self.executor, ExecutorName),
-                                     ("transport", self.transport, TransportName)):
-            if value not in get_args(allowed):
-                raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(get_args(allowed))}")
-        for name in ("worker_timeout_s", "stall_after_s"):
-            check_seconds(name, getattr(self, name))
 
     @property
     def world_size(self) -> int:

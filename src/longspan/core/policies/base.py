@@ -61,9 +61,6 @@ def check_policy(policy: object) -> None:
 
     Raises ConfigError.
     """
-    if isinstance(policy, Policy):
-        _check_call(policy)
-        return
     lacking = [name for name in ("name", "needs_cost_model", "keeps_on_one_instance", "schedule", "looks_ahead")
                if not hasattr(policy, name)]
     if isinstance(policy, type) or lacking:

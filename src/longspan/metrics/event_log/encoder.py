@@ -69,19 +69,13 @@ class RecordEncoder:
         else:
             self._history.group = None
             line = [self._clock.encode(now), self._event(now, event)]
-        freed: FreeKV | None = None
+        before: Action | None = None
         for action in actions:
-            if freed is not None:
-                line.append(self._freed(freed, action))
-                freed, paired = None, line[-1][0] == "free"
-                if paired:
-                    continue
-            if type(action) is FreeKV:
-                freed = action  # with the request's stop behind it, as it mostly is, it is one
+            if type(action) is StopRequest and self._is_freed_by(action, before):  # as mostly: both are one
+                line[-1] = ["free", self._stopped(action), action.instances, action.reason]
             else:
                 line.append(self._batch(action) if type(action) is RunBatch else self._action(action))
-        if freed is not None:
-            line.append(self._freed(freed, None))
+            before = action
         if why:
             line.append({"why": [self._decision(decision) for decision in why]})
         return self._json.encode(line) + b"\n"
@@ -153,20 +147,20 @@ class RecordEncoder:
                 if action.residence != self._residences.of(request_id):
                     whose = [whose, action.residence]
                 return ["move", migration_id, whose, source, target, *ranges]
-            case StopRequest(request_id, instances, reason):
+            case FreeKV(residence, instances, ranges):
+                return ["drop", residence, instances, *ranges]
+            case StopRequest(_, instances, reason):
                 return ["stop", self._stopped(action), instances, reason]
             case RefuseRequest(request_id, message, reason):
                 return ["refuse", self._last_word(request_id), message, reason]
         raise TypeError(f"{action!r} is no action")
 
-    def _freed(self, freed: FreeKV, behind: Action | None) -> list[Any]:
-        """Together with the stop of its request, if that is behind it; else the freeing alone."""
-        if (
-            type(behind) is StopRequest and not freed.ranges and behind.instances == freed.instances
-            and self._residences.known.get(behind.request_id) == freed.residence
-        ):  # fmt: skip
-            return ["free", self._stopped(behind), behind.instances, behind.reason]
-        return ["drop", freed.residence, freed.instances, *freed.ranges]
+    def _is_freed_by(self, stop: StopRequest, before: Action | None) -> bool:
+        """Whether the action before frees the whole residence of the request on the same instances."""
+        return (
+            type(before) is FreeKV and not before.ranges and before.instances == stop.instances
+            and before.residence == self._residences.known.get(stop.request_id)
+        )  # fmt: skip
 
     def _stopped(self, stop: StopRequest) -> int | str:
         self._residences.drop(stop.request_id)
