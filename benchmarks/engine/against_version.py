@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from statistics import median
@@ -82,7 +83,7 @@ def compare(what: str, sides: dict[str, Version], rounds: int) -> dict[str, Any]
                 seen.setdefault(figure, {}).setdefault(name, []).append(seconds)
         return 0.0
 
-    interleaved({name: lambda number, name=name: side(name, number) for name in sides}, rounds)  # type: ignore[misc]
+    interleaved({name: partial(side, name) for name in sides}, rounds)
     return {
         figure: {
             "before_ms": 1e3 * median(times["before"]), "now_ms": 1e3 * median(times["now"]),

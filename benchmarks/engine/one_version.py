@@ -63,7 +63,7 @@ def deciding(policy: str, instances: int) -> dict[str, float]:
         times.append(clock() - begin)
         return actions
 
-    sim.scheduler.handle = timed  # type: ignore[method-assign]
+    sim.scheduler.handle = timed  # type: ignore[method-assign]  # a simulator makes its own scheduler, in both versions
     sim.run(crowd(DECIDING, 1.0))
     quantiles = statistics.quantiles(times, n=100)
     return {"p50": quantiles[49], "p99": quantiles[98]}

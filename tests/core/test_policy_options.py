@@ -70,7 +70,7 @@ def test_a_policy_is_written_as_it_is_read(policy: str) -> None:
 @pytest.mark.parametrize(("policy", "option"), OPTIONS)
 def test_an_option_is_explained_and_checked(policy: str, option: str) -> None:
     kinds = [kind for kind in policy_class(policy).mro() if option in vars(kind).get("Options", Policy).__annotations__]
-    assert f"{option}: " in (kinds[-1].Options.__doc__ or "")  # type: ignore[attr-defined]
+    assert f"{option}: " in (kinds[-1].Options.__doc__ or "")  # type: ignore[attr-defined]  # mro() says `type`
     with pytest.raises(ConfigError, match=rf"policy {policy}: {option} is 'x', but must be .*defaults, are .*{option}"):
         create_policy(f"{policy}:{option}=x")
 
@@ -245,6 +245,9 @@ def test_what_extends_nothing_will_do_if_it_has_all_that_is_asked_for() -> None:
         check_policy(Duck)
     with pytest.raises(ConfigError, match="lacks name, needs_cost_model, keeps_on_one_instance"):
         check_policy(type("Half", (), {"schedule": Duck.schedule})())
+
+
+# What follows breaks the signatures that types ask for, on purpose: it must be told at run time, too.
 
 
 class OldDuck(Duck):

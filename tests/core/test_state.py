@@ -109,6 +109,7 @@ ILLEGAL: dict[str, tuple[Act, str]] = {
         "for one instance alone",
     ),
     "explained by no number": (
+        # The type says so as well; a policy of one's own may be without types.
         lambda s: s.explain(Decision("why", ("new",), (), {"because": "it is short"})),  # type: ignore[dict-item]
         "which is no number",
     ),

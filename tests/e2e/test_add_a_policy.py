@@ -77,7 +77,7 @@ def test_the_simulator_runs_it_and_its_log_is_explained_and_replays(folder: Path
 
 
 def test_the_engine_runs_it_in_python(folder: Path) -> None:
-    from my_policy import ShortestFirst  # type: ignore[import-not-found]
+    from my_policy import ShortestFirst  # type: ignore[import-not-found]  # the fixture writes it
 
     assert "policy=ShortestFirst(patience_s=20)" in IN_PYTHON
     tiny = {"executor": "inproc", "dtype": "float32", "kv_tokens": 200, "threads_per_device": 1, "instances": 2}

@@ -104,7 +104,7 @@ def test_each_case_costs_no_other(evidence: ModuleType, tmp_path: Path, parts: P
     assert {result["status"] for result in results.values()} == {"done", "not here"}
     again = ["ends the process", "raises", "is wrong", "hangs", "finds no room", ""]
     assert (parts / "begun").read_text().split("\n") == again
-    (earlier,) = results["is wrong"]["earlier"]  # type: ignore[misc]
+    (earlier,) = results["is wrong"]["earlier"]  # type: ignore[misc]  # of JSON, which says `object`
     assert earlier["status"] == "wrong" and earlier["figures"] == {"error": 2.0}
     assert "earlier" not in results["first"]
 
