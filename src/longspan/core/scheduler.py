@@ -102,13 +102,13 @@ class Scheduler:
 
     def _apply(self, event: Event, now: float) -> None:
         match event:
+            case BatchCompleted():
+                complete_batch(self._ledger, event)
             case RequestArrived():
                 arrive(self._ledger, event, now)
             case RequestAborted():
                 abort(self._ledger, event)
             case FirstStageFree():
                 free_first_stage(self._ledger, event)
-            case BatchCompleted():
-                complete_batch(self._ledger, event)
             case KVMigrated():
                 complete_migration(self._ledger, event)

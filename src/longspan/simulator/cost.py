@@ -231,13 +231,14 @@ class IterationCost:
         ring: tuple[int, ...] = ()
         ring_tokens, ring_pieces, ring_s = 0, 0, 0.0
         for segment in batch.segments:
-            size = len(segment.computing)
+            computing = segment.computing
+            size = len(computing)
             if size > 1:
-                ring = segment.computing
+                ring = computing
                 ring_tokens += segment.length
                 ring_pieces += 1
                 ring_s += self._new_tokens(segment.length) / size
-            self._add_across(loads, segment, size)
+            self._add_across(loads, segment, computing)
         if ring:
             passing_s = self._ring(ring, ring_tokens, ring_pieces, ring_s)
             for instance in ring:
@@ -251,18 +252,20 @@ class IterationCost:
         slowest_s = max(max(load.own_s, query_s) + load.serving_s for load in loads.values())
         return list(loads.values()), slowest_s + reply_s
 
-    def _add_across(self, loads: dict[int, _Load], segment: Segment, size: int) -> None:
+    def _add_across(self, loads: dict[int, _Load], segment: Segment, computing: tuple[int, ...]) -> None:
         """All of a segment but what passes in a ring."""
-        loads[segment.emitter].emitting += segment.emits
+        size = len(computing)
+        if segment.emits:
+            loads[segment.emitter].emitting += 1
         length, rows = segment.length, segment.length / size
-        for instance in segment.computing:
+        for instance in computing:
             loads[instance].rows += rows
         if size == 1:
             loads[segment.compute[0]].own_s += self._context_s if length == 1 else self._new_tokens(length)
         for holder, tokens in segment.context:
             attend_s = self._over(rows, tokens)
             holding = loads[holder]
-            for instance in segment.computing:
+            for instance in computing:
                 if instance == holder:
                     holding.own_s += attend_s
                 else:

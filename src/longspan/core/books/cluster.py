@@ -143,7 +143,7 @@ class Cluster:
         for number in holders:
             instance = self.instances[number]
             instance.ready[request.id] = request
-            if instance.is_idle:
+            if number in self._idle_numbers:
                 self._resting.add(number)
 
     def unlist_ready(self, request: Request, holders: Iterable[int]) -> None:
@@ -157,7 +157,7 @@ class Cluster:
         for number in holders:
             instance = self.instances[number]
             instance.flowing[request.id] = request
-            if instance.is_idle:
+            if number in self._idle_numbers:
                 self._resting.add(number)
 
     def unlist_flowing(self, request: Request, holders: Iterable[int]) -> None:

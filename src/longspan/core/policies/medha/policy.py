@@ -81,9 +81,10 @@ class ChunkedPrefill(Policy):
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         self._holds_back = self._somebody_could_start(state, now)
-        self._giving_way = {
-            name for name in self._giving_way if name in state.placement and state.request(name).flowing
-        }
+        if self._giving_way:
+            self._giving_way = {
+                name for name in self._giving_way if name in state.placement and state.request(name).flowing
+            }
         while state.cluster.idle():
             clearings = self._clearings.advance(state)
             if not state.waiting and not state.cluster.resting():
@@ -143,8 +144,9 @@ class ChunkedPrefill(Policy):
     def _somebody_could_start(self, state: SchedulerState, now: float) -> bool:
         """A waiting request that there is room for wants its instances back."""
         self._backlog.follow(state, lambda request: self._predictor(state).standing(request, now))
-        room = sum(max(0, instance.room) for instance in state.cluster.instances) if state.waiting else 0
-        return self._backlog.least_need() <= room
+        if not state.waiting:
+            return False
+        return self._backlog.least_need() <= sum([max(0, instance.room) for instance in state.cluster.instances])
 
     # memory
 
