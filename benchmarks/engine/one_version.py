@@ -34,7 +34,7 @@ from longspan.workload.traces import TraceRequest
 
 NAMES_RESIDENCES = "residence" in Segment.__struct_fields__
 CONTEXT, STEPS = 128, 10
-DECIDING, SIMULATED = 1000, 400  # requests
+DECIDING, SIMULATED, TURNS = 1000, 400, 3  # requests, requests, times
 
 
 def crowd(number: int, spread_s: float) -> list[TraceRequest]:
@@ -54,7 +54,14 @@ def simulator(policy: str, instances: int, requests: int) -> Simulator:
 
 
 def deciding(policy: str, instances: int) -> dict[str, float]:
-    """Of each call of `Scheduler.handle`, with a thousand requests that came almost at once."""
+    """Of each call of `Scheduler.handle`, with a thousand requests that came almost at once: the least of some turns,
+    for the calls are the same each time, and what others do on the machine only adds."""
+    turns = [_times_of_calls(policy, instances) for _ in range(TURNS)]
+    quantiles = statistics.quantiles(map(min, *turns), n=100)
+    return {"p50": quantiles[49], "p99": quantiles[98]}
+
+
+def _times_of_calls(policy: str, instances: int) -> list[float]:
     sim, times = simulator(policy, instances, DECIDING), []
     handle, clock = sim.scheduler.handle, time.thread_time
 
@@ -66,15 +73,17 @@ def deciding(policy: str, instances: int) -> dict[str, float]:
 
     sim.scheduler.handle = timed  # type: ignore[method-assign]  # a simulator makes its own scheduler, in both versions
     sim.run(crowd(DECIDING, 1.0))
-    quantiles = statistics.quantiles(times, n=100)
-    return {"p50": quantiles[49], "p99": quantiles[98]}
+    return times
 
 
 def simulating(policy: str) -> dict[str, float]:
-    sim, requests = simulator(policy, 8, SIMULATED), crowd(SIMULATED, 400.0)
-    begin = time.process_time()
-    result = sim.run(requests)
-    return {"an event": (time.process_time() - begin) / result.num_events}
+    took = []
+    for _ in range(TURNS):
+        sim, requests = simulator(policy, 8, SIMULATED), crowd(SIMULATED, 400.0)
+        begin = time.process_time()
+        result = sim.run(requests)
+        took.append((time.process_time() - begin) / result.num_events)
+    return {"an event": min(took)}
 
 
 class Instance:
