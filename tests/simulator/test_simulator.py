@@ -22,6 +22,7 @@ from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
 from longspan.profiler.simulated import fit_simulated, measure_simulated
+from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 from longspan.simulator.limits import OutputLimit
 from longspan.simulator.simulator import Simulation, Simulator
 from longspan.simulator.spread import evenly_spread
@@ -178,6 +179,16 @@ def test_what_the_scheduler_is_told_of_the_output(limit: OutputLimit, expected: 
     arrived = [record.event for record in read_event_log(tmp_path / "log")]
     assert [event.max_tokens for event in arrived if isinstance(event, RequestArrived)] == expected
     assert sorted(len(request.record.token_times_s) for request in result.requests) == [5, 100]
+
+
+def test_the_scheduler_is_told_what_a_request_asks_of_its_timeliness(tmp_path: Path) -> None:
+    levels = [ServiceLevel(ttft_s=0.7), DEFAULT_SERVICE]
+    config, cost = small_world("medha")
+    with EventLogWriter(tmp_path / "log", config, None, run="test") as writer:
+        simulator = Simulator(config, cost, cost_model=fit_simulated(cost, config, LONGEST_CONTEXT), event_log=writer)
+        simulator.run([TraceRequest(float(at), 10, 2, service=level) for at, level in enumerate(levels)])
+    arrived = [record.event for record in read_event_log(tmp_path / "log")]
+    assert [event.service for event in arrived if isinstance(event, RequestArrived)] == levels
 
 
 def test_a_limit_never_turns_away_who_fits() -> None:

@@ -139,7 +139,7 @@ class Simulator(Driver):
             request_id = f"r{number}"
             self._lives[request_id] = _Life(TokenOutput(request_id), prompt, output, at, array("d"))
             most = min(max_tokens(self.limit, output, longest), self.max_model_len - prompt)
-            yield at, RequestArrived(request_id, prompt, most)
+            yield at, RequestArrived(request_id, prompt, most, request.service)
 
     def _push_next(self) -> None:
         for at, event in self._coming:

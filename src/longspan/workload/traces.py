@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from longspan.errors import TraceError
+from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 
 BLOCK_TOKENS = 512  # of a prefix block, in Mooncake and in ours
 MILLISECONDS = 1000.0
@@ -38,12 +39,14 @@ class TraceRequest:
     num_prompt_tokens, num_output_tokens: at least 1.
     prefix_block_ids: one for each block of `BLOCK_TOKENS` prompt tokens, the last one may be partial; two requests
         whose first n ids are equal share the first n blocks of their prompts. Empty if nothing is known.
+    service: what it asks of the server's timeliness. No file says it; a simulator tells it to the scheduler.
     """
 
     arrived_at_s: float | None
     num_prompt_tokens: int
     num_output_tokens: int
     prefix_block_ids: tuple[int, ...] = ()
+    service: ServiceLevel = DEFAULT_SERVICE
 
     @property
     def num_tokens(self) -> int:
