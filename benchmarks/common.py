@@ -131,6 +131,9 @@ def say(line: str) -> None:
 def arguments(description: str, defaults: Iterable[tuple[str, Any, str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     for name, default, text in defaults:
+        if default is False:
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+            continue
         kind = type(default) if default is not None else str
         parser.add_argument(f"--{name}", default=default, type=kind, help=f"{text} (default: {default})")
     return parser.parse_args()

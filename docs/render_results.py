@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rendering import cpu, loongserve_paper, medha, medha_paper, policies, rerun, robustness, simulator
+from rendering import cpu, grid, loongserve_paper, medha, medha_paper, policies, rerun, robustness, simulator
 from rendering.record import DOCS, Record, load
 
 Section = Callable[[Record], str]
@@ -24,6 +24,7 @@ SECTIONS: tuple[Section, ...] = (
     robustness.soak,
     policies.profile_check,
     policies.policies,
+    grid.grid,
     policies.scaling,
     policies.deciding,
     policies.against_version,

@@ -1,0 +1,152 @@
+"""Policies on a grid of workloads, shapes, loads and deadlines, in simulation: how many requests are served in time.
+
+Every workload runs on all of its devices as instances (replicas), and as the stages of one (spp), with the same
+requests, arrivals and deadlines. grid_workloads.py says what a load and a deadline are, grid_run.py what is counted,
+grid_bound.py what no policy could exceed.
+
+    python -m benchmarks.policy.grid --traces DIR              all; many hours, and it can be broken off at any time
+    python -m benchmarks.policy.grid --traces DIR --quick      a part, in a quarter of an hour on two cores
+    python -m benchmarks.policy.grid --traces DIR --policies medha,longspan --cells mooncake_conversation/spp/k5/0.7
+    python -m benchmarks.policy.grid --summary                 grid.json of the runs that there are
+
+Each run is a line of benchmarks/results/grid/NAME.jsonl as soon as it ends. A run that is there already, of the same
+source (`digest`), is not run again unless --again says so. At the end the newest line of each run is summed up.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, arguments, save, say
+from benchmarks.policy.grid_run import BOUND, Task, digest, run
+from benchmarks.policy.grid_summary import RIVALS, summary
+from benchmarks.policy.grid_workloads import SHAPES, WORKLOADS
+from longspan.core.policies import create_policy
+from longspan.errors import ConfigError
+
+POLICIES = {
+    "longspan": 3, "loongserve": 3, "medha": 3,
+    "sarathi": 1, "static_sp": 1, "vllm": 1, "srpt": 1, "edf": 1, "elastic_fcfs": 1, "fcfs": 1,
+}  # fmt: skip
+"""How many seeds each has."""
+QUICK = ("longspan", *RIVALS, "srpt", "edf")
+LOADS = {5.0: (0.7, 0.9, 0.5, 1.1, 0.3), 1.5: (0.5, 0.9), 25.0: (0.5, 0.9)}
+"""By k, in the order in which they are run."""
+QUICK_LOADS = {5.0: (0.5, 0.9)}
+REQUESTS, QUICK_REQUESTS = 2000, 400
+FOLDER = RESULTS / "grid"
+
+
+def tasks(policies: Sequence[str], cells: Sequence[str], quick: bool) -> Iterator[Task]:
+    """Yield what shall be run. cells: beginnings of their names; none stands for all."""
+    requests = QUICK_REQUESTS if quick else REQUESTS
+    for k, loads in (QUICK_LOADS if quick else LOADS).items():
+        for load in loads:
+            for workload in WORKLOADS:
+                for shape in SHAPES:
+                    for policy in (BOUND, *policies):
+                        seeds = max(POLICIES.values()) if policy == BOUND else POLICIES.get(policy.partition(":")[0], 1)
+                        for seed in range(1 if quick else seeds):
+                            task = Task(workload=workload, shape=shape, k=k, load=load, policy=policy, seed=seed,
+                                        requests=requests)  # fmt: skip
+                            if task.cell.startswith(tuple(cells) or ""):
+                                yield task
+
+
+def known(policies: Iterable[str]) -> Iterator[str]:
+    for policy in policies:
+        try:
+            create_policy(policy)
+        except ConfigError as error:
+            say(f"left out: {error}")
+        else:
+            yield policy
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the newest run of each key."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {found["key"]: found for found in map(json.loads, lines)}
+
+
+def carry_out(todo: Sequence[Task], digests: dict[str, str], options: Any, path: Path) -> None:
+    begin, took = time.monotonic(), dict[str, list[float]]()
+    jobs = options.jobs or len(os.sched_getaffinity(0))
+    with (
+        path.open("a") as file,
+        ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        waiting = {pool.submit(run, task, options.traces): task for task in todo}
+        for number, future in enumerate(as_completed(list(waiting)), start=1):
+            task = waiting.pop(future)
+            found = future.result() | {"digest": digests[task.policy]}
+            file.write(json.dumps(found) + "\n")
+            file.flush()
+            took.setdefault(task.policy, []).append(found["wall_s"])
+            left_s = _left_s(waiting.values(), took) / jobs
+            say(f"{time.monotonic() - begin:6.0f} s  {number} of {len(todo)}, {left_s / 60:.0f} min left: "
+                f"{task.key}: {_shown(found)}")  # fmt: skip
+
+
+def _left_s(waiting: Iterable[Task], took: dict[str, list[float]]) -> float:
+    """As long as others of the same policy took, or of any."""
+    every = [seconds for those in took.values() for seconds in those]
+    mean_s = {policy: sum(those) / len(those) for policy, those in took.items()}
+    return sum(mean_s.get(task.policy, sum(every) / len(every)) for task in waiting)
+
+
+def _shown(found: dict[str, Any]) -> str:
+    for reason in ("skipped", "failed"):
+        if reason in found:
+            return f"{reason}: {found[reason]}"
+    classes = "".join(f" {name} {value:.2f}" for name, value in found.get("by_class", {}).items())
+    return f"{found['attainment']:.3f}, balanced {found['balanced']:.3f}{classes} ({found['wall_s']:.0f} s)"
+
+
+def main() -> None:
+    options = arguments(
+        __doc__ or "",
+        [("traces", "", "folder of traces"), ("quick", False, "fewer requests, loads and policies, one seed"),
+         ("policies", "", "with commas, options as in medha:max_space_share=0.3; all of the grid by default"),
+         ("cells", "", "beginnings of cells' names, as in medha_5/spp/k5, with commas; all by default"),
+         ("jobs", 0, "processes; 0: as many as cores"), ("again", False, "run also what has been run"),
+         ("summary", False, "run nothing"), ("name", "grid", "result")],
+    )  # fmt: skip
+    name = f"{options.name}_quick" if options.quick else options.name
+    path = FOLDER / f"{name}.jsonl"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    there = read(path)
+    policies = list(known(_split(options.policies) or (QUICK if options.quick else POLICIES)))
+    wanted = list(_once(tasks(policies, _split(options.cells), options.quick)))
+    digests = {policy: digest(policy) for policy in (BOUND, *policies)}
+    done = {key for key, found in there.items() if found["digest"] == digests.get(found["policy"])}
+    todo = [task for task in wanted if options.again or task.key not in done]
+    say(f"{len(wanted)} runs, of which {len(wanted) - len(todo)} are done")
+    if todo and not options.summary:
+        carry_out(todo, digests, options, path)
+    save(name, summary(list(read(path).values())))
+
+
+def _split(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _once(wanted: Iterable[Task]) -> Iterator[Task]:
+    """The bound is the same on every shape."""
+    seen = set()
+    for task in wanted:
+        what = (task.workload, task.k, task.load, task.seed, task.policy == BOUND or task)
+        if what not in seen:
+            seen.add(what)
+            yield task
+
+
+if __name__ == "__main__":
+    main()
