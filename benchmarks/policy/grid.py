@@ -21,6 +21,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,20 @@ REQUESTS, QUICK_REQUESTS = 2000, 400
 FOLDER = RESULTS / "grid"
 
 
-def tasks(policies: Sequence[str], cells: Sequence[str], quick: bool) -> Iterator[Task]:
-    """Yield what shall be run. cells: beginnings of their names; none stands for all."""
+def tasks(policies: Sequence[str], cells: Sequence[str], most_seeds: int, quick: bool) -> Iterator[Task]:
+    """Yield what shall be run: all cells with the first seed, then with the next.
+
+    cells: beginnings of their names; none stands for all.
+    """
     requests = QUICK_REQUESTS if quick else REQUESTS
-    for k, loads in (QUICK_LOADS if quick else LOADS).items():
-        for load in loads:
-            for workload in WORKLOADS:
-                for shape in SHAPES:
-                    for policy in (BOUND, *policies):
-                        seeds = max(POLICIES.values()) if policy == BOUND else POLICIES.get(policy.partition(":")[0], 1)
-                        for seed in range(1 if quick else seeds):
-                            task = Task(workload=workload, shape=shape, k=k, load=load, policy=policy, seed=seed,
-                                        requests=requests)  # fmt: skip
-                            if task.cell.startswith(tuple(cells) or ""):
-                                yield task
+    levels = [(k, load) for k, loads in (QUICK_LOADS if quick else LOADS).items() for load in loads]
+    seeds = {policy: POLICIES.get(policy.partition(":")[0], 1) for policy in policies}
+    seeds = {BOUND: max(seeds.values(), default=1)} | seeds
+    for seed in range(min(most_seeds, seeds[BOUND])):
+        for (k, load), workload, shape, policy in product(levels, WORKLOADS, SHAPES, seeds):
+            task = Task(workload=workload, shape=shape, k=k, load=load, policy=policy, seed=seed, requests=requests)
+            if seed < seeds[policy] and task.cell.startswith(tuple(cells) or ""):
+                yield task
 
 
 def known(policies: Iterable[str]) -> Iterator[str]:
@@ -116,6 +117,7 @@ def main() -> None:
         [("traces", "", "folder of traces"), ("quick", False, "fewer requests, loads and policies, one seed"),
          ("policies", "", "with commas, options as in medha:max_space_share=0.3; all of the grid by default"),
          ("cells", "", "beginnings of cells' names, as in medha_5/spp/k5, with commas; all by default"),
+         ("seeds", 0, "at most so many; 0: as many as each policy has, 1 with --quick"),
          ("jobs", 0, "processes; 0: as many as cores"), ("again", False, "run also what has been run"),
          ("summary", False, "run nothing"), ("name", "grid", "result")],
     )  # fmt: skip
@@ -124,7 +126,8 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     there = read(path)
     policies = list(known(_split(options.policies) or (QUICK if options.quick else POLICIES)))
-    wanted = list(_once(tasks(policies, _split(options.cells), options.quick)))
+    most_seeds = options.seeds or (1 if options.quick else max(POLICIES.values()))
+    wanted = list(_once(tasks(policies, _split(options.cells), most_seeds, options.quick)))
     digests = {policy: digest(policy) for policy in (BOUND, *policies)}
     done = {key for key, found in there.items() if found["digest"] == digests.get(found["policy"])}
     todo = [task for task in wanted if options.again or task.key not in done]

@@ -90,7 +90,7 @@ def _has(by_policy: dict[str, Seeds], policy: str, ours: Seeds) -> bool:
 
 def _margin(ours: Seeds, theirs: Seeds) -> float:
     both = ours.keys() & theirs.keys()
-    return mean(ours[seed]["attainment"] - theirs[seed]["attainment"] for seed in both)
+    return float(mean(ours[seed]["attainment"] - theirs[seed]["attainment"] for seed in both))
 
 
 def _gap_closed(ours: Seeds, best: Seeds, bound: Seeds) -> float | None:
