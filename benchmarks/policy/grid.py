@@ -78,7 +78,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def carry_out(todo: Sequence[Task], digests: dict[str, str], options: Any, path: Path) -> None:
-    begin, took = time.monotonic(), dict[str, list[float]]()
+    begin, took = time.monotonic(), dict[tuple[str, str], list[float]]()
     jobs = options.jobs or len(os.sched_getaffinity(0))
     with (
         path.open("a") as file,
@@ -90,17 +90,17 @@ def carry_out(todo: Sequence[Task], digests: dict[str, str], options: Any, path:
             found = future.result() | {"digest": digests[task.policy]}
             file.write(json.dumps(found) + "\n")
             file.flush()
-            took.setdefault(task.policy, []).append(found["wall_s"])
+            took.setdefault((task.workload, task.policy), []).append(found["wall_s"])
             left_s = _left_s(waiting.values(), took) / jobs
             say(f"{time.monotonic() - begin:6.0f} s  {number} of {len(todo)}, {left_s / 60:.0f} min left: "
                 f"{task.key}: {_shown(found)}")  # fmt: skip
 
 
-def _left_s(waiting: Iterable[Task], took: dict[str, list[float]]) -> float:
-    """As long as others of the same policy took, or of any."""
-    every = [seconds for those in took.values() for seconds in those]
-    mean_s = {policy: sum(those) / len(those) for policy, those in took.items()}
-    return sum(mean_s.get(task.policy, sum(every) / len(every)) for task in waiting)
+def _left_s(waiting: Iterable[Task], took: dict[tuple[str, str], list[float]]) -> float:
+    """As long as others of the same workload and policy took, or of any."""
+    means_s = {what: sum(those) / len(those) for what, those in took.items()}
+    any_s = sum(means_s.values()) / len(means_s)
+    return sum(means_s.get((task.workload, task.policy), any_s) for task in waiting)
 
 
 def _shown(found: dict[str, Any]) -> str:

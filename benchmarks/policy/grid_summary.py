@@ -6,8 +6,8 @@ is beaten by the least; the gap that is closed is the part of the way from it to
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -23,11 +23,11 @@ Seeds = dict[int, Run]
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
-    """runs: one of each key, as `grid_run.run` returns them."""
+    """runs: one of each key, as `grid_run.run` returns them, with the digest of their source."""
     cells: dict[tuple[Any, ...], dict[str, Seeds]] = defaultdict(lambda: defaultdict(dict))
     bounds: dict[tuple[Any, ...], Seeds] = defaultdict(dict)
     for found in runs:
-        where = (found["workload"], found["k"], found["load"], found["requests"])
+        where = _where(found)
         if "attainment" not in found:
             continue
         if found["policy"] == BOUND:
@@ -43,8 +43,20 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         "without_figures": sorted(
             f"{found['key']}: {why}: {found[why]}" for found in runs for why in ("skipped", "failed") if why in found
         ),
+        "above_bound": [run["key"] for run in runs if _is_above(run, bounds)],
+        "sources": dict(Counter(f"{run['policy']}: {run['digest']}" for run in runs)),
         "wall_s": sum(found["wall_s"] for found in runs),
     }
+
+
+def _where(run: Run) -> tuple[Any, ...]:
+    return run["workload"], run["k"], run["load"], run["requests"]
+
+
+def _is_above(run: Run, bounds: Mapping[tuple[Any, ...], Seeds]) -> bool:
+    """Nobody is: it would be a mistake in the bound."""
+    bound = bounds[_where(run)].get(run["seed"])
+    return bound is not None and run.get("attainment", 0.0) > bound["attainment"] + 1e-9
 
 
 def _cell(where: tuple[Any, ...], by_policy: dict[str, Seeds], bound: Seeds) -> dict[str, Any]:
