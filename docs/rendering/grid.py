@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -38,6 +39,7 @@ def _heat_map(cells: list[dict[str, Any]]) -> str:
     shapes = sorted({cell["shape"] for cell in cells})
     policies = sorted({policy for cell in cells for policy in cell["policies"]})
     columns = sorted({(cell["workload"], cell["load"]) for cell in cells})
+    loads = ", ".join(f"{load:g}" for load in sorted({load for _, load in columns}))
     at = {(cell["shape"], cell["workload"], cell["load"]): cell["policies"] for cell in cells}
 
     def draw(axes: list[Axes]) -> None:
@@ -48,9 +50,12 @@ def _heat_map(cells: list[dict[str, Any]]) -> str:
             ]
             axis.imshow(rows, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto", interpolation="nearest")
             axis.set_yticks(range(len(policies)), policies)
-            labels = [f"{workload} {load:g}" for workload, load in columns]
-            axis.set_xticks(range(len(columns)), labels, rotation=90, fontsize=5)
-            axis.set_title(f"{shape}: in time, dark 0, light 1")
+            ends = [place for place in range(1, len(columns)) if columns[place][0] != columns[place - 1][0]]
+            for end in ends:
+                axis.axvline(end - 0.5, color="white", linewidth=1.5)
+            middles = [(low + high - 1) / 2 for low, high in pairwise([0, *ends, len(columns)])]
+            axis.set_xticks(middles, dict.fromkeys(workload for workload, _ in columns), rotation=90, fontsize=6)
+            axis.set_title(f"{shape}: in time, dark none, light all;\nfrom left to right, load {loads}", fontsize=7)
 
     what = f"The share in time of every policy in every cell of k = {SHOWN_K:g}, by shape"
     return plot("grid", what, draw, columns=len(shapes) or 1)
