@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.common import arguments, save, say
 from benchmarks.paper import medha_scaling
 from benchmarks.paper.simulated import Deployed, System, in_parallel
-from longspan.core.policies.medha.predictor import Predictor
+from longspan.core.policies.chunked.predictor import Predictor
 from longspan.metrics.request_metrics import ClassMetrics, Distribution, measure
 from longspan.simulator.load import offered_load
 from longspan.simulator.slo import LengthAwareSLO

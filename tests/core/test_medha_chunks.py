@@ -11,8 +11,8 @@ from longspan.core.actions import RunBatch
 from longspan.core.books.request import Request
 from longspan.core.costs.analytic import analytic_cost_model
 from longspan.core.costs.cost_model import Chunk, FittedCostModel
-from longspan.core.policies.medha.iteration import Iteration
-from longspan.core.policies.medha.predictor import Predictor, chunk_floor, longest, tokens_per_shard
+from longspan.core.policies.chunked.iteration import Iteration
+from longspan.core.policies.chunked.predictor import Predictor, chunk_floor, longest, tokens_per_shard
 from longspan.service_level import ServiceLevel
 
 from .cost_models import cost_models

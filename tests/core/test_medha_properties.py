@@ -16,9 +16,9 @@ from longspan.core.books.request import Request
 from longspan.core.costs.cost_model import Chunk, FittedCostModel
 from longspan.core.costs.load import batch_seconds
 from longspan.core.events import Event, RequestArrived
+from longspan.core.policies.chunked.predictor import MAX_FIXED_SHARE, Predictor
+from longspan.core.policies.chunked.pressure import Concessions
 from longspan.core.policies.medha.policy import Medha
-from longspan.core.policies.medha.predictor import MAX_FIXED_SHARE, Predictor
-from longspan.core.policies.medha.pressure import Concessions
 from longspan.core.scheduler import Scheduler
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 from longspan.simulator.driver import Work

@@ -15,15 +15,15 @@ from longspan.core.actions import RunBatch
 from longspan.core.books.ledger import Ledger
 from longspan.core.books.request import Request
 from longspan.core.costs.load import batch_seconds
-from longspan.core.policies.medha.predictor import Predictor
-from longspan.core.policies.medha.priority import (
+from longspan.core.policies.chunked.predictor import Predictor
+from longspan.core.policies.chunked.priority import (
     earliest_deadline,
     first_come,
     lars,
     least_slack,
     shortest_remaining,
 )
-from longspan.core.policies.medha.ranking import Backlog
+from longspan.core.policies.chunked.ranking import Backlog
 from longspan.core.state import SchedulerState
 from longspan.service_level import ServiceLevel
 

@@ -10,9 +10,9 @@ import numpy as np
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.news import News
 from longspan.core.policies.base import Policy
+from longspan.core.policies.chunked.predictor import Predictor, TokenBudget
+from longspan.core.policies.chunked.ranking import Ranking
 from longspan.core.policies.medha.baselines import Sarathi
-from longspan.core.policies.medha.predictor import Predictor, TokenBudget
-from longspan.core.policies.medha.ranking import Ranking
 from longspan.core.state import SchedulerState
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longspan.config import check_count
-from longspan.core.policies.medha.policy import AdaptiveChunks, ChunkedPrefill
-from longspan.core.policies.medha.predictor import Predictor, TokenBudget
-from longspan.core.policies.medha.priority import (
+from longspan.core.policies.chunked.policy import AdaptiveChunks, ChunkedPrefill
+from longspan.core.policies.chunked.predictor import Predictor, TokenBudget
+from longspan.core.policies.chunked.priority import (
     N,
     Standing,
     earliest_deadline,

@@ -9,10 +9,10 @@ from functools import cached_property
 
 from longspan.core.actions import KVRange
 from longspan.core.books.request import Request
-from longspan.core.policies.medha.chunk_size import Chunks
-from longspan.core.policies.medha.clearing import Clearing
-from longspan.core.policies.medha.kvp import plan_shards
-from longspan.core.policies.medha.ranking import Candidate
+from longspan.core.policies.chunked.chunk_size import Chunks
+from longspan.core.policies.chunked.clearing import Clearing
+from longspan.core.policies.chunked.kvp import plan_shards
+from longspan.core.policies.chunked.ranking import Candidate
 from longspan.core.state import SchedulerState
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longspan.core.books.request import Request
-from longspan.core.policies.medha.priority import Floats, Standing
+from longspan.core.policies.chunked.priority import Floats, Standing
 from longspan.core.state import SchedulerState
 
 _WIDTH = 7

@@ -12,7 +12,7 @@ from longspan.config import SchedulerConfig
 from longspan.core.books.request import Request
 from longspan.core.costs.cost_model import Chunk, CostModel
 from longspan.core.costs.load import context_seconds, exchange_seconds
-from longspan.core.policies.medha.priority import Standing
+from longspan.core.policies.chunked.priority import Standing
 
 MAX_FIXED_SHARE = 0.8
 """Of an iteration with a chunk, where nothing else is said."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from operator import attrgetter
 
 from longspan.core.books.request import Request, RequestStatus
-from longspan.core.policies.medha.iteration import Iteration
-from longspan.core.policies.medha.kvp import span
+from longspan.core.policies.chunked.iteration import Iteration
+from longspan.core.policies.chunked.kvp import span
 from longspan.core.state import SchedulerState
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from longspan.core.policies.medha.admission import Admissions
-from longspan.core.policies.medha.chunk_size import Chunks
-from longspan.core.policies.medha.clearing import Clearing
-from longspan.core.policies.medha.iteration import Iteration
-from longspan.core.policies.medha.kvp import span
-from longspan.core.policies.medha.ranking import Candidate, Ranking
-from longspan.core.policies.medha.space_sharing import SpaceSharing
+from longspan.core.policies.chunked.admission import Admissions
+from longspan.core.policies.chunked.chunk_size import Chunks
+from longspan.core.policies.chunked.clearing import Clearing
+from longspan.core.policies.chunked.iteration import Iteration
+from longspan.core.policies.chunked.kvp import span
+from longspan.core.policies.chunked.ranking import Candidate, Ranking
+from longspan.core.policies.chunked.space_sharing import SpaceSharing
 from longspan.core.state import SchedulerState
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from longspan.core.books.request import Request
 from longspan.core.costs.load import Load
-from longspan.core.policies.medha.predictor import Predictor, longest
+from longspan.core.policies.chunked.predictor import Predictor, longest
 
 Context = Sequence[tuple[int, int]]
 """(instance, tokens) for each holder of a request's KV."""

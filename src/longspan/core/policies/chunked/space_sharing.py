@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from longspan.core.actions import KVRange
-from longspan.core.policies.medha.iteration import Context, Iteration
-from longspan.core.policies.medha.ranking import Candidate
+from longspan.core.policies.chunked.iteration import Context, Iteration
+from longspan.core.policies.chunked.ranking import Candidate
 
 
 @dataclass(frozen=True, slots=True)

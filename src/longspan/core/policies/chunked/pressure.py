@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from longspan.core.books.request import Request, RequestStatus
-from longspan.core.policies.medha.clearing import Clearing, shard_slots
-from longspan.core.policies.medha.priority import Standing
-from longspan.core.policies.medha.ranking import Candidate, Stand
+from longspan.core.policies.chunked.clearing import Clearing, shard_slots
+from longspan.core.policies.chunked.priority import Standing
+from longspan.core.policies.chunked.ranking import Candidate, Stand
 from longspan.core.state import SchedulerState
 
 

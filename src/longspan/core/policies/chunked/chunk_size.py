@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from longspan.core.actions import KVRange
 from longspan.core.books.request import Request
-from longspan.core.policies.medha.iteration import Context, Iteration
+from longspan.core.policies.chunked.iteration import Context, Iteration
 
 
 class Chunks:

@@ -1,0 +1,241 @@
+"""Chunked prefill in mixed batches, with preemption at every chunk: the frame of Medha's policy, and of others.
+
+At each event, for all instances that can take a batch (today: that are idle): rank the prompts, add every decode, fill
+up with chunks in order of rank, and issue. What is left out simply keeps its KV where it is: preemption costs nothing.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import ClassVar
+
+from longspan.config import check_count
+from longspan.core.books.request import Request, RequestStatus
+from longspan.core.decision import Decision
+from longspan.core.news import News
+from longspan.core.policies.base import Policy
+from longspan.core.policies.chunked.clearing import Clearings
+from longspan.core.policies.chunked.decode import add_decodes, ready_decodes
+from longspan.core.policies.chunked.iteration import Iteration, Part
+from longspan.core.policies.chunked.kvp import free_to_start
+from longspan.core.policies.chunked.packing import Packer
+from longspan.core.policies.chunked.predictor import MAX_FIXED_SHARE, Predictor
+from longspan.core.policies.chunked.pressure import Concessions, Relief, junior_victim
+from longspan.core.policies.chunked.priority import N, Standing
+from longspan.core.policies.chunked.ranking import Backlog, Candidate, Ranking
+from longspan.core.state import SchedulerState
+from longspan.errors import ConfigError
+
+
+class ChunkedPrefill(Policy):
+    """A frame: subclasses name their rule, and what they leave out.
+
+    max_space_share: of an iteration, at most so much goes from the chunk of a long prompt with slack to short ones.
+    makes_room: whether half-done prefills give way to a waiting request for memory.
+
+    No request is stuck, and with `lars` none starves:
+
+    - Every decode whose instances can start is in the next batch; if slots are short, the oldest are, and when there is
+      none at all the most junior request gives up its KV (`pressure`).
+    - On each instance the request that is highest in rank gets at least the smallest chunk, whatever the decodes take.
+    - All of a prompt's slots are reserved with its first chunk, so a prefill that has begun always has room to go on.
+    - A waiting request that lacks memory keeps those below it in rank from being admitted; so room comes together.
+    - Under `lars` a newcomer's rank is never below -1 (slack is at least minus the work), and each request's own falls
+      below that in time. So each request is outranked for a bounded time, also by an endless stream of requests of its
+      priority.
+
+    A request that arrives while everything is busy waits for one batch: as long as the target, or a smallest chunk.
+
+    In a pipeline (SPP) it is asked whenever first stages are free, and a prompt's next chunk follows those that are in
+    later stages. A request that is to give way lets these through first.
+    """
+
+    @dataclass(frozen=True)
+    class Options(Policy.Options):
+        """kvp_tokens_per_shard: a request's KV goes on at another instance after so many tokens; none: after as many
+        as let it decode in time."""
+
+        kvp_tokens_per_shard: int | None = None
+
+        def __post_init__(self) -> None:
+            if self.kvp_tokens_per_shard is not None:
+                check_count("kvp_tokens_per_shard", self.kvp_tokens_per_shard)
+
+    makes_room: ClassVar[bool] = True
+    options: Options
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self.max_space_share = 0.0
+        self._known: Predictor | None = None
+        self._backlog = Backlog()
+        self._concessions = Concessions()
+        self._clearings = Clearings()
+        self._giving_way: set[str] = set()
+        self._holds_back = False
+
+    def looks_ahead(self, state: SchedulerState, now: float) -> bool:
+        return not self._holds_back and super().looks_ahead(state, now)
+
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
+        self._holds_back = self._somebody_could_start(state, now)
+        if self._giving_way:
+            self._giving_way = {
+                name for name in self._giving_way if name in state.placement and state.request(name).flowing
+            }
+        while state.cluster.idle():
+            clearings = self._clearings.advance(state)
+            if not state.waiting and not state.cluster.resting():
+                return
+            pairs = [(clearing.source, clearing.target) for clearing in clearings.values()]
+            ranking = self._ranking(state, now)
+            instances = free_to_start(state, _next_prefills(ranking), pairs)
+            iteration = Iteration(self._predictor(state), instances)
+            decodes = ready_decodes(state, iteration)
+            victim = junior_victim(state, decodes)
+            if victim is not None and self._give_way(state, victim, Decision("preempt for decodes", (victim.id,))):
+                continue
+            add_decodes(state, iteration, decodes)
+            packer = Packer(state, iteration, self.max_space_share, clearings)
+            packer.pack(ranking)
+            if self.makes_room and self._relieve(state, packer, now):
+                continue
+            self._issue(state, packer)
+            return
+
+    @abstractmethod
+    def predictor(self, state: SchedulerState) -> Predictor:
+        """Make a new one, for this deployment."""
+
+    def _predictor(self, state: SchedulerState) -> Predictor:
+        if self._known is None:
+            self._known = self.predictor(state)
+        return self._known
+
+    # rank
+
+    @abstractmethod
+    def rule(self, standing: Standing[N]) -> N:
+        """Return a rank: the lowest goes first, among requests of one priority; higher priorities go before anyway."""
+
+    def _ranking(self, state: SchedulerState, now: float) -> Ranking:
+        """Who waits, and whose prefill can go on, first things first. Worked out anew: ranks change with time."""
+        predictor = self._predictor(state)
+
+        def candidate(request: Request) -> Candidate:
+            standing = predictor.standing(request, now)
+            return Candidate(request, standing, self._key(request, standing))
+
+        can_run = {
+            request.id: candidate(request)
+            for instance in state.cluster.resting()
+            for request in (*instance.ready.values(), *instance.flowing.values())
+            if request.status is RequestStatus.PREFILLING and request.id not in self._giving_way
+        }
+        self._backlog.follow(state, lambda request: predictor.standing(request, now))
+        order = self._backlog.order(now, self.rule)
+        return Ranking(sorted(can_run.values(), key=attrgetter("key")), self._backlog.queue, order, candidate)
+
+    def _key(self, request: Request, standing: Standing[float]) -> tuple[float, ...]:
+        return (-request.service.priority, self.rule(standing), request.arrival_index)
+
+    def _somebody_could_start(self, state: SchedulerState, now: float) -> bool:
+        """A waiting request that there is room for wants its instances back."""
+        self._backlog.follow(state, lambda request: self._predictor(state).standing(request, now))
+        if not state.waiting:
+            return False
+        return self._backlog.least_need() <= sum([max(0, instance.room) for instance in state.cluster.instances])
+
+    # memory
+
+    def _relieve(self, state: SchedulerState, packer: Packer, now: float) -> bool:
+        """Have somebody give way to who lacks memory; returns whether anything changed."""
+        predictor, admissions = packer.iteration.predictor, packer.admissions
+        relief = Relief(state, self._concessions, lambda request: predictor.standing(request, now), self._key)
+        if admissions.scattered is not None:
+            beneficiary = admissions.scattered.request
+            clearing = relief.clear_for(admissions.scattered, predictor.model.migration)
+            if clearing is not None:
+                self._concessions.note(state.request(clearing.victim_id), beneficiary, state)
+                self._clearings.begin(beneficiary, clearing)
+                moved = (clearing.source, clearing.target)
+                state.explain(Decision("move for", (clearing.victim_id, beneficiary.id), moved))
+                return True
+        if admissions.blocked is not None:
+            beneficiary = admissions.blocked.request
+            victim = relief.preempt_for(admissions.blocked)
+            if victim is not None:
+                if not victim.flowing:
+                    self._concessions.note(victim, beneficiary, state)
+                return self._give_way(state, victim, Decision("preempt for", (victim.id, beneficiary.id)))
+        return False
+
+    def _give_way(self, state: SchedulerState, victim: Request, why: Decision) -> bool:
+        """Preempt it; while chunks of it are in later stages, send no more. Returns whether that is new."""
+        if victim.flowing:
+            is_new = victim.id not in self._giving_way
+            self._giving_way.add(victim.id)
+            return is_new
+        state.explain(replace(why, instances=state.placement.holders(victim.id)))
+        state.preempt(victim.id)
+        return True
+
+    # acts
+
+    def _issue(self, state: SchedulerState, packer: Packer) -> None:
+        for admission in packer.admissions.admitted:
+            state.reserve(admission.request.id, admission.planned)
+        for part in packer.iteration.parts():
+            segments = [state.decode_segment(request, master) for request, master in part.decodes]
+            segments += [
+                state.prefill_segment(chunk.request, (chunk.instance,), {chunk.instance: chunk.length})
+                for chunk in part.chunks
+            ]
+            instances = part.instances
+            state.run_batch(instances, segments)
+            state.explain(_why(part, instances, packer.iteration))
+
+
+class AdaptiveChunks(ChunkedPrefill):
+    """A frame: a chunk has as many tokens as the time that its iteration may take allows."""
+
+    @dataclass(frozen=True)
+    class Options(ChunkedPrefill.Options):
+        """max_fixed_share: of an iteration with a chunk, at most so much goes to what costs the same for any; a tighter
+        TPOT is not kept while somebody prefills."""
+
+        max_fixed_share: float = MAX_FIXED_SHARE
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0.0 < self.max_fixed_share < 1.0:
+                raise ConfigError(f"max_fixed_share is {self.max_fixed_share}, but must lie between 0 and 1")
+
+    needs_cost_model = True
+    options: Options
+
+    def predictor(self, state: SchedulerState) -> Predictor:
+        return Predictor(
+            state.cost_model, state.config, max_fixed_share=self.options.max_fixed_share,
+            kvp_tokens_per_shard=self.options.kvp_tokens_per_shard,
+        )  # fmt: skip
+
+
+def _next_prefills(ranking: Ranking) -> list[Request]:
+    """Of each instance the highest in rank that goes on there, if it is above all that wait."""
+    first_waiting = next(ranking.waiting(), None)
+    first: dict[int, Request] = {}
+    for candidate in ranking.ready:
+        if first_waiting is not None and first_waiting.key < candidate.key:
+            break
+        first.setdefault(candidate.request.reserved[0].instance, candidate.request)
+    return list(first.values())
+
+
+def _why(part: Part, instances: tuple[int, ...], iteration: Iteration) -> Decision:
+    predicted = {"batch_s": iteration.seconds(instances), "target_s": iteration.target(instances)}
+    for chunk in part.chunks:
+        predicted[f"tokens of {chunk.request.id}"] = chunk.length
+    return Decision("iterate", tuple([chunk.request.id for chunk in part.chunks]), instances, predicted)
