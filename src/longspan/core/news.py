@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from longspan.core.actions import RunBatch
 from longspan.core.books.request import Request
 
 
@@ -13,8 +14,10 @@ class News:
     """The changes by the present event, beside what `SchedulerState` shows.
 
     arrived: requests that have just joined the queue. ended: requests that finished or were aborted, to learn from and
-    to forget. (A fleet that changes will be told here, too.)
+    to forget. completed: batches that have run, of which a policy may know what it expected. (A fleet that changes will
+    be told here, too.)
     """
 
     arrived: Sequence[Request]
     ended: Sequence[Request]
+    completed: Sequence[RunBatch] = ()

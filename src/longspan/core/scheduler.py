@@ -50,7 +50,7 @@ class Scheduler:
         self._ledger = Ledger(self.config)
         self._state = SchedulerState(self._ledger, cost_model)
         self._may_look_ahead = may_look_ahead(config)
-        self._news = News(self._ledger.arrived, self._ledger.ended)
+        self._news = News(self._ledger.arrived, self._ledger.ended, self._ledger.completed)
         self._now = float("-inf")
         self.decisions: tuple[Decision, ...] = ()
 
@@ -64,6 +64,7 @@ class Scheduler:
         self._now, ledger = now, self._ledger
         ledger.arrived.clear()
         ledger.ended.clear()
+        ledger.completed.clear()
         self._apply(event, now)
         self.policy.schedule(self._state, self._news, now)
         started = ledger.take_started()

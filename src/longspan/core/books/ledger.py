@@ -31,6 +31,7 @@ class Ledger:
     tokens_when_grown: of those that hold KV, all together.
     num_finished, num_finished_tokens: requests that came to their own end, and what they generated.
     arrived, ended: requests that joined the queue, and that came to an end, by this call's event.
+    completed: batches that ran to their end, by this call's event.
     decisions: why the policy decided as it did in this call.
     """
 
@@ -54,6 +55,7 @@ class Ledger:
         self.num_finished_tokens = 0
         self.arrived: list[Request] = []
         self.ended: list[Request] = []
+        self.completed: list[RunBatch] = []
         self.decisions: list[Decision] = []
         self._ready_moments = 0
 
@@ -97,6 +99,7 @@ class Ledger:
 
     def finish_batch(self, work: Work[RunBatch]) -> None:
         del self.batches[work.action.batch_id]
+        self.completed.append(work.action)
         promoted = self.cluster.finish(work)
         if promoted is not None:
             self.started.append(promoted)

@@ -21,6 +21,7 @@ POLICIES: dict[str, str] = {
     "fastserve": "longspan.core.policies.fastserve:FastServe",
     "fcfs": "longspan.core.policies.medha.baselines:Fcfs",
     "least_slack": "longspan.core.policies.medha.baselines:LeastSlack",
+    "longspan": "longspan.core.policies.longspan.policy:Longspan",
     "loongserve": "longspan.core.policies.loongserve.policy:LoongServe",
     "medha": "longspan.core.policies.medha.policy:Medha",
     "replicated": "longspan.core.policies.one_instance:Replicated",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from longspan.core.books.request import Request
 from longspan.core.costs.load import Load
+from longspan.core.policies.chunked.feedback import Kind
 from longspan.core.policies.chunked.predictor import Predictor, longest
 
 Context = Sequence[tuple[int, int]]
 """(instance, tokens) for each holder of a request's KV."""
+_NOBODY: Mapping[int, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class PlannedChunk:
 class Part:
     """Instances that run one batch together, because requests in it have KV on several of them.
 
-    decodes: (request, master). tightest_tpot_s: of these, seconds; None without any.
+    decodes: (request, master). tightest_tpot_s: of these and of those that it would follow, seconds; None without any.
     """
 
     loads: dict[int, Load]
@@ -35,6 +37,11 @@ class Part:
     @property
     def instances(self) -> tuple[int, ...]:
         return tuple(sorted(self.loads))
+
+    @property
+    def kind(self) -> Kind:
+        """What it will be, once a chunk is in it."""
+        return "mixed" if self.decodes else "prefill"
 
     def absorb(self, other: Part) -> None:
         self.loads |= other.loads
@@ -59,9 +66,11 @@ class Iteration:
     Decodes come first, then chunks, each as large as the target of its part leaves it.
     """
 
-    def __init__(self, predictor: Predictor, instances: Iterable[int]) -> None:
+    def __init__(self, predictor: Predictor, instances: Iterable[int], running: Mapping[int, float] = _NOBODY) -> None:
+        """Begin one. running: by instance, the tightest TPOT of decodes that are in its later pipeline stages."""
         self.predictor = predictor
         self.instances = frozenset(instances)
+        self._running = running
         self._parts: dict[int, Part] = {}  # of instances that were asked about
 
     def __contains__(self, instance: int) -> bool:
@@ -82,7 +91,7 @@ class Iteration:
 
     def target(self, instances: Iterable[int]) -> float:
         """Return the seconds that these instances' parts should take together."""
-        return self.predictor.target(self._joined(instances).tightest_tpot_s)
+        return self._target(self._joined(instances))
 
     def tokens(self, instance: int) -> int:
         """Return the tokens of chunks that the instance computes."""
@@ -96,7 +105,7 @@ class Iteration:
         """
         held = dict(context)
         part = self._joined({instance, *held})
-        limit = min(self.predictor.target(part.tightest_tpot_s), limit)
+        limit = min(self._target(part), limit)
         exchange_s = self.predictor.exchange(len(part.loads))
         if part.busiest_s(others={instance, *held}) + exchange_s > limit:
             return 0
@@ -132,10 +141,15 @@ class Iteration:
         part.decodes.append((request, master))
         part.tighten(self.predictor.tpot(request))
 
+    def _target(self, part: Part) -> float:
+        """In seconds as predictions go: what they get wrong is taken out here."""
+        return self.predictor.target(part.tightest_tpot_s) / self.predictor.feedback.scale(part.kind, part.loads)
+
     def _part(self, instance: int) -> Part:
         part = self._parts.get(instance)
         if part is None:
-            part = self._parts[instance] = Part({instance: Load(self.predictor.model)})
+            load = Load(self.predictor.model)
+            part = self._parts[instance] = Part({instance: load}, tightest_tpot_s=self._running.get(instance))
         return part
 
     def _joined(self, instances: Iterable[int]) -> Part:

@@ -7,7 +7,9 @@ up with chunks in order of rank, and issue. What is left out simply keeps its KV
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from operator import attrgetter
 from typing import ClassVar
 
@@ -18,6 +20,7 @@ from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.policies.chunked.clearing import Clearings
 from longspan.core.policies.chunked.decode import add_decodes, ready_decodes
+from longspan.core.policies.chunked.feedback import Kind
 from longspan.core.policies.chunked.iteration import Iteration, Part
 from longspan.core.policies.chunked.kvp import free_to_start
 from longspan.core.policies.chunked.packing import Packer
@@ -75,11 +78,13 @@ class ChunkedPrefill(Policy):
         self._clearings = Clearings()
         self._giving_way: set[str] = set()
         self._holds_back = False
+        self._tightest: dict[int, float] = {}  # by batch with decodes, in a pipeline
 
     def looks_ahead(self, state: SchedulerState, now: float) -> bool:
         return not self._holds_back and super().looks_ahead(state, now)
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:
+        self.observe(state, news, now)
         self._holds_back = self._somebody_could_start(state, now)
         if self._giving_way:
             self._giving_way = {
@@ -92,7 +97,7 @@ class ChunkedPrefill(Policy):
             pairs = [(clearing.source, clearing.target) for clearing in clearings.values()]
             ranking = self._ranking(state, now)
             instances = free_to_start(state, _next_prefills(ranking), pairs)
-            iteration = Iteration(self._predictor(state), instances)
+            iteration = Iteration(self._predictor(state), instances, self._running_tpots(state, instances))
             decodes = ready_decodes(state, iteration)
             victim = junior_victim(state, decodes)
             if victim is not None and self._give_way(state, victim, Decision("preempt for decodes", (victim.id,))):
@@ -102,8 +107,25 @@ class ChunkedPrefill(Policy):
             packer.pack(ranking)
             if self.makes_room and self._relieve(state, packer, now):
                 continue
-            self._issue(state, packer)
+            self._issue(state, packer, now)
             return
+
+    def _running_tpots(self, state: SchedulerState, instances: Iterable[int]) -> dict[int, float]:
+        """Return the tightest TPOT of the decodes in each instance's later stages."""
+        if state.config.pp == 1:
+            return {}
+        tightest = {}
+        for number in instances:
+            ahead = [self._tightest.get(work.action.batch_id, inf) for work in state.cluster[number].later]
+            if (tpot_s := min(ahead, default=inf)) < inf:
+                tightest[number] = tpot_s
+        return tightest
+
+    def observe(self, state: SchedulerState, news: News, now: float) -> None:
+        """Learn from what is new, before anything is decided."""
+        self._predictor(state).feedback.learn(news, now)
+        for batch in news.completed:
+            self._tightest.pop(batch.batch_id, None)
 
     @abstractmethod
     def predictor(self, state: SchedulerState) -> Predictor:
@@ -122,10 +144,8 @@ class ChunkedPrefill(Policy):
 
     def _ranking(self, state: SchedulerState, now: float) -> Ranking:
         """Who waits, and whose prefill can go on, first things first. Worked out anew: ranks change with time."""
-        predictor = self._predictor(state)
-
         def candidate(request: Request) -> Candidate:
-            standing = predictor.standing(request, now)
+            standing = self.standing(state, request, now)
             return Candidate(request, standing, self._key(request, standing))
 
         can_run = {
@@ -134,16 +154,20 @@ class ChunkedPrefill(Policy):
             for request in (*instance.ready.values(), *instance.flowing.values())
             if request.status is RequestStatus.PREFILLING and request.id not in self._giving_way
         }
-        self._backlog.follow(state, lambda request: predictor.standing(request, now))
+        self._backlog.follow(state, lambda request: self.standing(state, request, now))
         order = self._backlog.order(now, self.rule)
         return Ranking(sorted(can_run.values(), key=attrgetter("key")), self._backlog.queue, order, candidate)
+
+    def standing(self, state: SchedulerState, request: Request, now: float) -> Standing[float]:
+        """Return how a request stands; of one that waits, only `now` may change from one decision to the next."""
+        return self._predictor(state).standing(request, now)
 
     def _key(self, request: Request, standing: Standing[float]) -> tuple[float, ...]:
         return (-request.service.priority, self.rule(standing), request.arrival_index)
 
     def _somebody_could_start(self, state: SchedulerState, now: float) -> bool:
         """A waiting request that there is room for wants its instances back."""
-        self._backlog.follow(state, lambda request: self._predictor(state).standing(request, now))
+        self._backlog.follow(state, lambda request: self.standing(state, request, now))
         if not state.waiting:
             return False
         return self._backlog.least_need() <= sum([max(0, instance.room) for instance in state.cluster.instances])
@@ -153,7 +177,7 @@ class ChunkedPrefill(Policy):
     def _relieve(self, state: SchedulerState, packer: Packer, now: float) -> bool:
         """Have somebody give way to who lacks memory; returns whether anything changed."""
         predictor, admissions = packer.iteration.predictor, packer.admissions
-        relief = Relief(state, self._concessions, lambda request: predictor.standing(request, now), self._key)
+        relief = Relief(state, self._concessions, lambda request: self.standing(state, request, now), self._key)
         if admissions.scattered is not None:
             beneficiary = admissions.scattered.request
             clearing = relief.clear_for(admissions.scattered, predictor.model.migration)
@@ -180,11 +204,13 @@ class ChunkedPrefill(Policy):
             return is_new
         state.explain(replace(why, instances=state.placement.holders(victim.id)))
         state.preempt(victim.id)
+        if self._known is not None:
+            self._known.feedback.forget(victim)
         return True
 
     # acts
 
-    def _issue(self, state: SchedulerState, packer: Packer) -> None:
+    def _issue(self, state: SchedulerState, packer: Packer, now: float) -> None:
         for admission in packer.admissions.admitted:
             state.reserve(admission.request.id, admission.planned)
         for part in packer.iteration.parts():
@@ -194,8 +220,12 @@ class ChunkedPrefill(Policy):
                 for chunk in part.chunks
             ]
             instances = part.instances
+            why, feedback = _why(part, instances, packer.iteration), packer.iteration.predictor.feedback
+            if part.decodes and state.config.pp > 1:
+                self._tightest[state.num_batches] = part.tightest_tpot_s or inf
+            feedback.expect(state.num_batches, now, why.predicted["batch_s"], _kind(part))
             state.run_batch(instances, segments)
-            state.explain(_why(part, instances, packer.iteration))
+            state.explain(why)
 
 
 class AdaptiveChunks(ChunkedPrefill):
@@ -204,14 +234,25 @@ class AdaptiveChunks(ChunkedPrefill):
     @dataclass(frozen=True)
     class Options(ChunkedPrefill.Options):
         """max_fixed_share: of an iteration with a chunk, at most so much goes to what costs the same for any; a tighter
-        TPOT is not kept while somebody prefills."""
+        TPOT is not kept while somebody prefills. idle_fixed_share: the same where nobody decodes, and nobody's TPOT is
+        at stake; 1 makes such an iteration as long as the default TPOT. aim: an iteration is to take so much of the
+        tightest TPOT. feedback: weight of an iteration in the averages of actual over predicted, by which predictions
+        are corrected; 0 corrects none."""
 
         max_fixed_share: float = MAX_FIXED_SHARE
+        idle_fixed_share: float = 1.0
+        aim: float = 1.0
+        feedback: float = 0.0
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if not 0.0 < self.max_fixed_share < 1.0:
                 raise ConfigError(f"max_fixed_share is {self.max_fixed_share}, but must lie between 0 and 1")
+            for name in ("idle_fixed_share", "aim"):
+                if not 0.0 < getattr(self, name) <= 1.0:
+                    raise ConfigError(f"{name} is {getattr(self, name)}, but must be above 0, and 1 at most")
+            if not 0.0 <= self.feedback < 0.5:
+                raise ConfigError(f"feedback is {self.feedback}, but must be at least 0 and below 0.5")
 
     needs_cost_model = True
     options: Options
@@ -219,7 +260,8 @@ class AdaptiveChunks(ChunkedPrefill):
     def predictor(self, state: SchedulerState) -> Predictor:
         return Predictor(
             state.cost_model, state.config, max_fixed_share=self.options.max_fixed_share,
-            kvp_tokens_per_shard=self.options.kvp_tokens_per_shard,
+            kvp_tokens_per_shard=self.options.kvp_tokens_per_shard, aim=self.options.aim,
+            idle_fixed_share=self.options.idle_fixed_share, gain=self.options.feedback,
         )  # fmt: skip
 
 
@@ -232,6 +274,10 @@ def _next_prefills(ranking: Ranking) -> list[Request]:
             break
         first.setdefault(candidate.request.reserved[0].instance, candidate.request)
     return list(first.values())
+
+
+def _kind(part: Part) -> Kind:
+    return part.kind if part.chunks else "decode"
 
 
 def _why(part: Part, instances: tuple[int, ...], iteration: Iteration) -> Decision:

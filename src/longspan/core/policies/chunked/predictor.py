@@ -12,6 +12,7 @@ from longspan.config import SchedulerConfig
 from longspan.core.books.request import Request
 from longspan.core.costs.cost_model import Chunk, CostModel
 from longspan.core.costs.load import context_seconds, exchange_seconds
+from longspan.core.policies.chunked.feedback import Feedback
 from longspan.core.policies.chunked.priority import Standing
 
 MAX_FIXED_SHARE = 0.8
@@ -35,14 +36,17 @@ class Predictor:
 
     def __init__(
         self, model: CostModel, config: SchedulerConfig, *, max_fixed_share: float = MAX_FIXED_SHARE,
-        kvp_tokens_per_shard: int | None = None,
+        kvp_tokens_per_shard: int | None = None, aim: float = 1.0, idle_fixed_share: float = 1.0, gain: float = 0.0,
     ) -> None:  # fmt: skip
         """Take the options of `AdaptiveChunks`."""
         self.model = model
         self.config = config
+        self.feedback = Feedback(gain)
+        self.aim = aim
         self.floor = chunk_floor(model)
         self.least_target = model.prefill((), 1) / max_fixed_share
-        default = self.target()
+        self.idle_target = max(self.least_target, aim * config.tpot_slo_s, model.prefill((), 1) / idle_fixed_share)
+        default = self.idle_target
         self.shard_tokens = tokens_per_shard(model, config, default, kvp_tokens_per_shard)
         self.exchange = cache(lambda num_instances: exchange_seconds(model, num_instances))
         self.whole_prefill = lru_cache(_REMEMBERED)(self.prefill)
@@ -53,12 +57,14 @@ class Predictor:
         self._seconds = [0.0]
 
     def target(self, tightest_tpot_s: float | None = None) -> float:
-        """Return the seconds that an iteration may take: the tightest TPOT of its decodes, else the default.
+        """Return the seconds that an iteration may take, as predictions go: a share of the tightest TPOT of its decodes.
 
-        Not less than leaves fixed costs their greatest share: weights are read in every iteration, and one that hardly
-        does more would only stretch every prefill.
+        Where nobody decodes it is as long as fixed costs ask for. Never less than leaves these their greatest share:
+        weights are read in every iteration, and one that hardly does more would only stretch every prefill.
         """
-        return max(self.config.tpot_slo_s if tightest_tpot_s is None else tightest_tpot_s, self.least_target)
+        if tightest_tpot_s is None:
+            return self.idle_target
+        return max(self.aim * tightest_tpot_s / self.feedback.pace, self.least_target)
 
     def tpot(self, request: Request) -> float:
         return self.config.tpot_slo_s if request.service.tpot_s is None else request.service.tpot_s
@@ -83,7 +89,7 @@ class Predictor:
     def standing(self, request: Request, now: float) -> Standing[float]:
         total, stored = self.whole_prefill(request.num_tokens), request.num_stored
         remaining = total - self.prefill(stored) if stored else total
-        return Standing(now, request.arrived, self.deadline(request), remaining, total, max(total, 1e-9))
+        return Standing(now, request.arrived, self.deadline(request), remaining, total, max(total, 1e-9), 0.0)
 
     def deadline(self, request: Request) -> float:
         """Return seconds from arrival to the first token: what the request asks, else in proportion to its work."""

@@ -14,7 +14,7 @@ from longspan.core.books.request import Request
 from longspan.core.policies.chunked.priority import Floats, Standing
 from longspan.core.state import SchedulerState
 
-_WIDTH = 7
+_WIDTH = 8
 _NOBODY = np.empty(0, dtype=np.intp)
 
 Stand = Callable[[Request], Standing[float]]
@@ -81,8 +81,8 @@ class Backlog:
         """Return places in the queue by priority, rule and arrival."""
         if not self.queue:
             return _NOBODY
-        arrived, deadline_s, total_s, scale_s, index, priority, _ = self._columns
-        standing = Standing(now, arrived, deadline_s, total_s, total_s, scale_s)
+        arrived, deadline_s, total_s, scale_s, tag, index, priority, _ = self._columns
+        standing = Standing(now, arrived, deadline_s, total_s, total_s, scale_s, tag)
         return np.lexsort((index, rule(standing), -priority))
 
 
@@ -90,5 +90,6 @@ def _column(state: SchedulerState, request: Request, standing: Standing[float]) 
     need = request.slots_to_take + state.headroom(request)
     priority = request.service.priority
     return (
-        standing.arrived, standing.deadline_s, standing.total_s, standing.scale_s, request.arrival_index, priority, need
+        standing.arrived, standing.deadline_s, standing.total_s, standing.scale_s, standing.tag, request.arrival_index,
+        priority, need,
     )  # fmt: skip

@@ -1,0 +1,106 @@
+"""Feedback: what iterations took over what was predicted of them corrects the predictions to come.
+
+A cost model is wrong by some per cent on the machine that it was measured on, by more on a busier one; instances differ;
+and a request that decodes waits between its iterations, for a pipeline's first stage or for peers. All three are seen in
+what has just run. So the correction is a running average of actual over predicted, by kind of iteration and by
+instance, and another one of the time from token to token over the time that its iteration took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from longspan.core.actions import RunBatch
+from longspan.core.books.request import Request
+from longspan.core.news import News
+
+Kind = Literal["prefill", "decode", "mixed"]
+
+LOW, HIGH = 0.2, 5.0
+"""Corrections stay within these, whatever was measured."""
+_FAST, _SLOW = 2.0, 0.5  # times the gain: a prediction that was too low is corrected sooner than one too high
+_GAP_HIGH = 3.0
+_QUIET = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class _Issued:
+    at: float
+    predicted_s: float
+    kind: Kind
+
+
+class Feedback:
+    """Corrections of one deployment's predictions.
+
+    gain: weight of one iteration in the averages; 0 corrects nothing. pace: seconds from token to token over those of an
+    iteration with it; at least 1.
+    """
+
+    def __init__(self, gain: float) -> None:
+        self.gain = gain
+        self.pace = 1.0
+        self._kinds: dict[Kind, float] = {"prefill": 1.0, "decode": 1.0, "mixed": 1.0}
+        self._instances: dict[int, float] = {}
+        self._issued: dict[int, _Issued] = {}
+        self._latest: dict[tuple[int, ...], _Issued] = {}  # by group, for what was queued behind
+        self._token_at: dict[str, float] = {}
+
+    def expect(self, batch_id: int, at: float, predicted_s: float, kind: Kind) -> None:
+        """Note what was predicted, uncorrected, of a batch that begins now."""
+        if self.gain:
+            self._issued[batch_id] = _Issued(at, predicted_s, kind)
+
+    def scale(self, kind: Kind, instances: Iterable[int] = ()) -> float:
+        """Return actual over predicted of such iterations there: of the slowest of these instances."""
+        slowest = max([self._instances.get(number, 1.0) for number in instances], default=1.0)
+        return min(HIGH, max(LOW, self._kinds[kind] * slowest))
+
+    def learn(self, news: News, now: float) -> None:
+        """Compare what has just run with what was predicted."""
+        if not self.gain:
+            return
+        for batch in news.completed:
+            self._compare(batch, now)
+        for request in news.ended:
+            self._token_at.pop(request.id, None)
+
+    def _compare(self, batch: RunBatch, now: float) -> None:
+        issued = self._issued.pop(batch.batch_id, None)
+        if issued is None:  # it was queued behind the one before, and is the same again
+            issued = self._latest.get(batch.group)
+        if issued is None:
+            return
+        took_s = now - issued.at
+        self._latest[batch.group] = _Issued(now, issued.predicted_s, issued.kind)
+        if issued.predicted_s > _QUIET:
+            self._correct(issued.kind, batch.group, took_s / issued.predicted_s)
+        self._note_tokens(batch, took_s, now)
+
+    def _correct(self, kind: Kind, group: Sequence[int], ratio: float) -> None:
+        there = max([self._instances.get(number, 1.0) for number in group])
+        self._kinds[kind] = self._towards(self._kinds[kind], ratio / there)
+        for number in group:
+            known = self._instances.get(number, 1.0)
+            self._instances[number] = self._towards(known, ratio / self._kinds[kind])
+
+    def _towards(self, known: float, ratio: float) -> float:
+        weight = self.gain * (_FAST if ratio > known else _SLOW)
+        return min(HIGH, max(LOW, known + weight * (min(HIGH, max(LOW, ratio)) - known)))
+
+    def _note_tokens(self, batch: RunBatch, took_s: float, now: float) -> None:
+        gaps = [
+            min(_GAP_HIGH, (now - before) / took_s)
+            for segment in batch.segments
+            if segment.emits and took_s > _QUIET and (before := self._token_at.get(segment.request_id)) is not None
+        ]
+        self._token_at.update({segment.request_id: now for segment in batch.segments if segment.emits})
+        if gaps:
+            mean = sum(gaps) / len(gaps)
+            self.pace = max(1.0, self.pace + self.gain / 2 * (mean - self.pace))
+
+    def forget(self, request: Request) -> None:
+        """Note that the request's tokens are interrupted: the next gap is no iteration's."""
+        self._token_at.pop(request.id, None)

@@ -1,0 +1,66 @@
+"""Who goes first.
+
+Shortest remaining first serves most requests in time, and starves the long; earliest deadline first is fair, and falls
+like dominoes once one is late, for everybody waits for what is late already. So a request competes while it can still be
+in time: by its deadline, put off by a multiple of what is left of it. One that cannot is *hopeless*: it gets what those
+leave, in the order in which processor sharing would end them, in which nobody starves (Friedman and Henderson, FSP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from longspan.core.books.request import Request
+from longspan.core.policies.chunked.priority import N, Standing
+
+HOPELESS = 1e10
+"""Seconds, beyond every key of a request that can be in time."""
+
+
+def rank(standing: Standing[N], weight: float, scale: float, wait_s: float) -> N:
+    """Return the key: the lowest goes first.
+
+    weight: of the remaining work, beside the deadline. scale: actual over predicted seconds. wait_s: seconds until an
+    iteration that has begun is over.
+    """
+    left = scale * standing.remaining_s + wait_s
+    due = standing.arrived + standing.deadline_s
+    hopeless = standing.now + left > due
+    if isinstance(hopeless, np.ndarray):
+        return np.where(hopeless, HOPELESS + standing.tag, due + weight * left)
+    return HOPELESS + standing.tag if hopeless else due + weight * left
+
+
+class SharedProcessor:
+    """The clock of processor sharing: it goes by the seconds that each request would have got, were all served alike.
+
+    A request's tag is what the clock shows when it would end: what it showed at its arrival, and its work.
+    """
+
+    def __init__(self) -> None:
+        self.shown_s = 0.0
+        self._now: float | None = None
+        self._tags: dict[str, float] = {}
+        self._unserved: set[str] = set()
+
+    def advance(self, now: float) -> None:
+        if self._now is not None and self._unserved:
+            self.shown_s += (now - self._now) / len(self._unserved)
+        self._now = now
+
+    def arrive(self, request: Request, work_s: float) -> None:
+        self._tags[request.id] = self.shown_s + work_s
+        self._unserved.add(request.id)
+
+    def serve(self, request_ids: Iterable[str]) -> None:
+        """Note that these have their first token."""
+        self._unserved.difference_update(request_ids)
+
+    def end(self, request: Request) -> None:
+        self._tags.pop(request.id, None)
+        self._unserved.discard(request.id)
+
+    def tag(self, request: Request) -> float:
+        return self._tags[request.id]
