@@ -123,7 +123,7 @@ class Driver(ABC):
             else:
                 end_s = self._neighbours.begin(work, instances, begin_s, stage_s)
             if stage == 0 and len(self._free_at) > 1 and isinstance(work, RunBatch):
-                self.push(end_s, FirstStageFree(work.batch_id))
+                self.push(max(begin_s, end_s - seconds.host), FirstStageFree(work.batch_id))
             for instance in instances:
                 free_at[instance] = end_s
         self.push(end_s, work)

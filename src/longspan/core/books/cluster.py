@@ -72,7 +72,7 @@ class Instance:
     @property
     def is_idle(self) -> bool:
         """Whether it can begin something now."""
-        return self.running is None and len(self.later) < self.stages
+        return self.running is None and len(self.later) < self.stages + (self.stages >= 4)
 
     @property
     def is_working(self) -> bool:

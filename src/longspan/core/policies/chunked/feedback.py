@@ -1,9 +1,9 @@
 """Feedback: what iterations took over what was predicted of them corrects the predictions to come.
 
-A cost model is wrong by some per cent on the machine that it was measured on, by more on a busier one; instances differ;
-and a request that decodes waits between its iterations, for a pipeline's first stage or for peers. All three are seen in
-what has just run. So the correction is a running average of actual over predicted, by kind of iteration and by
-instance, and another one of the time from token to token over the time that its iteration took.
+A cost model is wrong by some per cent on the machine that it was measured on, by more on a busier one; instances
+differ; and a request that decodes waits between its iterations, for a pipeline's first stage or for peers. All three
+are seen in what has just run. So the correction is a running average of actual over predicted, by kind of iteration
+and by instance, and another one of the time from token to token over the time that its iteration took.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ class _Issued:
 class Feedback:
     """Corrections of one deployment's predictions.
 
-    gain: weight of one iteration in the averages; 0 corrects nothing. pace: seconds from token to token over those of an
-    iteration with it; at least 1.
+    gain: weight of one iteration in the averages; 0 corrects nothing. pace: seconds from token to token over those of
+    an iteration with it; at least 1.
     """
 
-    def __init__(self, gain: float) -> None:
+    def __init__(self, gain: float, num_instances: int) -> None:
         self.gain = gain
+        self.num_instances = num_instances
         self.pace = 1.0
         self._kinds: dict[Kind, float] = {"prefill": 1.0, "decode": 1.0, "mixed": 1.0}
         self._instances: dict[int, float] = {}
@@ -82,9 +83,10 @@ class Feedback:
     def _correct(self, kind: Kind, group: Sequence[int], ratio: float) -> None:
         there = max([self._instances.get(number, 1.0) for number in group])
         self._kinds[kind] = self._towards(self._kinds[kind], ratio / there)
-        for number in group:
-            known = self._instances.get(number, 1.0)
-            self._instances[number] = self._towards(known, ratio / self._kinds[kind])
+        if len(group) < self.num_instances:
+            for number in group:
+                known = self._instances.get(number, 1.0)
+                self._instances[number] = self._towards(known, ratio / self._kinds[kind])
 
     def _towards(self, known: float, ratio: float) -> float:
         weight = self.gain * (_FAST if ratio > known else _SLOW)

@@ -41,7 +41,7 @@ class Predictor:
         """Take the options of `AdaptiveChunks`."""
         self.model = model
         self.config = config
-        self.feedback = Feedback(gain)
+        self.feedback = Feedback(gain, config.num_instances)
         self.aim = aim
         self.floor = chunk_floor(model)
         self.least_target = model.prefill((), 1) / max_fixed_share
@@ -57,7 +57,8 @@ class Predictor:
         self._seconds = [0.0]
 
     def target(self, tightest_tpot_s: float | None = None) -> float:
-        """Return the seconds that an iteration may take, as predictions go: a share of the tightest TPOT of its decodes.
+        """Return the seconds that an iteration may take, as predictions go: a share of the tightest TPOT of its
+        decodes.
 
         Where nobody decodes it is as long as fixed costs ask for. Never less than leaves these their greatest share:
         weights are read in every iteration, and one that hardly does more would only stretch every prefill.

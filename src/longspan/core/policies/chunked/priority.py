@@ -21,8 +21,8 @@ class Standing(Generic[N]):
     both.
 
     arrived: time. deadline_s: seconds from then to when its first token is due. remaining_s, total_s: predicted seconds
-    of what is left of its prefill, and of all of it, alone. scale_s: total_s, but never zero. tag: when it would end under
-    processor sharing, on that one's clock; 0 where the rule does not use it.
+    of what is left of its prefill, and of all of it, alone. scale_s: total_s, but never zero. tag: when it would end
+    under processor sharing, on that one's clock; 0 where the rule does not use it.
     """
 
     now: float

@@ -1,9 +1,10 @@
 """Who goes first.
 
 Shortest remaining first serves most requests in time, and starves the long; earliest deadline first is fair, and falls
-like dominoes once one is late, for everybody waits for what is late already. So a request competes while it can still be
-in time: by its deadline, put off by a multiple of what is left of it. One that cannot is *hopeless*: it gets what those
-leave, in the order in which processor sharing would end them, in which nobody starves (Friedman and Henderson, FSP).
+like dominoes once one is late, for everybody waits for what is late already. So a request competes while it can still
+be in time: by its deadline, put off by a multiple of what is left of it. One that cannot is *hopeless*: it gets what
+those leave, in the order in which processor sharing would end them, in which nobody starves (Friedman and Henderson,
+FSP).
 """
 
 from __future__ import annotations
