@@ -33,7 +33,7 @@ FLOORS = [
 ]
 # Of the core, in the same way; a module counts with the longest of these names that it begins with.
 CORE_FLOORS = [
-    ["internal_error", "actions", "events", "decision"],
+    ["internal_error", "actions", "events", "decision", "estimate"],
     ["costs"],
     ["books"],
     ["state", "lookahead", "news"],

@@ -129,15 +129,20 @@ class StopRequest(Struct, frozen=True, gc=False, tag=True):
     reason: Literal["finished", "aborted", "preempted"]
 
 
+RefuseReason = Literal["too_long", "queue_full", "late"]
+
+
 class RefuseRequest(Struct, frozen=True, gc=False, tag=True):
     """The request will not be served; the message says why, with the numbers.
 
-    `too_long`: it can never fit (HTTP 400). `queue_full`: it may try again later (HTTP 429).
+    `too_long`: it can never fit (HTTP 400). `queue_full`: it may try again later (HTTP 429). `late`: its first token
+    would come later than is promised; it may try again after so many seconds (HTTP 429).
     """
 
     request_id: str
     message: str
-    reason: Literal["too_long", "queue_full"] = "too_long"
+    reason: RefuseReason = "too_long"
+    retry_after_s: float | None = None
 
 
 Action = RunBatch | MigrateKV | FreeKV | StopRequest | RefuseRequest

@@ -14,6 +14,7 @@ from longspan.core.books.ledger import Ledger
 from longspan.core.books.lifecycle import abort, arrive, complete_batch, complete_migration, free_first_stage
 from longspan.core.costs.cost_model import CostModel
 from longspan.core.decision import Decision
+from longspan.core.estimate import Estimate
 from longspan.core.events import BatchCompleted, Event, FirstStageFree, KVMigrated, RequestAborted, RequestArrived
 from longspan.core.internal_error import InternalError
 from longspan.core.lookahead import look_ahead, may_look_ahead
@@ -78,6 +79,13 @@ class Scheduler:
         """Tokens that one request may have, prompt and output together, with this policy and these instances."""
         cluster = self._ledger.cluster
         return cluster.largest_capacity if self.policy.keeps_on_one_instance else cluster.total_capacity
+
+    def estimate(self, request_id: str, now: float) -> Estimate | None:
+        """Return when the request will get its first token; None if it has it, or has ended, or the policy cannot
+        say.""" request = self._ledger.requests.get(request_id)
+        if request is None or request.num_output_tokens or request.end_reason is not None:
+            return None
+        return self.policy.estimate(self._state, request, now)
 
     def knows(self, request_id: str) -> bool:
         """Tell whether the request is alive, or has ended and still drains: its id is in use."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import OWN, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment
+from longspan.core.actions import OWN, KVRange, MigrateKV, RefuseReason, RefuseRequest, RunBatch, Segment
 from longspan.core.books.cluster import Cluster
 from longspan.core.books.kv_placement import KVPlacement
 from longspan.core.books.ledger import Ledger, decode_segment
@@ -147,15 +147,17 @@ class SchedulerState:
         check_ready(request)
         self._ledger.return_to_queue(request)
 
-    def refuse(self, request_id: str, message: str) -> None:
-        """Give up a waiting request, with an answer."""
+    def refuse(
+        self, request_id: str, message: str, reason: RefuseReason = "too_long", retry_after_s: float | None = None
+    ) -> None:
+        """Give up a waiting request, with an answer. retry_after_s: when it may come again, if that is known."""
         request = self.request(request_id)
         if request.status is not RequestStatus.WAITING:
             raise InternalError(f"request {request_id} is {request.status.value}: too late to refuse it")
         if not isinstance(message, str):
             raise InternalError(f"request {request_id} is refused with {message!r}, which is no text")
         self._ledger.forget(request)
-        self._ledger.actions.append(RefuseRequest(request_id, message))
+        self._ledger.actions.append(RefuseRequest(request_id, message, reason, retry_after_s))
 
     def reserve(self, request_id: str, planned: Iterable[KVRange]) -> None:
         """Set slots aside for a request's next tokens, in place of what was reserved for it before.

@@ -38,6 +38,12 @@ class Load:
         self._chunks_s += self._model.work(length, context, 1)
         self._seconds = None
 
+    def add_share(self, tokens: int, seconds: float) -> None:
+        """Add this instance's share of a chunk that several compute. tokens: that it computes."""
+        self.tokens += tokens
+        self._chunks_s += seconds
+        self._seconds = None
+
     def add_answers(self, length: int, context: int) -> None:
         """Add queries of a chunk computed elsewhere, with as much of its context as is here."""
         self._answers_s.append(context_seconds(self._model, length, context))
@@ -67,6 +73,11 @@ class Load:
         work_s = self._chunks_s + self._model.work(length, context, 1)
         return self._with_answers(self._model.iteration(work_s, self._num_decodes, self._decode_context, 1))
 
+    def seconds_with_share(self, seconds: float) -> float:
+        """Return the seconds as if the share were added."""
+        work_s = self._chunks_s + seconds
+        return self._with_answers(self._model.iteration(work_s, self._num_decodes, self._decode_context, 1))
+
     def seconds_with_answers(self, length: int, context: int) -> float:
         """Return the seconds as if the answers were added."""
         return self.seconds() + context_seconds(self._model, length, context)
@@ -90,6 +101,11 @@ def exchange_seconds(model: CostModel, num_instances: int) -> float:
     if num_instances == 1:
         return 0.0
     return max(0.0, model.decode(1, 0, num_instances, 1) - model.decode(1, 0, 1, 1))
+
+
+def ring_seconds(model: CostModel, num_instances: int) -> float:
+    """Return the seconds of an iteration for passing KV round a ring of instances, beside what they compute."""
+    return max(0.0, model.prefill((), num_instances) - model.prefill((), 1))
 
 
 def batch_seconds(batch: RunBatch, model: CostModel) -> float:

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from longspan.core.books.request import Request
+from longspan.core.estimate import Estimate
 from longspan.core.news import News
 from longspan.core.policies.options import make_options
 from longspan.core.state import SchedulerState
@@ -46,6 +48,13 @@ class Policy(ABC):
 
         news: what the present event has changed. now: seconds, of a clock that never goes backwards.
         """
+
+    def estimate(self, state: SchedulerState, request: Request, now: float) -> Estimate | None:
+        """Return when a request without its first token will probably get it; None from a policy that does not predict.
+
+        It is asked at any time between events, and must change nothing.
+        """
+        return None
 
     def looks_ahead(self, state: SchedulerState, now: float) -> bool:
         """Tell whether the decode iterations that begin to run now shall have their next one queued behind them.

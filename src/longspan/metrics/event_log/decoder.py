@@ -8,7 +8,17 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 import msgspec
 from msgspec.structs import replace
 
-from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment, StopRequest
+from longspan.core.actions import (
+    Action,
+    FreeKV,
+    KVRange,
+    MigrateKV,
+    RefuseReason,
+    RefuseRequest,
+    RunBatch,
+    Segment,
+    StopRequest,
+)
 from longspan.core.decision import Decision
 from longspan.core.events import (
     BatchCompleted,
@@ -24,7 +34,7 @@ from longspan.metrics.event_log.history import Clock, History, ResidenceNumbers,
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 
 StopReason = Literal["finished", "aborted", "preempted"]
-RefuseReason = Literal["too_long", "queue_full"]
+
 Content = tuple[float, Event, tuple[Action, ...], tuple[Decision, ...]]
 
 T = TypeVar("T")
@@ -163,8 +173,9 @@ class RecordDecoder:
                 return FreeKV(_int(residence), _ints(instances), tuple([_pair(each) for each in ranges]))
             case ["stop", request, instances, reason]:
                 return self._stop(self._known(request), instances, reason)
-            case ["refuse", request, message, reason] if isinstance(message, str):
-                return RefuseRequest(self._last_word(request), message, _one_of(reason, RefuseReason))
+            case ["refuse", request, message, reason, *later] if isinstance(message, str) and len(later) < 2:
+                retry_after_s = _number(later[0]) if later else None
+                return RefuseRequest(self._last_word(request), message, _one_of(reason, RefuseReason), retry_after_s)
         raise ValueError(f"{code!r} is no action")
 
     def _stop(self, request_id: str, instances: Any, reason: Any) -> StopRequest:

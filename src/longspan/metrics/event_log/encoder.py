@@ -151,8 +151,9 @@ class RecordEncoder:
                 return ["drop", residence, instances, *ranges]
             case StopRequest(_, instances, reason):
                 return ["stop", self._stopped(action), instances, reason]
-            case RefuseRequest(request_id, message, reason):
-                return ["refuse", self._last_word(request_id), message, reason]
+            case RefuseRequest(request_id, message, reason, retry_after_s):
+                later = [] if retry_after_s is None else [retry_after_s]
+                return ["refuse", self._last_word(request_id), message, reason, *later]
         raise TypeError(f"{action!r} is no action")
 
     def _is_freed_by(self, stop: StopRequest, before: Action | None) -> bool:

@@ -13,15 +13,17 @@ from longspan.core.policies.chunked.chunk_size import Chunks
 from longspan.core.policies.chunked.clearing import Clearing
 from longspan.core.policies.chunked.kvp import plan_shards
 from longspan.core.policies.chunked.ranking import Candidate
+from longspan.core.policies.chunked.width import ALONE, Team, Width, plan_evenly
 from longspan.core.state import SchedulerState
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A waiting request gets its first chunk. planned: where all its tokens will go."""
+    """A waiting request gets its first chunk. planned: where all its tokens will go. team: see `Width`."""
 
     request: Request
     planned: tuple[KVRange, ...]
+    team: Team = ALONE
 
 
 class Admissions:
@@ -36,8 +38,11 @@ class Admissions:
     scattered: the highest in rank that no instance has room for, but several together.
     """
 
-    def __init__(self, state: SchedulerState, chunks: Chunks, clearings: Mapping[str, Clearing]) -> None:
+    def __init__(
+        self, state: SchedulerState, chunks: Chunks, clearings: Mapping[str, Clearing], width: Width
+    ) -> None:
         self.state = state
+        self.width = width
         self.chunks = chunks
         self.iteration = chunks.iteration
         self.predictor = chunks.iteration.predictor
@@ -60,6 +65,9 @@ class Admissions:
         if sum(self.rooms.values()) < need:
             self.blocked = candidate
             return
+        team = self.width.choose(candidate, self.rooms)
+        if team and self._admit_wide(request, team, headroom, limit):
+            return
         planned = plan_shards(
             request.slots_to_take, headroom, self.rooms, self._order(candidate, need), self.predictor.shard_tokens
         )
@@ -71,6 +79,23 @@ class Admissions:
                 self.admitted.append(Admission(request, planned))
                 for shard in planned:
                     self.pending[shard.instance] += self._work(shard)
+        self._set_aside(planned, headroom)
+
+    def _admit_wide(
+        self, request: Request, team: Team, headroom: int, limit: Callable[[int], float]
+    ) -> bool:
+        """Give it a first chunk that the team computes, if there is room, and time; returns whether there is room."""
+        planned = plan_evenly(request.slots_to_take, headroom, self.rooms, team)
+        if planned is None:
+            return False
+        if self.iteration.covers(team) and self.chunks.full.isdisjoint(team):
+            is_next = self.chunks.is_next(*team)
+            if self.chunks.add_wide(request, team, is_next, min(map(limit, team))):
+                self.admitted.append(Admission(request, planned, team))
+        self._set_aside(planned, headroom)
+        return True
+
+    def _set_aside(self, planned: tuple[KVRange, ...], headroom: int) -> None:
         for shard in planned:
             self.rooms[shard.instance] -= shard.length
         last = planned[-1].instance

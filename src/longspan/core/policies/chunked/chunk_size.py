@@ -21,12 +21,11 @@ class Chunks:
         self.full: set[int] = set()
         self._served: set[int] = set()
 
-    def is_next(self, instance: int) -> bool:
-        """Tell whether none higher in rank prefills on the instance: then it gets at least the smallest chunk."""
-        if instance in self._served:
-            return False
-        self._served.add(instance)
-        return True
+    def is_next(self, *instances: int) -> bool:
+        """Tell whether none higher in rank prefills on the instances: then it gets at least the smallest chunk."""
+        is_first = self._served.isdisjoint(instances)
+        self._served.update(instances)
+        return is_first
 
     def add(self, request: Request, planned: KVRange, context: Context, is_next: bool, limit: float) -> int:
         """Add a chunk; returns its tokens, all from the open shard; 0 if the smallest worth its while finds no time."""
@@ -44,4 +43,20 @@ class Chunks:
                 return 0
             length = smallest
         self.iteration.add_chunk(request, instance, context, length)
+        return length
+
+    def add_wide(self, request: Request, team: tuple[int, ...], is_next: bool, limit: float) -> int:
+        """Add a chunk that a team computes; returns its tokens, as `add` does."""
+        context = request.num_stored
+        most = len(team) * self.max_batch_tokens - sum([self.iteration.tokens(number) for number in team])
+        most = min(request.tokens_to_compute, most)
+        if most <= 0:
+            return 0
+        smallest = min(len(team) * self.iteration.predictor.floor, most)
+        length = self.iteration.largest_wide_chunk(team, context, most, limit)
+        if length < smallest:
+            if not is_next or not self.iteration.can_be_joined(team):
+                return 0
+            length = smallest
+        self.iteration.add_wide_chunk(request, team, context, length)
         return length

@@ -8,7 +8,7 @@ and by instance, and another one of the time from token to token over the time t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,12 +16,14 @@ from longspan.core.actions import RunBatch
 from longspan.core.books.request import Request
 from longspan.core.news import News
 
-Kind = Literal["prefill", "decode", "mixed"]
+Kind = Literal["prefill", "decode", "mixed", "wide"]
+"""wide: several instances compute a chunk together, whatever else there is."""
 
 LOW, HIGH = 0.2, 5.0
 """Corrections stay within these, whatever was measured."""
 _FAST, _SLOW = 2.0, 0.5  # times the gain: a prediction that was too low is corrected sooner than one too high
 _GAP_HIGH = 3.0
+_OWN = 0.9  # of what an instance's iterations differ in is the instance's; so what all have in common is their kind's
 _QUIET = 1e-12
 
 
@@ -43,11 +45,12 @@ class Feedback:
         self.gain = gain
         self.num_instances = num_instances
         self.pace = 1.0
-        self._kinds: dict[Kind, float] = {"prefill": 1.0, "decode": 1.0, "mixed": 1.0}
+        self._kinds: dict[Kind, float] = {"prefill": 1.0, "decode": 1.0, "mixed": 1.0, "wide": 1.0}
         self._instances: dict[int, float] = {}
         self._issued: dict[int, _Issued] = {}
         self._latest: dict[tuple[int, ...], _Issued] = {}  # by group, for what was queued behind
         self._token_at: dict[str, float] = {}
+        self._first_at: dict[str, float] = {}
 
     def expect(self, batch_id: int, at: float, predicted_s: float, kind: Kind) -> None:
         """Note what was predicted, uncorrected, of a batch that begins now."""
@@ -59,16 +62,21 @@ class Feedback:
         slowest = max([self._instances.get(number, 1.0) for number in instances], default=1.0)
         return min(HIGH, max(LOW, self._kinds[kind] * slowest))
 
-    def learn(self, news: News, now: float) -> None:
-        """Compare what has just run with what was predicted."""
+    def learn(self, news: News, alive: Container[str], now: float) -> None:
+        """Compare what has just run with what was predicted. alive: ids of the requests that hold KV."""
         if not self.gain:
             return
         for batch in news.completed:
-            self._compare(batch, now)
+            self._compare(batch, alive, now)
         for request in news.ended:
             self._token_at.pop(request.id, None)
+            self._first_at.pop(request.id, None)
 
-    def _compare(self, batch: RunBatch, now: float) -> None:
+    def first_token(self, request: Request) -> float | None:
+        """Return when the request got its first token, as far as that is known."""
+        return self._first_at.get(request.id)
+
+    def _compare(self, batch: RunBatch, alive: Container[str], now: float) -> None:
         issued = self._issued.pop(batch.batch_id, None)
         if issued is None:  # it was queued behind the one before, and is the same again
             issued = self._latest.get(batch.group)
@@ -78,7 +86,8 @@ class Feedback:
         self._latest[batch.group] = _Issued(now, issued.predicted_s, issued.kind)
         if issued.predicted_s > _QUIET:
             self._correct(issued.kind, batch.group, took_s / issued.predicted_s)
-        self._note_tokens(batch, took_s, now)
+        emitting = [s.request_id for s in batch.segments if s.emits and s.request_id in alive]
+        self._note_tokens(emitting, took_s, now)
 
     def _correct(self, kind: Kind, group: Sequence[int], ratio: float) -> None:
         there = max([self._instances.get(number, 1.0) for number in group])
@@ -86,19 +95,23 @@ class Feedback:
         if len(group) < self.num_instances:
             for number in group:
                 known = self._instances.get(number, 1.0)
-                self._instances[number] = self._towards(known, ratio / self._kinds[kind])
+                relative = 1.0 + _OWN * (ratio / self._kinds[kind] - 1.0)
+                self._instances[number] = self._towards(known, relative)
 
     def _towards(self, known: float, ratio: float) -> float:
         weight = self.gain * (_FAST if ratio > known else _SLOW)
         return min(HIGH, max(LOW, known + weight * (min(HIGH, max(LOW, ratio)) - known)))
 
-    def _note_tokens(self, batch: RunBatch, took_s: float, now: float) -> None:
+    def _note_tokens(self, request_ids: Sequence[str], took_s: float, now: float) -> None:
+        """Note that these have got a token from an iteration that took so long."""
         gaps = [
             min(_GAP_HIGH, (now - before) / took_s)
-            for segment in batch.segments
-            if segment.emits and took_s > _QUIET and (before := self._token_at.get(segment.request_id)) is not None
+            for request_id in request_ids
+            if took_s > _QUIET and (before := self._token_at.get(request_id)) is not None
         ]
-        self._token_at.update({segment.request_id: now for segment in batch.segments if segment.emits})
+        for request_id in request_ids:
+            self._token_at[request_id] = now
+            self._first_at.setdefault(request_id, now)
         if gaps:
             mean = sum(gaps) / len(gaps)
             self.pace = max(1.0, self.pace + self.gain / 2 * (mean - self.pace))

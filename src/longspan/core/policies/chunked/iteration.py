@@ -17,8 +17,10 @@ _NOBODY: Mapping[int, float] = {}
 
 @dataclass(frozen=True, slots=True)
 class PlannedChunk:
+    """A chunk of one request. team: the instances that compute it, one or several."""
+
     request: Request
-    instance: int
+    team: tuple[int, ...]
     length: int
 
 
@@ -26,13 +28,16 @@ class PlannedChunk:
 class Part:
     """Instances that run one batch together, because requests in it have KV on several of them.
 
-    decodes: (request, master). tightest_tpot_s: of these and of those that it would follow, seconds; None without any.
+    ring: the team of its chunks that several instances compute; empty without any. decodes: (request, master).
+    tightest_gap_s: the shortest time in which one of these, or of those that it would follow, should get its next
+    token, seconds; None without any.
     """
 
     loads: dict[int, Load]
+    ring: tuple[int, ...] = ()
     decodes: list[tuple[Request, int]] = field(default_factory=list)
     chunks: list[PlannedChunk] = field(default_factory=list)
-    tightest_tpot_s: float | None = None
+    tightest_gap_s: float | None = None
 
     @property
     def instances(self) -> tuple[int, ...]:
@@ -41,17 +46,18 @@ class Part:
     @property
     def kind(self) -> Kind:
         """What it will be, once a chunk is in it."""
-        return "mixed" if self.decodes else "prefill"
+        return "wide" if self.ring else "mixed" if self.decodes else "prefill"
 
     def absorb(self, other: Part) -> None:
         self.loads |= other.loads
+        self.ring = self.ring or other.ring
         self.decodes += other.decodes
         self.chunks += other.chunks
-        if other.tightest_tpot_s is not None:
-            self.tighten(other.tightest_tpot_s)
+        if other.tightest_gap_s is not None:
+            self.tighten(other.tightest_gap_s)
 
-    def tighten(self, tpot_s: float) -> None:
-        self.tightest_tpot_s = tpot_s if self.tightest_tpot_s is None else min(self.tightest_tpot_s, tpot_s)
+    def tighten(self, gap_s: float) -> None:
+        self.tightest_gap_s = gap_s if self.tightest_gap_s is None else min(self.tightest_gap_s, gap_s)
 
     def busiest_s(self, others: Collection[int] = ()) -> float:
         """Return the seconds of the busiest of its instances but these."""
@@ -66,9 +72,12 @@ class Iteration:
     Decodes come first, then chunks, each as large as the target of its part leaves it.
     """
 
-    def __init__(self, predictor: Predictor, instances: Iterable[int], running: Mapping[int, float] = _NOBODY) -> None:
-        """Begin one. running: by instance, the tightest TPOT of decodes that are in its later pipeline stages."""
+    def __init__(
+        self, predictor: Predictor, instances: Iterable[int], now: float = 0.0, running: Mapping[int, float] = _NOBODY
+    ) -> None:
+        """Begin one. running: by instance, the tightest gap of decodes that are in its later pipeline stages."""
         self.predictor = predictor
+        self.now = now
         self.instances = frozenset(instances)
         self._running = running
         self._parts: dict[int, Part] = {}  # of instances that were asked about
@@ -87,7 +96,7 @@ class Iteration:
     def seconds(self, instances: Iterable[int]) -> float:
         """Return the predicted seconds of the parts of these instances as they are now."""
         part = self._joined(instances)
-        return part.busiest_s() + self.predictor.exchange(len(part.loads))
+        return part.busiest_s() + self._between(part)
 
     def target(self, instances: Iterable[int]) -> float:
         """Return the seconds that these instances' parts should take together."""
@@ -106,7 +115,7 @@ class Iteration:
         held = dict(context)
         part = self._joined({instance, *held})
         limit = min(self._target(part), limit)
-        exchange_s = self.predictor.exchange(len(part.loads))
+        exchange_s = self._between(part)
         if part.busiest_s(others={instance, *held}) + exchange_s > limit:
             return 0
         here, load = held.pop(instance, 0), part.loads[instance]
@@ -122,7 +131,39 @@ class Iteration:
         busiest_s = max(busiest_s, part.loads[instance].seconds_with_chunk(length, held.pop(instance, 0)))
         for holder, tokens in held.items():
             busiest_s = max(busiest_s, part.loads[holder].seconds_with_answers(length, tokens))
-        return busiest_s + self.predictor.exchange(len(part.loads))
+        return busiest_s + self._between(part)
+
+    def can_be_joined(self, team: tuple[int, ...]) -> bool:
+        """Tell whether a chunk of the team fits in: chunks of another team do not pass the same ring."""
+        return self._joined(team).ring in ((), team)
+
+    def largest_wide_chunk(self, team: tuple[int, ...], context: int, most: int, limit: float) -> int:
+        """Return the longest chunk that a team can compute together, as `largest_chunk` does for one instance.
+
+        context: tokens before it, which the team holds. 0 if the team's part has chunks of another team.
+        """
+        part = self._joined(team)
+        if not self.can_be_joined(team):
+            return 0
+        limit = min(self._target(part, "wide"), limit)
+        between_s = self._between(part, len(team))
+        if part.busiest_s(others=team) + between_s > limit:
+            return 0
+        loads, work = [part.loads[number] for number in team], self.predictor.model.work
+
+        def seconds(length: int) -> float:
+            share_s = work(length, context, len(team))
+            return max([load.seconds_with_share(share_s) for load in loads]) + between_s
+
+        return longest(most, seconds, limit)
+
+    def add_wide_chunk(self, request: Request, team: tuple[int, ...], context: int, length: int) -> None:
+        part = self._join(team)
+        share_s = self.predictor.model.work(length, context, len(team))
+        for number in team:
+            part.loads[number].add_share(-(-length // len(team)), share_s)
+        part.ring = team
+        part.chunks.append(PlannedChunk(request, team, length))
 
     def add_chunk(self, request: Request, instance: int, context: Context, length: int) -> None:
         held = dict(context)
@@ -130,7 +171,7 @@ class Iteration:
         part.loads[instance].add_chunk(length, held.pop(instance, 0))
         for holder, tokens in held.items():
             part.loads[holder].add_answers(length, tokens)
-        part.chunks.append(PlannedChunk(request, instance, length))
+        part.chunks.append(PlannedChunk(request, (instance,), length))
 
     def add_decode(self, request: Request, master: int, context: Context) -> None:
         held = dict(context)
@@ -139,17 +180,22 @@ class Iteration:
         for holder, tokens in held.items():
             part.loads[holder].add_answered(tokens)
         part.decodes.append((request, master))
-        part.tighten(self.predictor.tpot(request))
+        part.tighten(self.predictor.gap(request, self.now))
 
-    def _target(self, part: Part) -> float:
+    def _between(self, part: Part, ring: int = 0) -> float:
+        """Seconds for what passes between the part's instances. ring: how many a chunk goes round, beside those in
+        it.""" return max(self.predictor.exchange(len(part.loads)), self.predictor.ring(max(ring, len(part.ring))))
+
+    def _target(self, part: Part, kind: Kind | None = None) -> float:
         """In seconds as predictions go: what they get wrong is taken out here."""
-        return self.predictor.target(part.tightest_tpot_s) / self.predictor.feedback.scale(part.kind, part.loads)
+        scale = self.predictor.feedback.scale(part.kind if kind is None else kind, part.loads)
+        return self.predictor.target(part.tightest_gap_s) / scale
 
     def _part(self, instance: int) -> Part:
         part = self._parts.get(instance)
         if part is None:
             load = Load(self.predictor.model)
-            part = self._parts[instance] = Part({instance: load}, tightest_tpot_s=self._running.get(instance))
+            part = self._parts[instance] = Part({instance: load}, tightest_gap_s=self._running.get(instance))
         return part
 
     def _joined(self, instances: Iterable[int]) -> Part:

@@ -52,11 +52,12 @@ def span(state: SchedulerState, request: Request) -> tuple[int, ...]:
 
 
 def free_to_start(
-    state: SchedulerState, next_prefills: Sequence[Request], pairs: Sequence[tuple[int, int]] = ()
+    state: SchedulerState, next_prefills: Sequence[Request], pairs: Sequence[tuple[int, ...]] = ()
 ) -> set[int]:
     """Return the idle instances that need not wait for a busy one.
 
-    next_prefills: those that should go on next where they are. pairs: instances between which KV shall move.
+    next_prefills: those that should go on next where they are. pairs: instances that shall run together, or between
+    which KV shall move.
 
     Requests with KV on several instances bind these together. An instance bound to a busy one starts nothing until
     that is back; so it waits for what runs now and no longer, and the request runs at once when all are idle. Only

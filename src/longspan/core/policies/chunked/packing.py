@@ -16,6 +16,7 @@ from longspan.core.policies.chunked.iteration import Iteration
 from longspan.core.policies.chunked.kvp import span
 from longspan.core.policies.chunked.ranking import Candidate, Ranking
 from longspan.core.policies.chunked.space_sharing import SpaceSharing
+from longspan.core.policies.chunked.width import Width
 from longspan.core.state import SchedulerState
 
 
@@ -26,13 +27,15 @@ class Packer:
     """
 
     def __init__(
-        self, state: SchedulerState, iteration: Iteration, max_share: float, clearings: Mapping[str, Clearing]
-    ) -> None:
+        self, state: SchedulerState, iteration: Iteration, max_share: float, clearings: Mapping[str, Clearing],
+        width: Width,
+    ) -> None:  # fmt: skip
         self.state = state
         self.iteration = iteration
         self.chunks = Chunks(iteration, state.config.max_batch_tokens)
         self.sharing = SpaceSharing(iteration, max_share)
-        self.admissions = Admissions(state, self.chunks, clearings)
+        self.width = width
+        self.admissions = Admissions(state, self.chunks, clearings, width)
 
     def pack(self, ranking: Ranking) -> None:
         waiting = ranking.waiting()
@@ -51,8 +54,12 @@ class Packer:
     def _go_on(self, candidate: Candidate) -> None:
         """The next chunk of a prompt that has begun."""
         request = candidate.request
-        instances = span(self.state, request)
+        team = self.width.team(self.state, request)
+        instances = team or span(self.state, request)
         if not self.iteration.covers(instances):
+            return
+        if len(team) > 1:
+            self.chunks.add_wide(request, team, self.chunks.is_next(*team), self.sharing.limit(team))
             return
         planned = request.reserved[0]
         context = self.state.placement.context(request.id)

@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import ClassVar
 
 from longspan.config import check_count
+from longspan.core.actions import Segment
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.decision import Decision
 from longspan.core.news import News
@@ -21,13 +22,14 @@ from longspan.core.policies.base import Policy
 from longspan.core.policies.chunked.clearing import Clearings
 from longspan.core.policies.chunked.decode import add_decodes, ready_decodes
 from longspan.core.policies.chunked.feedback import Kind
-from longspan.core.policies.chunked.iteration import Iteration, Part
+from longspan.core.policies.chunked.iteration import Iteration, Part, PlannedChunk
 from longspan.core.policies.chunked.kvp import free_to_start
 from longspan.core.policies.chunked.packing import Packer
 from longspan.core.policies.chunked.predictor import MAX_FIXED_SHARE, Predictor
 from longspan.core.policies.chunked.pressure import Concessions, Relief, junior_victim
 from longspan.core.policies.chunked.priority import N, Standing
 from longspan.core.policies.chunked.ranking import Backlog, Candidate, Ranking
+from longspan.core.policies.chunked.width import Team, Width, keep_share
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 
@@ -77,6 +79,7 @@ class ChunkedPrefill(Policy):
         self._concessions = Concessions()
         self._clearings = Clearings()
         self._giving_way: set[str] = set()
+        self.width = Width()
         self._holds_back = False
         self._tightest: dict[int, float] = {}  # by batch with decodes, in a pipeline
 
@@ -94,36 +97,40 @@ class ChunkedPrefill(Policy):
             clearings = self._clearings.advance(state)
             if not state.waiting and not state.cluster.resting():
                 return
-            pairs = [(clearing.source, clearing.target) for clearing in clearings.values()]
+            pairs: list[tuple[int, ...]] = [(each.source, each.target) for each in clearings.values()]
             ranking = self._ranking(state, now)
-            instances = free_to_start(state, _next_prefills(ranking), pairs)
-            iteration = Iteration(self._predictor(state), instances, self._running_tpots(state, instances))
+            next_prefills = _next_prefills(ranking)
+            pairs += [team for request in next_prefills if (team := self.width.team(state, request))]
+            instances = free_to_start(state, next_prefills, [*pairs, *self._forming(state, ranking)])
+            iteration = Iteration(self._predictor(state), instances, now, self._running_gaps(state, instances))
             decodes = ready_decodes(state, iteration)
             victim = junior_victim(state, decodes)
             if victim is not None and self._give_way(state, victim, Decision("preempt for decodes", (victim.id,))):
                 continue
             add_decodes(state, iteration, decodes)
-            packer = Packer(state, iteration, self.max_space_share, clearings)
+            packer = Packer(state, iteration, self.max_space_share, clearings, self.width)
             packer.pack(ranking)
             if self.makes_room and self._relieve(state, packer, now):
                 continue
             self._issue(state, packer, now)
             return
 
-    def _running_tpots(self, state: SchedulerState, instances: Iterable[int]) -> dict[int, float]:
-        """Return the tightest TPOT of the decodes in each instance's later stages."""
+    def _running_gaps(self, state: SchedulerState, instances: Iterable[int]) -> dict[int, float]:
+        """Return the tightest gap of the decodes in each instance's later stages."""
         if state.config.pp == 1:
             return {}
         tightest = {}
         for number in instances:
             ahead = [self._tightest.get(work.action.batch_id, inf) for work in state.cluster[number].later]
-            if (tpot_s := min(ahead, default=inf)) < inf:
-                tightest[number] = tpot_s
+            if (gap_s := min(ahead, default=inf)) < inf:
+                tightest[number] = gap_s
         return tightest
 
     def observe(self, state: SchedulerState, news: News, now: float) -> None:
         """Learn from what is new, before anything is decided."""
-        self._predictor(state).feedback.learn(news, now)
+        self._predictor(state).feedback.learn(news, state.placement.own, now)
+        for request in news.ended:
+            self.width.end(request)
         for batch in news.completed:
             self._tightest.pop(batch.batch_id, None)
 
@@ -174,10 +181,16 @@ class ChunkedPrefill(Policy):
 
     # memory
 
+    def yields(self, victim: Standing[float], beneficiary: Standing[float]) -> bool:
+        """Tell whether a half-done prefill may lose its work, or move, so that one above it in rank has room."""
+        return True
+
     def _relieve(self, state: SchedulerState, packer: Packer, now: float) -> bool:
         """Have somebody give way to who lacks memory; returns whether anything changed."""
         predictor, admissions = packer.iteration.predictor, packer.admissions
-        relief = Relief(state, self._concessions, lambda request: self.standing(state, request, now), self._key)
+        relief = Relief(
+            state, self._concessions, lambda request: self.standing(state, request, now), self._key, self.yields
+        )
         if admissions.scattered is not None:
             beneficiary = admissions.scattered.request
             clearing = relief.clear_for(admissions.scattered, predictor.model.migration)
@@ -204,25 +217,34 @@ class ChunkedPrefill(Policy):
             return is_new
         state.explain(replace(why, instances=state.placement.holders(victim.id)))
         state.preempt(victim.id)
+        self.width.end(victim)
         if self._known is not None:
             self._known.feedback.forget(victim)
         return True
+
+    def _forming(self, state: SchedulerState, ranking: Ranking) -> list[Team]:
+        """Return the team that the first in rank waits for, if it is one that has not begun."""
+        first = next(ranking.waiting(), None)
+        if first is None or (ranking.ready and ranking.ready[0].key < first.key):
+            return []
+        rooms = {instance.id: instance.room for instance in state.cluster.instances}
+        need = first.request.slots_to_take + state.headroom(first.request)
+        team = self.width.choose(first, rooms)
+        return [team] if team and sum([max(0, rooms[number]) for number in team]) >= need else []
 
     # acts
 
     def _issue(self, state: SchedulerState, packer: Packer, now: float) -> None:
         for admission in packer.admissions.admitted:
             state.reserve(admission.request.id, admission.planned)
+            self.width.begin(admission.request, admission.team)
         for part in packer.iteration.parts():
             segments = [state.decode_segment(request, master) for request, master in part.decodes]
-            segments += [
-                state.prefill_segment(chunk.request, (chunk.instance,), {chunk.instance: chunk.length})
-                for chunk in part.chunks
-            ]
+            segments += [_segment(state, chunk, place) for place, chunk in enumerate(part.chunks)]
             instances = part.instances
             why, feedback = _why(part, instances, packer.iteration), packer.iteration.predictor.feedback
             if part.decodes and state.config.pp > 1:
-                self._tightest[state.num_batches] = part.tightest_tpot_s or inf
+                self._tightest[state.num_batches] = part.tightest_gap_s or inf
             feedback.expect(state.num_batches, now, why.predicted["batch_s"], _kind(part))
             state.run_batch(instances, segments)
             state.explain(why)
@@ -237,12 +259,14 @@ class AdaptiveChunks(ChunkedPrefill):
         TPOT is not kept while somebody prefills. idle_fixed_share: the same where nobody decodes, and nobody's TPOT is
         at stake; 1 makes such an iteration as long as the default TPOT. aim: an iteration is to take so much of the
         tightest TPOT. feedback: weight of an iteration in the averages of actual over predicted, by which predictions
-        are corrected; 0 corrects none."""
+        are corrected; 0 corrects none. burst: an iteration may take so many times that share, as long as the tokens of
+        all its decodes are ahead of their pace; in a pipeline it never does."""
 
         max_fixed_share: float = MAX_FIXED_SHARE
         idle_fixed_share: float = 1.0
         aim: float = 1.0
         feedback: float = 0.0
+        burst: float = 1.0
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -251,6 +275,8 @@ class AdaptiveChunks(ChunkedPrefill):
             for name in ("idle_fixed_share", "aim"):
                 if not 0.0 < getattr(self, name) <= 1.0:
                     raise ConfigError(f"{name} is {getattr(self, name)}, but must be above 0, and 1 at most")
+            if not 1.0 <= self.burst <= 100.0:
+                raise ConfigError(f"burst is {self.burst}, but must be at least 1, and 100 at most")
             if not 0.0 <= self.feedback < 0.5:
                 raise ConfigError(f"feedback is {self.feedback}, but must be at least 0 and below 0.5")
 
@@ -261,7 +287,7 @@ class AdaptiveChunks(ChunkedPrefill):
         return Predictor(
             state.cost_model, state.config, max_fixed_share=self.options.max_fixed_share,
             kvp_tokens_per_shard=self.options.kvp_tokens_per_shard, aim=self.options.aim,
-            idle_fixed_share=self.options.idle_fixed_share, gain=self.options.feedback,
+            idle_fixed_share=self.options.idle_fixed_share, gain=self.options.feedback, burst=self.options.burst,
         )  # fmt: skip
 
 
@@ -274,6 +300,15 @@ def _next_prefills(ranking: Ranking) -> list[Request]:
             break
         first.setdefault(candidate.request.reserved[0].instance, candidate.request)
     return list(first.values())
+
+
+def _segment(state: SchedulerState, chunk: PlannedChunk, place: int) -> Segment:
+    """place: in its batch; each prompt's stripes start elsewhere, so that remainders do not all fall on one
+    instance.""" if len(chunk.team) == 1:
+        return state.prefill_segment(chunk.request, chunk.team, [(chunk.team[0], chunk.length)])
+    shift = place % len(chunk.team)
+    kept = keep_share(state, chunk.request, chunk.length)
+    return state.prefill_segment(chunk.request, chunk.team[shift:] + chunk.team[:shift], kept)
 
 
 def _kind(part: Part) -> Kind:

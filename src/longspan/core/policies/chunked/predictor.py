@@ -11,7 +11,7 @@ from itertools import count
 from longspan.config import SchedulerConfig
 from longspan.core.books.request import Request
 from longspan.core.costs.cost_model import Chunk, CostModel
-from longspan.core.costs.load import context_seconds, exchange_seconds
+from longspan.core.costs.load import context_seconds, exchange_seconds, ring_seconds
 from longspan.core.policies.chunked.feedback import Feedback
 from longspan.core.policies.chunked.priority import Standing
 
@@ -21,6 +21,10 @@ MAX_FIXED_SHARE = 0.8
 _MANY = 1 << 20  # context tokens, to tell what one costs
 _REMEMBERED = 1 << 14  # prompts' lengths
 _SECANTS = 8
+_DEBT = 1.2
+"""Of a TPOT: so far may a request that has just begun to decode fall behind; ten tokens later its mean is kept."""
+_CATCHING_UP = 0.7
+"""Of its pace: the gaps of one that is behind."""
 
 
 class Predictor:
@@ -37,18 +41,21 @@ class Predictor:
     def __init__(
         self, model: CostModel, config: SchedulerConfig, *, max_fixed_share: float = MAX_FIXED_SHARE,
         kvp_tokens_per_shard: int | None = None, aim: float = 1.0, idle_fixed_share: float = 1.0, gain: float = 0.0,
+        burst: float = 1.0,
     ) -> None:  # fmt: skip
         """Take the options of `AdaptiveChunks`."""
         self.model = model
         self.config = config
         self.feedback = Feedback(gain, config.num_instances)
         self.aim = aim
+        self.burst = burst if config.pp == 1 else 1.0  # a pipeline's stages would wait for the largest chunk
         self.floor = chunk_floor(model)
         self.least_target = model.prefill((), 1) / max_fixed_share
         self.idle_target = max(self.least_target, aim * config.tpot_slo_s, model.prefill((), 1) / idle_fixed_share)
         default = self.idle_target
         self.shard_tokens = tokens_per_shard(model, config, default, kvp_tokens_per_shard)
         self.exchange = cache(lambda num_instances: exchange_seconds(model, num_instances))
+        self.ring = cache(lambda num_instances: ring_seconds(model, num_instances) if num_instances else 0.0)
         self.whole_prefill = lru_cache(_REMEMBERED)(self.prefill)
         self._fixed_s = model.prefill((), 1)
         self._exchange_s = self.exchange(min(2, config.num_instances))
@@ -56,19 +63,32 @@ class Predictor:
         self._ends = [0]
         self._seconds = [0.0]
 
-    def target(self, tightest_tpot_s: float | None = None) -> float:
-        """Return the seconds that an iteration may take, as predictions go: a share of the tightest TPOT of its
-        decodes.
+    def target(self, tightest_gap_s: float | None = None) -> float:
+        """Return the seconds that an iteration may take, as predictions go. tightest_gap_s: see `Part`.
 
         Where nobody decodes it is as long as fixed costs ask for. Never less than leaves these their greatest share:
         weights are read in every iteration, and one that hardly does more would only stretch every prefill.
         """
-        if tightest_tpot_s is None:
+        if tightest_gap_s is None:
             return self.idle_target
-        return max(self.aim * tightest_tpot_s / self.feedback.pace, self.least_target)
+        return max(tightest_gap_s / self.feedback.pace, self.least_target)
 
     def tpot(self, request: Request) -> float:
         return self.config.tpot_slo_s if request.service.tpot_s is None else request.service.tpot_s
+
+    def gap(self, request: Request, now: float) -> float:
+        """Return the seconds in which a request that decodes should get its next token: a share of its TPOT.
+
+        With a `burst`, more as long as its tokens are ahead of that pace, so that chunks may be larger and fewer.
+        """
+        pace_s = self.aim * self.tpot(request)
+        if self.burst <= 1.0:
+            return pace_s
+        begun = self.feedback.first_token(request)
+        if begun is None:
+            return pace_s
+        credit_s = pace_s * request.num_output_tokens + _DEBT * self.tpot(request) - (now - begun)
+        return min(max(credit_s, _CATCHING_UP * pace_s), self.burst * pace_s)
 
     def prefill(self, tokens: int) -> float:
         """Return the seconds of a prompt's first tokens, alone, in chunks. `whole_prefill` is the same, and remembers.

@@ -55,7 +55,11 @@ def _seniority(request: Request) -> tuple[int, int]:
 
 
 class Relief:
-    """Finds the request that gives way to a waiting one. `rank`: a candidate's key, from a request and its standing."""
+    """Finds the request that gives way to a waiting one.
+
+    rank: a candidate's key, from a request and its standing. yields: whether one so standing may lose its work to
+    another.
+    """
 
     def __init__(
         self,
@@ -63,11 +67,13 @@ class Relief:
         concessions: Concessions,
         stand: Stand,
         rank: Callable[[Request, Standing[float]], tuple[float, ...]],
+        yields: Callable[[Standing[float], Standing[float]], bool],
     ) -> None:
         self.state = state
         self.concessions = concessions
         self.stand = stand
         self.rank = rank
+        self.yields = yields
 
     def preempt_for(self, blocked: Candidate) -> Request | None:
         """Choose a half-done prefill whose slots, perhaps with those of more, make room: the least work lost."""
@@ -111,7 +117,8 @@ class Relief:
             ):
                 standing = self.stand(request)
                 undone = self.rank(request, replace(standing, remaining_s=standing.total_s))
-                if undone > beneficiary.key and self.rank(request, standing) > beneficiary.key:
+                is_below = undone > beneficiary.key and self.rank(request, standing) > beneficiary.key
+                if is_below and self.yields(standing, beneficiary.standing):
                     ranked.append((undone, request))
         return [request for _, request in sorted(ranked, key=lambda pair: pair[0])]
 

@@ -9,8 +9,6 @@ FSP).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from longspan.core.books.request import Request
@@ -55,9 +53,9 @@ class SharedProcessor:
         self._tags[request.id] = self.shown_s + work_s
         self._unserved.add(request.id)
 
-    def serve(self, request_ids: Iterable[str]) -> None:
-        """Note that these have their first token."""
-        self._unserved.difference_update(request_ids)
+    def serve(self, request: Request) -> None:
+        """Note that it has its first token."""
+        self._unserved.discard(request.id)
 
     def end(self, request: Request) -> None:
         self._tags.pop(request.id, None)

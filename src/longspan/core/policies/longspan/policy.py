@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from longspan.core.actions import RunBatch
 from longspan.core.books.request import Request
+from longspan.core.decision import Decision
+from longspan.core.estimate import Estimate
 from longspan.core.news import News
 from longspan.core.policies.chunked.policy import AdaptiveChunks
+from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.priority import N, Standing
+from longspan.core.policies.longspan.eta import Kinds, ServiceRate, Unserved, time_to_first_token
 from longspan.core.policies.longspan.order import SharedProcessor, rank
+from longspan.core.policies.longspan.promise import Promise, Promises, size_class
+from longspan.core.policies.longspan.width import ElasticPredictor, ElasticWidth
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
+
+Overload = Literal["off", "warn", "enforce"]
 
 
 class Longspan(AdaptiveChunks):
@@ -26,6 +36,12 @@ class Longspan(AdaptiveChunks):
         idle_fixed_share: float = 0.05
         aim: float = 0.88
         feedback: float = 0.1
+        burst: float = 2.5
+        team: int | None = None
+        overload: Overload = "enforce"
+        promise_factor: float = 25.0
+        promise_floor_s: float = 15.0
+        margin: float = 1.3
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -38,24 +54,97 @@ class Longspan(AdaptiveChunks):
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
         self._sharing = SharedProcessor()
+        self._unserved: dict[str, Request] = {}
+        self._kinds = Kinds()
+        self._promises = Promises(self.options.promise_factor, self.options.promise_floor_s, self.options.margin)
         self._scale = 1.0
         self._wait_s = 0.0
+        self._rate = ServiceRate(1.0)
+
+    def predictor(self, state: SchedulerState) -> ElasticPredictor:
+        options = self.options
+        predictor = ElasticPredictor(
+            state.cost_model, state.config, max_fixed_share=options.max_fixed_share,
+            kvp_tokens_per_shard=options.kvp_tokens_per_shard, aim=options.aim,
+            idle_fixed_share=options.idle_fixed_share, gain=options.feedback, burst=options.burst,
+        )  # fmt: skip
+        self.width = self._elastic = ElasticWidth(predictor, self.options.team)
+        self._rate = ServiceRate(float(state.config.num_instances))
+        return predictor
 
     def observe(self, state: SchedulerState, news: News, now: float) -> None:
-        super().observe(state, news, now)
         predictor = self._predictor(state)
+        assert isinstance(predictor, ElasticPredictor)
+        super().observe(state, news, now)
         self._scale = predictor.feedback.scale("mixed")
-        self._wait_s = predictor.target(state.config.tpot_slo_s) / state.config.pp
+        self._wait_s = predictor.target(predictor.aim * state.config.tpot_slo_s) / state.config.pp
         self._sharing.advance(now)
+        self._rate.pass_time(now, bool(self._unserved))
         for batch in news.completed:
-            self._sharing.serve(segment.request_id for segment in batch.segments if segment.emits)
-        for request in news.arrived:
-            self._sharing.arrive(request, predictor.whole_prefill(request.num_tokens))
+            self._note_progress(batch, predictor, now)
         for request in news.ended:
             self._sharing.end(request)
+            self._promises.drop(request)
+            self._unserved.pop(request.id, None)
+        for request in news.arrived:
+            self._welcome(state, request, predictor, now)
+        self._elastic.num_others = max(0, len(self._unserved) - 1)
+        self._elastic.is_decoding = len(state.placement) + len(state.waiting) > len(self._unserved)
+
+    def _note_progress(self, batch: RunBatch, predictor: Predictor, now: float) -> None:
+        for segment in batch.segments:
+            if segment.length > 1:
+                self._rate.serve(predictor.prefill(segment.end) - predictor.prefill(segment.start))
+            if segment.emits and (request := self._unserved.pop(segment.request_id, None)) is not None:
+                self._sharing.serve(request)
+                self._promises.keep(request, now)
+
+    def _welcome(self, state: SchedulerState, request: Request, predictor: ElasticPredictor, now: float) -> None:
+        """Make a promise, or refuse the request."""
+        work_s = predictor.whole_prefill(request.num_tokens)
+        self._sharing.arrive(request, work_s)
+        predicted_s = self._time_to_first_token(state, request, now)
+        self._unserved[request.id] = request
+        self._kinds.arrive(now, work_s, predictor.deadline(request) + self.options.c * work_s)
+        alone_s = predictor.alone(request.num_prompt_tokens)
+        promise = self._promises.make(request, alone_s, predicted_s, size_class(request.num_prompt_tokens))
+        told = {"median_s": promise.estimate.median_s, "quote_s": promise.estimate.quote_s,
+                "promised_s": promise.due - request.arrived}  # fmt: skip
+        state.explain(Decision("promise", (request.id,), (), told))
+        late_s = self._promises.late_s(request, promise)
+        if late_s and self.options.overload == "enforce" and request.service.if_late == "refuse":
+            self._refuse(state, request, promise, late_s)
+
+    def _refuse(self, state: SchedulerState, request: Request, promise: Promise, late_s: float) -> None:
+        message = (
+            f"The server is overloaded: the first token would come after {promise.estimate.median_s:.0f} s, but is "
+            f"promised within {promise.due - request.arrived:.0f} s; try again in {late_s:.0f} s."
+        )
+        state.refuse(request.id, message, "late", late_s)
+        self._sharing.end(request)
+        self._promises.drop(request)
+        del self._unserved[request.id]
+
+    def estimate(self, state: SchedulerState, request: Request, now: float) -> Estimate | None:
+        predicted_s = now - request.arrived + self._time_to_first_token(state, request, now)
+        return self._promises.calibration.estimate(predicted_s, size_class(request.num_prompt_tokens))
+
+    def _time_to_first_token(self, state: SchedulerState, request: Request, now: float) -> float:
+        others = [self._unserved_now(state, other, now) for other in self._unserved.values() if other is not request]
+        mine = self._unserved_now(state, request, now)
+        return time_to_first_token(mine, others, self._kinds.now(now), self._rate(), self._wait_s, now)
+
+    def _unserved_now(self, state: SchedulerState, request: Request, now: float) -> Unserved:
+        standing = self.standing(state, request, now)
+        left_s, due = self._scale * standing.remaining_s, standing.arrived + standing.deadline_s
+        return Unserved(left_s, due + self.options.c * left_s, due, standing.tag)
 
     def standing(self, state: SchedulerState, request: Request, now: float) -> Standing[float]:
         return replace(super().standing(state, request, now), tag=self._sharing.tag(request))
+
+    def yields(self, victim: Standing[float], beneficiary: Standing[float]) -> bool:
+        """Only if no more work is lost than is served by it."""
+        return victim.total_s - victim.remaining_s <= beneficiary.total_s
 
     def rule(self, standing: Standing[N]) -> N:
         return rank(standing, self.options.c, self._scale, self._wait_s)

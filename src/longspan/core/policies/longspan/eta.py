@@ -1,0 +1,175 @@
+"""When a request will get its first token: the policy's own order, played forward.
+
+Ahead of it are those that go before it now, and those that will come and overtake it. How fast that work is served is
+measured. The prediction is wrong in a way of its own, for no order is kept to the letter; so it is corrected by what
+has come of earlier ones, which also says how far it may be trusted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from longspan.core.estimate import Estimate
+from longspan.core.policies.longspan.load import ArrivingLoad
+
+_ROUNDS = 30
+_WINDOW_S = 400.0  # arrivals
+_SERVED_WINDOW_S = 60.0
+_SLOWEST, _FASTEST = 0.2, 1.3  # of what the instances can do
+_MOST_OVERTAKING = 0.95  # of the time until a request's turn
+_REMEMBERED, _ENOUGH = 200, 20
+_UNKNOWN = 1.6  # quoted over predicted, as long as nothing came of any
+_TOLERANCE = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class Unserved:
+    """A request without its first token, or one that might come, now. Seconds; times are the clock's.
+
+    left_s: of its prefill, alone. key: its rank among those that can be in time. due: its deadline. tag: see
+    `SharedProcessor`.
+    """
+
+    left_s: float
+    key: float
+    due: float
+    tag: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kin:
+    """Requests of about one size: what arrives of them, and how one stands at its arrival. Seconds.
+
+    work: seconds of work that arrive each second. reach_s: from an arrival to its key.
+    """
+
+    work: float
+    reach_s: float
+
+
+class Kinds:
+    """The arrivals of late, by size: by the logarithm of their work."""
+
+    def __init__(self) -> None:
+        self._loads: dict[int, ArrivingLoad] = {}
+        self._reach_s: dict[int, float] = {}
+
+    def arrive(self, now: float, work_s: float, reach_s: float) -> None:
+        kind = math.frexp(work_s)[1]
+        self._loads.setdefault(kind, ArrivingLoad(_WINDOW_S)).arrive(now, work_s)
+        self._reach_s[kind] = reach_s
+
+    def now(self, now: float) -> list[Kin]:
+        return [Kin(load.work(now), self._reach_s[kind]) for kind, load in self._loads.items()]
+
+
+class ServiceRate:
+    """Seconds of work that are served in a second while any waits. most: what the instances can do at best."""
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+        self._served_s = self._busy_s = 0.0
+        self._at: float | None = None
+
+    def pass_time(self, now: float, is_busy: bool) -> None:
+        """Note that nothing changed since the last time; whether somebody waited or was computed."""
+        if self._at is not None:
+            lasted = now - self._at
+            kept = math.exp(-lasted / _SERVED_WINDOW_S)
+            self._served_s *= kept
+            self._busy_s = kept * self._busy_s + lasted * is_busy
+        self._at = now
+
+    def serve(self, work_s: float) -> None:
+        self._served_s += work_s
+
+    def __call__(self) -> float:
+        """Return it; what the instances can do, as long as little is known."""
+        known = min(1.0, self._busy_s / (0.1 * _SERVED_WINDOW_S))
+        seen = self._served_s / self._busy_s if self._busy_s else self.most
+        rate = known * seen + (1.0 - known) * self.most
+        return min(_FASTEST * self.most, max(_SLOWEST * self.most, rate))
+
+
+def time_to_first_token(
+    mine: Unserved, others: Iterable[Unserved], coming: Sequence[Kin], rate: float, wait_s: float, now: float
+) -> float:
+    """Return the predicted seconds from now to its first token.
+
+    rate: seconds of work served in one. wait_s: until what runs now is over.
+    """
+    ahead_s, is_late = _work_ahead(mine, sorted(others, key=lambda other: other.key), rate, wait_s, now)
+    for _ in range(2):
+        until_s = _until(mine, ahead_s, is_late, coming, rate, wait_s, now)
+        if is_late or now + until_s <= mine.due:
+            break
+        is_late = True
+    return until_s
+
+
+def _work_ahead(
+    mine: Unserved, others: Sequence[Unserved], rate: float, wait_s: float, now: float
+) -> tuple[float, bool]:
+    """Seconds of work that go before it; and whether it will be late by then."""
+    before_s = 0.0
+    relegated: list[Unserved] = []
+    for other in others:
+        if other.key >= mine.key:
+            break
+        if now + before_s / rate + other.left_s + wait_s > other.due:
+            relegated.append(other)
+        else:
+            before_s += other.left_s
+    if now + before_s / rate + mine.left_s + wait_s <= mine.due:
+        return before_s, False
+    return before_s + sum([other.left_s for other in relegated if other.tag < mine.tag]), True
+
+
+def _until(
+    mine: Unserved, ahead_s: float, is_late: bool, coming: Sequence[Kin], rate: float, wait_s: float, now: float
+) -> float:
+    """Its end, with those that come before it and overtake: a fixed point, which is approached from below."""
+    until_s = wait_s + mine.left_s + ahead_s / rate
+    for _ in range(_ROUNDS):
+        overtaking_s = 0.0
+        for kin in coming:
+            open_s = until_s if is_late else min(until_s, max(0.0, mine.key - now - kin.reach_s))
+            overtaking_s += kin.work * open_s
+        overtaking_s = min(overtaking_s, _MOST_OVERTAKING * rate * until_s)
+        longer_s = wait_s + mine.left_s + (ahead_s + overtaking_s) / rate
+        if longer_s - until_s < 1e-3 * until_s:
+            break
+        until_s = longer_s
+    return until_s
+
+
+class Calibration:
+    """What came of earlier predictions, by their class: how much longer it took.
+
+    error: of late, the part of the quotes that were not kept.
+    """
+
+    def __init__(self) -> None:
+        self._ratios: dict[int, deque[float]] = {}
+        self._broken: deque[bool] = deque(maxlen=_REMEMBERED)
+
+    def estimate(self, predicted_s: float, kind: int) -> Estimate:
+        ratios = sorted(self._ratios.get(kind, ()))
+        if len(ratios) < _ENOUGH:
+            return Estimate(predicted_s, _UNKNOWN * predicted_s)
+        return Estimate(predicted_s * _quantile(ratios, 0.5), predicted_s * _quantile(ratios, 0.95))
+
+    def learn(self, predicted_s: float, estimate: Estimate, took_s: float, kind: int) -> None:
+        self._ratios.setdefault(kind, deque(maxlen=_REMEMBERED)).append(took_s / max(predicted_s, 1e-9))
+        self._broken.append(took_s > max(_TOLERANCE * estimate.quote_s, estimate.quote_s + 1.0))
+
+    @property
+    def error(self) -> float:
+        return sum(self._broken) / len(self._broken) if len(self._broken) >= _ENOUGH else 1.0
+
+
+def _quantile(ascending: Sequence[float], share: float) -> float:
+    return ascending[min(len(ascending) - 1, int(share * len(ascending)))]

@@ -1,0 +1,90 @@
+"""On how many instances a prompt is computed.
+
+One instance wastes least; several are faster, and what they waste on passing KV round their ring everybody else waits
+for. So a prompt gets the width with the least sum of both: the seconds that it takes itself, and those by which it
+keeps each of the others waiting. Alone it gets all instances; in a crowd a short one gets one, a long one some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from longspan.core.books.request import Request
+from longspan.core.costs.cost_model import Chunk, CostModel
+from longspan.core.policies.chunked.predictor import Predictor
+from longspan.core.policies.chunked.ranking import Candidate
+from longspan.core.policies.chunked.width import ALONE, Team, Width
+
+_WORTH = 0.7
+"""Of an iteration that keeps the pace of decodes must be work, or passing KV round takes too much of it."""
+
+
+class ElasticPredictor(Predictor):
+    """A predictor whose prompts, alone, run on as many instances as are best."""
+
+    def deadline(self, request: Request) -> float:
+        if request.service.ttft_s is not None:
+            return request.service.ttft_s
+        return max(self.config.ttft_slo_factor * self.alone(request.num_prompt_tokens), self.config.ttft_slo_floor_s)
+
+    def alone(self, tokens: int) -> float:
+        """Return the seconds of a prompt that has everything for itself."""
+        return self._alone(tokens)
+
+    @lru_cache(maxsize=1 << 14)  # noqa: B019
+    def _alone(self, tokens: int) -> float:
+        return min(self.whole_prefill(tokens), *(
+            self.model.prefill((Chunk(tokens),), size) for size in range(1, self.config.num_instances + 1)
+        ))
+
+
+class ElasticWidth(Width):
+    """Teams of neighbours, of sizes that divide the instances evenly.
+
+    num_others: prompts that wait or are computed, beside the one that is asked about. is_decoding: whether any request
+    decodes, so that iterations must be short.
+    """
+
+    def __init__(self, predictor: Predictor, most: int | None = None) -> None:
+        super().__init__()
+        self.num_others = 0
+        self.is_decoding = False
+        self.work_rate = 0.0
+        model, self.num_instances = predictor.model, predictor.config.num_instances
+        paced_s, idle_s = predictor.aim * predictor.config.tpot_slo_s, predictor.idle_target
+        numbers = range(self.num_instances)
+        sizes = [size for size in numbers if size and self.num_instances % size == 0] + [self.num_instances]
+        self.sizes = sorted({size for size in sizes if most is None or size <= most})
+        self._teams = {
+            size: [tuple(numbers[first : first + size]) for first in numbers[::size]] for size in self.sizes
+        }
+        self._efficiency = {
+            is_decoding: {size: efficiency(model, size, seconds) for size in self.sizes}
+            for is_decoding, seconds in ((True, paced_s), (False, idle_s))
+        }
+        self._iteration_s = {True: paced_s, False: idle_s}
+
+    def choose(self, candidate: Candidate, rooms: Mapping[int, int]) -> Team:
+        size = self.size(candidate.standing.remaining_s)
+        if size == 1:
+            return ALONE
+        return max(self._teams[size], key=lambda team: sum([max(0, rooms[number]) for number in team]))
+
+    def size(self, work_s: float) -> int:
+        """Return the number of instances for so much work, seconds of one instance."""
+        if work_s <= self._iteration_s[self.is_decoding]:
+            return 1
+        efficiencies = self._efficiency[self.is_decoding]
+
+        def cost_s(size: int) -> float:
+            used_s = work_s / efficiencies[size]
+            return used_s / size + self.num_others * used_s / self.num_instances
+
+        sizes = [size for size in self.sizes if size == 1 or self._efficiency[True][size] >= _WORTH]
+        return min(sizes, key=lambda size: (cost_s(size), size))
+
+
+def efficiency(model: CostModel, size: int, seconds: float) -> float:
+    """Return which part of an iteration that takes so long is work, if a team of such a size runs it."""
+    return max(1e-3, 1.0 - model.prefill((), size) / seconds)
