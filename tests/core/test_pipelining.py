@@ -47,6 +47,19 @@ def test_the_next_chunk_follows_into_the_first_stage() -> None:
     d.finish()
 
 
+@pytest.mark.parametrize(("stages", "in_flight"), [(2, 2), (3, 3), (4, 5), (8, 9)])
+def test_how_many_batches_are_in_flight(stages: int, in_flight: int) -> None:
+    """As many as there are stages; where these are many, one more, which hides the time that the host takes."""
+    d = driver(pp=stages)
+    d.arrive(900, 2, "long")
+    issued = [d.model.started[0]]
+    while actions := d.complete(issued[-1]):  # it leaves the first stage
+        issued += batches(actions)
+    assert len(issued) == in_flight
+    assert segments(d.complete(issued[0])) == [("long", 50 * in_flight, 50)], "one is through"
+    d.finish()
+
+
 def test_a_decode_waits_for_its_token_while_chunks_go_on() -> None:
     """A token comes out of the last stage; only then may it enter the first."""
     d = driver()

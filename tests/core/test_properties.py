@@ -29,7 +29,7 @@ from .reading import batches
 configs = st.builds(
     SchedulerConfig,
     num_instances=st.integers(1, 5),
-    pp=st.sampled_from([1, 1, 1, 2, 3]),
+    pp=st.sampled_from([1, 1, 1, 2, 3, 4]),
     kv_tokens=st.sampled_from([4, 9, 16, 40, 150]),
     max_waiting=st.sampled_from([3, 100]),
     max_batch_tokens=st.sampled_from([1, 8, 64]),

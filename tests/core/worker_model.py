@@ -4,7 +4,8 @@ Each instance does its actions first in, first out. A batch or a migration start
 its instances, and stays first there until the driver completes it. Nothing here reads the scheduler's state.
 
 With several pipeline stages that is the first one. A batch that leaves it comes to the end of another line, the later
-stages', and is through when it is first in that at all of its instances. Slots are counted in the first stage.
+stages', and is through when it is first in that at all of its instances. Slots are counted in the first stage. As many
+batches may be in flight as there are stages, and one more where there are four or more.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Residence:
 class WorkerModel:
     def __init__(self, num_instances: int, capacity: int, stages: int = 1) -> None:
         self.stages = stages
+        self.most_in_flight = stages + 1 if stages >= 4 else stages
         self.later: list[deque[RunBatch]] = [deque() for _ in range(num_instances)]
         self.capacity = capacity
         self.used = [0] * num_instances
@@ -71,7 +73,7 @@ class WorkerModel:
         for instance in batch.group:
             assert self.queues[instance].popleft()[0] is batch
             self.later[instance].append(batch)
-            assert len(self.later[instance]) <= self.stages
+            assert len(self.later[instance]) <= self.most_in_flight
         self.advance()
 
     def complete(self, action: RunBatch | MigrateKV) -> None:
@@ -146,7 +148,7 @@ class WorkerModel:
     def _check_queue_is_legal(self, action: RunBatch | MigrateKV, instances: tuple[int, ...]) -> None:
         """At most one batch behind a running one, both decodes of the very same group."""
         for instance in instances:
-            assert len(self.later[instance]) < self.stages, "more in flight than there are stages"
+            assert len(self.later[instance]) < self.most_in_flight, "too many in flight"
             ahead = [item for item, _ in self.queues[instance] if not isinstance(item, FreeKV)]
             if not ahead:
                 continue

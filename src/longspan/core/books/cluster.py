@@ -19,7 +19,7 @@ WorkT = TypeVar("WorkT", RunBatch, MigrateKV)
 class Work(Generic[WorkT]):
     """A batch or a migration: occupies its instances from the moment it is issued until it completes.
 
-    With several pipeline stages a batch occupies them until it leaves the first stage.
+    With several pipeline stages a batch occupies them until it is about to leave the first stage.
     """
 
     action: WorkT
@@ -35,9 +35,9 @@ class Instance:
     used: slots taken, also by batches that have yet to fill them and by migrations on their way here.
     promised: free slots that the requests at home here may count on for their coming tokens.
     reserved: free slots set aside for requests' coming tokens by plan; unlike a promise, kept from all other requests.
-    stages: of its pipeline; as many batches may be in flight.
+    stages: of its pipeline; about as many batches may be in flight, see `most_in_flight`.
     running: the work that its devices have begun last; with several stages, what is in the first.
-    later: batches that have left the first stage, oldest first.
+    later: batches that have left the first stage or are about to, oldest first.
     queued: the next decode iteration, behind the running one of the very same group.
     ready: requests with KV here that nothing touches, longest ready first.
     flowing: prefills with KV here whose next chunk may follow those that are in later stages.
@@ -71,8 +71,18 @@ class Instance:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it can begin something now."""
-        return self.running is None and len(self.later) < self.stages + (self.stages >= 4)
+        """Whether it can begin something now: its first stage is free or about to be, and not too much is in flight."""
+        return self.running is None and len(self.later) < self.most_in_flight
+
+    @property
+    def most_in_flight(self) -> int:
+        """How many batches may be on their way through its stages.
+
+        A batch for each stage keeps all stages busy, but for the time in which the host hears that one is through and
+        prepares the next. With four stages or more one batch more hides that. With fewer it would cost too much: a
+        decode waits for its turn behind all that is in flight, with two stages for half as long again.
+        """
+        return self.stages + (self.stages >= 4)
 
     @property
     def is_working(self) -> bool:

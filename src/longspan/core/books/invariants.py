@@ -66,7 +66,8 @@ def instances_run_one_batch(ledger: Ledger) -> None:
     """Work runs on all of its instances and nowhere else; a queued batch is behind one of its group."""
     in_flight: list[AnyWork] = [*ledger.batches.values(), *ledger.migrations.values()]
     for instance in ledger.cluster.instances:
-        _require(len(instance.later) <= instance.stages, f"instance {instance.id}: too many batches in later stages")
+        fits = len(instance.later) <= instance.most_in_flight
+        _require(fits, f"instance {instance.id}: too many batches in later stages")
         for work in (instance.running, instance.queued, *instance.later):
             if work is not None:
                 _require(work in in_flight, f"instance {instance.id} runs what is not in flight")
