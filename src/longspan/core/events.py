@@ -34,9 +34,11 @@ class TokenOutput(Struct, frozen=True, gc=False):
 
 
 class FirstStageFree(Struct, frozen=True, gc=False, tag=True):
-    """A batch has left the first pipeline stage on all of its instances: they may take the next one behind it.
+    """A batch has left the first pipeline stage on all of its instances, or is about to: they may take the next one.
 
-    It comes before the batch's `BatchCompleted`, and only where there are several stages.
+    It is told early by about as long as the next one needs to get there, for workers are first in, first out: then the
+    stage goes from one to the next without a pause. It comes before the batch's `BatchCompleted`, and only where there
+    are several stages.
     """
 
     batch_id: int

@@ -69,7 +69,7 @@ class InprocExecutor:
                 tp = LocalTensorParallel(self.world, spec.rank, stream) if spec.tp > 1 else None
                 transport = LocalTransport(self.world, spec.rank, stream)
                 model = shared[spec.rank % self.per_instance].model
-                worker = Worker(spec, transport, tp, model, stream=stream)
+                worker = Worker(spec, transport, tp, model, stream=stream, tell=on_reply)
                 self.startup.put(worker.ready())
                 while not isinstance(command := self.inboxes[spec.rank].get(), Stop):
                     reply = worker.execute(command)

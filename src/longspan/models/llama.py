@@ -140,25 +140,34 @@ class LlamaModel:
         return self.logits(x_TD[emit_rows_E], tp)
 
     def run_layers(
-        self, x_TD: Tensor, positions_T: Tensor, attention: Attention, tp: TensorParallelGroup
+        self,
+        x_TD: Tensor,
+        positions_T: Tensor,
+        attention: Attention,
+        tp: TensorParallelGroup,
+        on_last_layer: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Return the residual stream (fp32) behind the layers of this stage. x_TD may be overwritten.
 
         With T = 0 nothing is computed here, but `attention` is called in every layer: it serves its peers.
+        on_last_layer: called once, before the last layer, or before all of them where one call runs them.
         """
         lone = None
         if self.decoder is not None and tp.size == 1 and isinstance(attention, ElasticAttention):
             lone = attention.lone_tokens()
         if not len(x_TD) and lone is None:
-            return self._only_attend(x_TD, attention)
+            return self._only_attend(x_TD, attention, on_last_layer)
         cos_T1R, sin_T1R = rotary_angles(positions_T, self.frequencies_R)
         eps, ops = self.config.rms_norm_eps, self.ops
         if lone is not None:
             assert self.decoder is not None
+            on_last_layer()
             mlp_TD = self.decoder(x_TD, cos_T1R, sin_T1R, lone)
             return x_TD + mlp_TD
         normed_TD = ops.rms_norm(x_TD, self.layers[0].attention_norm_D, eps)
         for i, layer in enumerate(self.layers):
+            if i + 1 == len(self.layers):
+                on_last_layer()
             q_THK, k_TGK, v_TGK = self._qkv(layer, normed_TD, cos_T1R, sin_T1R)
             attended_TD = tp.all_reduce_(layer.attention_out(attention(i, q_THK, k_TGK, v_TGK).flatten(1)))
             x_TD, normed_TD = ops.add_and_norm(x_TD, attended_TD, layer.mlp_norm_D, eps)
@@ -197,10 +206,12 @@ class LlamaModel:
             settle_near_ties_(logits_EV, normed_ED, self.head.plain_VD)
         return tp.all_gather_vocab(logits_EV, self.shard.vocab_sizes)
 
-    def _only_attend(self, x_TD: Tensor, attention: Attention) -> Tensor:
+    def _only_attend(self, x_TD: Tensor, attention: Attention, on_last_layer: Callable[[], None]) -> Tensor:
         q_THK = self.like.new_empty((0, self.shard.num_query_heads, self.config.head_dim))
         k_TGK = self.like.new_empty((0, self.shard.num_kv_heads, self.config.head_dim))
         for i in range(len(self.layers)):
+            if i + 1 == len(self.layers):
+                on_last_layer()
             attention(i, q_THK, k_TGK, k_TGK)
         return x_TD
 

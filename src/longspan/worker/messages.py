@@ -165,7 +165,10 @@ class BatchDone(msgspec.Struct, frozen=True, tag=True):
 
 
 class FirstStageDone(msgspec.Struct, frozen=True, tag=True):
-    """This instance's first pipeline stage has done its part of a batch, and could take another."""
+    """This instance's first pipeline stage begins the last layer of its part of a batch, and is about to be free.
+
+    What is sent to it now waits for it, not the other way round.
+    """
 
     batch_id: int
     instance: int

@@ -37,6 +37,7 @@ class Model(Protocol):
         positions_T: torch.Tensor,
         attention: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
         tp: TensorParallelGroup,
+        on_last_layer: Callable[[], None] = ...,
     ) -> torch.Tensor: ...
 
     def logits(self, x_ED: torch.Tensor, tp: TensorParallelGroup) -> torch.Tensor: ...
@@ -80,8 +81,11 @@ class ModelRunner:
         self.last_token: dict[str, int] = {}
         self._handover: Exchange = NothingToWaitFor()
 
-    def run(self, command: Run) -> BatchDone:
-        """Run this instance's part of a batch, to its end on the device."""
+    def run(self, command: Run, on_last_layer: Callable[[], None] = lambda: None) -> BatchDone:
+        """Run this instance's part of a batch, to its end on the device.
+
+        on_last_layer: called once, while the last of this stage's layers is still to come. A GPU may be further behind.
+        """
         self.finish_handover()
         begin = time.perf_counter()
         batch = command.batch
@@ -99,7 +103,7 @@ class ModelRunner:
         positions_T = torch.from_numpy(positions_of(layout)).to(self.pool.device)
         x_TD = self._enter(layout, command.token_ids)
         model_begin = self.stream.record()
-        x_TD = self.model.run_layers(x_TD, positions_T, attention, self.tp)
+        x_TD = self.model.run_layers(x_TD, positions_T, attention, self.tp, on_last_layer)
         sampled = self._leave(layout, x_TD)
         end = self.stream.record()
         end.wait()
@@ -132,7 +136,7 @@ class ModelRunner:
     def finish_handover(self) -> None:
         """Wait until the next stage has what the latest batch handed on to it.
 
-        It is called once the engine was told that this stage is free: the next batch comes meanwhile.
+        It is called once the batch is done here: the engine knows by then, and the next batch comes meanwhile.
         """
         self._handover.wait()
         self._handover = NothingToWaitFor()

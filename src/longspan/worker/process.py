@@ -51,7 +51,7 @@ def main(
         stream.enter()  # NCCL too goes by the thread's device
         transport, tp = _join(spec, folder, listener)
         spec = agree_on_stages(spec, transport)
-        worker = Worker(spec, transport, tp, on_loading=line.send, stream=stream)
+        worker = Worker(spec, transport, tp, on_loading=line.send, stream=stream, tell=line.send)
         line.start_beating(worker.progress.value)
         line.send(worker.ready())
         while not isinstance(command := line.commands.get(), Stop):

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -89,6 +90,7 @@ class Worker:
     only_layers: to load no more than these.
     on_loading: hears how far the loading is.
     stream: of the thread that makes the worker, which is the one that works; None: a new one.
+    tell: takes what the engine is to know while a command is still being carried out.
     """
 
     def __init__(
@@ -100,11 +102,13 @@ class Worker:
         only_layers: range | None = None,
         on_loading: Callable[[Loading], None] = lambda loading: None,
         stream: Stream | None = None,
+        tell: Callable[[Reply], None] = lambda reply: None,
     ) -> None:
         torch.set_num_threads(threads_of(spec, len(os.sched_getaffinity(0))))
         keep_freed_memory()
         self.spec = spec
         self.transport = transport
+        self.tell = tell
         self.tp = tp or SingleDevice()
         self.device = resolve_device(spec)
         self.stream = stream or stream_on(self.device)
@@ -149,7 +153,10 @@ class Worker:
 
     @torch.inference_mode()
     def execute(self, command: Command) -> Reply | None:
-        """Carry out one command. One device of an instance answers for all; see `WorkerSpec.answers`."""
+        """Carry out one command. One device of an instance answers for all; see `WorkerSpec.answers`.
+
+        Of a batch the first of several stages tells before it is done with it, and returns None.
+        """
         reply = self._carry_out(command)
         return reply if isinstance(reply, KVAllocated) or self.spec.answers(command) else None
 
@@ -165,8 +172,8 @@ class Worker:
                 self.runner = self._make_runner(num_tokens)
                 return KVAllocated()
             case Run():
-                done = self._ready_runner.run(command)
-                return done if self.stage.is_last else FirstStageDone(done.batch_id, done.instance)
+                done = self._ready_runner.run(command, on_last_layer=partial(self._tell_free, command))
+                return done if self.stage.is_last else None
             case Migrate(action):
                 self._ready_runner.migrate(action)
                 return MigrationDone(action.migration_id, self.spec.instance)
@@ -178,6 +185,11 @@ class Worker:
                 return None
             case _:
                 raise AssertionError(f"unknown command {command!r}")
+
+    def _tell_free(self, command: Run) -> None:
+        """The next batch is decided on, and comes, during the last layer: the stage need not wait for it."""
+        if not self.stage.is_last and self.spec.answers(command):
+            self.tell(FirstStageDone(command.batch.batch_id, self.spec.instance))
 
     @property
     def _ready_runner(self) -> ModelRunner:
