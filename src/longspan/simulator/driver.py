@@ -4,7 +4,8 @@
 
 What is due at the same time is handled in the order in which it became known. Instances take actions first in, first
 out, as workers do: a batch queued behind another begins when that one ends, and what the host prepares for it costs
-nothing if it is done by then. So does every pipeline stage of an instance.
+nothing if it is done by then. So does every pipeline stage of an instance; the first is told free as much earlier as
+the host takes for a batch, so that the next begins when this one leaves.
 """
 
 # ruff: noqa: B027  # nobody has to look on
