@@ -183,8 +183,8 @@ class Iteration:
         part.tighten(self.predictor.gap(request, self.now))
 
     def _between(self, part: Part, ring: int = 0) -> float:
-        """Seconds for what passes between the part's instances. ring: how many a chunk goes round, beside those in
-        it.""" return max(self.predictor.exchange(len(part.loads)), self.predictor.ring(max(ring, len(part.ring))))
+        """Seconds for what passes between the part's instances. ring: of a chunk that is to come, its instances."""
+        return max(self.predictor.exchange(len(part.loads)), self.predictor.ring(max(ring, len(part.ring))))
 
     def _target(self, part: Part, kind: Kind | None = None) -> float:
         """In seconds as predictions go: what they get wrong is taken out here."""

@@ -303,8 +303,8 @@ def _next_prefills(ranking: Ranking) -> list[Request]:
 
 
 def _segment(state: SchedulerState, chunk: PlannedChunk, place: int) -> Segment:
-    """place: in its batch; each prompt's stripes start elsewhere, so that remainders do not all fall on one
-    instance.""" if len(chunk.team) == 1:
+    """place: in its batch; each prompt's stripes start elsewhere, so that remainders are spread."""
+    if len(chunk.team) == 1:
         return state.prefill_segment(chunk.request, chunk.team, [(chunk.team[0], chunk.length)])
     shift = place % len(chunk.team)
     kept = keep_share(state, chunk.request, chunk.length)
