@@ -99,6 +99,10 @@ class Predictor:
         serial, stages = self._serial(tokens), self.config.pp
         return (serial + (stages - 1) * min(serial, self._default)) / stages
 
+    def work(self, tokens: int) -> float:
+        """Return the seconds for which a prompt's first tokens keep its instance, and every stage of it, from others."""
+        return self._serial(tokens) / self.config.pp
+
     def _serial(self, tokens: int) -> float:
         """As if one chunk left the last stage before the next entered the first."""
         if tokens <= self.shard_tokens:

@@ -29,11 +29,12 @@ _TOLERANCE = 1.3
 class Unserved:
     """A request without its first token, or one that might come, now. Seconds; times are the clock's.
 
-    left_s: of its prefill, alone. key: its rank among those that can be in time. due: its deadline. tag: see
+    left_s: until it ends, alone. work_s: for which it keeps instances from others. key: its rank among those that can be in time. due: its deadline. tag: see
     `SharedProcessor`.
     """
 
     left_s: float
+    work_s: float
     key: float
     due: float
     tag: float
@@ -73,18 +74,22 @@ class ServiceRate:
         self.most = most
         self._served_s = self._busy_s = 0.0
         self._at: float | None = None
+        self._is_busy = False
 
     def pass_time(self, now: float, is_busy: bool) -> None:
-        """Note that nothing changed since the last time; whether somebody waited or was computed."""
-        if self._at is not None:
+        """Note that nothing changed since the last time. is_busy: whether somebody waits, from now on."""
+        if self._at is not None and self._is_busy:
             lasted = now - self._at
             kept = math.exp(-lasted / _SERVED_WINDOW_S)
             self._served_s *= kept
-            self._busy_s = kept * self._busy_s + lasted * is_busy
+            self._busy_s = kept * self._busy_s + lasted
         self._at = now
+        self._is_busy = is_busy
 
     def serve(self, work_s: float) -> None:
-        self._served_s += work_s
+        """Note that so much work has just been done."""
+        if self._is_busy:
+            self._served_s += work_s
 
     def __call__(self) -> float:
         """Return it; what the instances can do, as long as little is known."""
@@ -122,10 +127,10 @@ def _work_ahead(
         if now + before_s / rate + other.left_s + wait_s > other.due:
             relegated.append(other)
         else:
-            before_s += other.left_s
+            before_s += other.work_s
     if now + before_s / rate + mine.left_s + wait_s <= mine.due:
         return before_s, False
-    return before_s + sum([other.left_s for other in relegated if other.tag < mine.tag]), True
+    return before_s + sum([other.work_s for other in relegated if other.tag < mine.tag]), True
 
 
 def _until(

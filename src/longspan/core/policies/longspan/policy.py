@@ -79,7 +79,7 @@ class Longspan(AdaptiveChunks):
         self._scale = predictor.feedback.scale("mixed")
         self._wait_s = predictor.target(predictor.aim * state.config.tpot_slo_s) / state.config.pp
         self._sharing.advance(now)
-        self._rate.pass_time(now, bool(self._unserved))
+        self._rate.pass_time(now, bool(state.waiting))
         for batch in news.completed:
             self._note_progress(batch, predictor, now)
         for request in news.ended:
@@ -94,7 +94,7 @@ class Longspan(AdaptiveChunks):
     def _note_progress(self, batch: RunBatch, predictor: Predictor, now: float) -> None:
         for segment in batch.segments:
             if segment.length > 1:
-                self._rate.serve(predictor.prefill(segment.end) - predictor.prefill(segment.start))
+                self._rate.serve(predictor.work(segment.end) - predictor.work(segment.start))
             if segment.emits and (request := self._unserved.pop(segment.request_id, None)) is not None:
                 self._sharing.serve(request)
                 self._promises.keep(request, now)
@@ -105,7 +105,8 @@ class Longspan(AdaptiveChunks):
         self._sharing.arrive(request, work_s)
         predicted_s = self._time_to_first_token(state, request, now)
         self._unserved[request.id] = request
-        self._kinds.arrive(now, work_s, predictor.deadline(request) + self.options.c * work_s)
+        reach_s = predictor.deadline(request) + self.options.c * self._scale * work_s
+        self._kinds.arrive(now, predictor.work(request.num_tokens), reach_s)
         alone_s = predictor.alone(request.num_prompt_tokens)
         promise = self._promises.make(request, alone_s, predicted_s, size_class(request.num_prompt_tokens))
         told = {"median_s": promise.estimate.median_s, "quote_s": promise.estimate.quote_s,
@@ -137,7 +138,9 @@ class Longspan(AdaptiveChunks):
     def _unserved_now(self, state: SchedulerState, request: Request, now: float) -> Unserved:
         standing = self.standing(state, request, now)
         left_s, due = self._scale * standing.remaining_s, standing.arrived + standing.deadline_s
-        return Unserved(left_s, due + self.options.c * left_s, due, standing.tag)
+        predictor = self._predictor(state)
+        work_s = predictor.work(request.num_tokens) - predictor.work(request.num_stored)
+        return Unserved(left_s, work_s, due + self.options.c * left_s, due, standing.tag)
 
     def standing(self, state: SchedulerState, request: Request, now: float) -> Standing[float]:
         return replace(super().standing(state, request, now), tag=self._sharing.tag(request))
