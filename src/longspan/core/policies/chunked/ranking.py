@@ -55,7 +55,9 @@ class Backlog:
     with one comes back with another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, by_priority: bool = True) -> None:
+        """Make an empty one. by_priority: whether a higher priority goes before any rule."""
+        self.by_priority = by_priority
         self.queue: list[Request] = []
         self._changes = 0
         self._columns = np.empty((_WIDTH, 0))
@@ -77,13 +79,18 @@ class Backlog:
         """Return the slots that the smallest one needs, headroom included; infinite if none waits."""
         return float(self._columns[-1].min()) if self.queue else inf
 
+    def total_s(self) -> float:
+        """Return the predicted seconds of all prefills that wait, each alone."""
+        return float(self._columns[2].sum())
+
     def order(self, now: float, rule: Callable[[Standing[Floats]], Floats]) -> NDArray[np.intp]:
         """Return places in the queue by priority, rule and arrival."""
         if not self.queue:
             return _NOBODY
         arrived, deadline_s, total_s, scale_s, tag, index, priority, _ = self._columns
         standing = Standing(now, arrived, deadline_s, total_s, total_s, scale_s, tag)
-        return np.lexsort((index, rule(standing), -priority))
+        keys = (index, rule(standing))
+        return np.lexsort((*keys, -priority) if self.by_priority else keys)
 
 
 def _column(state: SchedulerState, request: Request, standing: Standing[float]) -> tuple[float, ...]:

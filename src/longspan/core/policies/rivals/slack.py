@@ -1,0 +1,66 @@
+"""Dynamic chunking: an iteration may take as long as its decodes have until their next tokens are due (QoServe)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from longspan.config import SchedulerConfig
+from longspan.core.actions import RunBatch
+from longspan.core.books.request import Request
+from longspan.core.costs.cost_model import Chunk, CostModel
+from longspan.core.policies.chunked.predictor import Predictor
+from longspan.core.policies.rivals.served import prefill_seconds
+
+_SHORTEST_S = 1e-9
+_RATE_GAIN = 0.005
+
+
+class SlackPredictor(Predictor):
+    """A predictor whose iterations are bounded by the slack of their decodes, and by the largest chunk worth its while.
+
+    Token n of a request is due at arrival + TTFT SLO + (n - 1) TBT SLO (equation 2). A first token that was early
+    leaves time to long chunks, therefore. One that was late moves the others with it (the code's `_get_TBT_deadline`).
+
+    rate: seconds of prefill, as predicted alone, that a second of an iteration with chunks does, as a slow running
+    average (the code's `expected_prefill_throughput`).
+    """
+
+    def __init__(self, model: CostModel, config: SchedulerConfig, largest_chunk: int, **options: float | None) -> None:
+        """Make one. largest_chunk: tokens; an iteration takes no longer than they do without context."""
+        super().__init__(model, config, **options)  # type: ignore[arg-type]  # of the frame's types
+        self.longest_s = max(self.least_target, model.prefill((Chunk(largest_chunk),), 1))
+        self.idle_target = self._default = self.longest_s
+        self.now = 0.0
+        self.rate = 1.0
+        self._began: dict[int, float] = {}
+        self._first_token_at: dict[str, float] = {}
+
+    def target(self, tightest_tpot_s: float | None = None) -> float:
+        return min(super().target(tightest_tpot_s), self.longest_s)
+
+    def tpot(self, request: Request) -> float:
+        """Return the seconds until the request's next token is due, instead of those from token to token.
+
+        In a pipeline no more than these: chunks that follow behind later stages would use the same slack again.
+        """
+        pace_s = super().tpot(request)
+        due = max(request.arrived + self.deadline(request), self._first_token_at.get(request.id, 0.0))
+        slack_s = max(_SHORTEST_S, due + request.num_output_tokens * pace_s - self.now)
+        return slack_s if self.config.pp == 1 else min(slack_s, pace_s)
+
+    def begin(self, first_batch: int, batches: int) -> None:
+        """Note that batches of these numbers begin now."""
+        self._began.update(dict.fromkeys(range(first_batch, first_batch + batches), self.now))
+
+    def follow(self, completed: Sequence[RunBatch], ended: Sequence[Request], now: float) -> None:
+        """Learn what has run, and what the time is."""
+        self.now = now
+        for batch in completed:
+            began, done_s = self._began.pop(batch.batch_id, now), prefill_seconds(self, batch)
+            if done_s and now > began:
+                self.rate += _RATE_GAIN * (done_s * self.config.pp / (now - began) - self.rate)
+            for segment in batch.segments:
+                if segment.emits:
+                    self._first_token_at.setdefault(segment.request_id, now)
+        for request in ended:
+            self._first_token_at.pop(request.id, None)
