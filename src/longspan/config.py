@@ -78,9 +78,9 @@ class SchedulingConfig(SchedulingKnobs):
 
     policy: str = "elastic_fcfs"
     """Who runs when, and on how many instances: elastic_fcfs, loongserve or medha; others' schedulers alise, distserve,
-    fastserve, sarathi, splitfuse, ssjf, vllm; an order, edf, fcfs, least_slack or srpt; fixed groups, replicated,
-    static_sp or static_tp; or MODULE:CLASS, one of your own. Its options follow, as in medha:max_space_share=0.3;
-    `longspan policies` lists them."""
+    fastserve, preflow, qoserve, sarathi, splitfuse, ssjf, vllm; an order, edf, fcfs, fsp, least_slack or srpt; fixed
+    groups, replicated, static_sp or static_tp; or MODULE:CLASS, one of your own. Its options follow, as in
+    medha:max_space_share=0.3; `longspan policies` lists them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

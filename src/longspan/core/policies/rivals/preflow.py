@@ -34,8 +34,8 @@ class Preflow(AdaptiveChunks):
       several that are short (`micro_prefill_isl_threshold`), for decodes are elsewhere and chunks have a fixed size.
     - A request ages, too, by batches that ran already when it came. There are no prefix caches to take off P.
 
-    Nobody starves: a newcomer has no age, and the rank of who waits doubles with each D times its own work that is
-    done, so it is outranked for a bounded amount of others' work.
+    While the instances keep up, nobody starves: newcomers have no age, and the rank of who waits doubles with each D
+    times its own work that is done. Under lasting overload long prompts do: short ones wait as well, and age faster.
     """
 
     @dataclass(frozen=True)
