@@ -84,6 +84,25 @@ def test_the_waiting_are_ranked_as_one_by_one(policy: str, seed: int, factor: fl
     assert max(compared) > 3
 
 
+@pytest.mark.parametrize("policy", RIVALS)
+@pytest.mark.parametrize("pp", [1, 2])
+def test_nobody_who_has_ended_is_remembered(policy: str, pp: int) -> None:
+    """Neither the finished nor the refused, nor who was given up while a batch ran."""
+    made = create_policy(policy)
+    assert isinstance(made, ChunkedPrefill)
+    config = SchedulerConfig(num_instances=2, pp=pp, kv_tokens=100, max_waiting=4, policy=policy)
+    d = Driver(config, made, seed=3, cost_model=scaling_model(2, per_token=1e-3))
+    for _ in range(60):
+        d.arrive(d.rng.randint(1, 190), d.rng.randint(1, 20))
+        while d.model.started and d.rng.random() < 0.7:
+            d.complete(d.rng.choice(d.model.started))
+        if d.rng.random() < 0.2:
+            d.abort(d.rng.choice(list(d.lives)))
+    d.finish(in_order=False)
+    by_request = [kept for part in (made, made._known) for kept in vars(part).values() if isinstance(kept, dict | set)]
+    assert len(by_request) >= 3 and not any(by_request)
+
+
 # preflow
 
 

@@ -85,7 +85,7 @@ class QoServe(AdaptiveChunks):
     def observe(self, state: SchedulerState, news: News, now: float) -> None:
         super().observe(state, news, now)
         assert self._slack is not None
-        self._slack.follow(news.completed, news.ended, now)
+        self._slack.follow(news, now)
         self._relegated.difference_update(request.id for request in news.ended)
         self._backlog.follow(state, lambda request: self.standing(state, request, now))
         load = min(1.0, self._backlog.total_s() / state.config.num_instances / self.options.full_load_s)

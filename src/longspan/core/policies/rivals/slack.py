@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from longspan.config import SchedulerConfig
-from longspan.core.actions import RunBatch
 from longspan.core.books.request import Request
 from longspan.core.costs.cost_model import Chunk, CostModel
+from longspan.core.news import News
 from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.rivals.served import prefill_seconds
 
@@ -33,7 +31,7 @@ class SlackPredictor(Predictor):
         self.now = 0.0
         self.rate = 1.0
         self._began: dict[int, float] = {}
-        self._first_token_at: dict[str, float] = {}
+        self._first_token_at: dict[str, float] = {}  # of the living; 0: it has none yet
 
     def target(self, tightest_tpot_s: float | None = None) -> float:
         return min(super().target(tightest_tpot_s), self.longest_s)
@@ -44,7 +42,7 @@ class SlackPredictor(Predictor):
         In a pipeline no more than these: chunks that follow behind later stages would use the same slack again.
         """
         pace_s = super().tpot(request)
-        due = max(request.arrived + self.deadline(request), self._first_token_at.get(request.id, 0.0))
+        due = max(request.arrived + self.deadline(request), self._first_token_at[request.id])
         slack_s = max(_SHORTEST_S, due + request.num_output_tokens * pace_s - self.now)
         return slack_s if self.config.pp == 1 else min(slack_s, pace_s)
 
@@ -52,15 +50,16 @@ class SlackPredictor(Predictor):
         """Note that batches of these numbers begin now."""
         self._began.update(dict.fromkeys(range(first_batch, first_batch + batches), self.now))
 
-    def follow(self, completed: Sequence[RunBatch], ended: Sequence[Request], now: float) -> None:
+    def follow(self, news: News, now: float) -> None:
         """Learn what has run, and what the time is."""
         self.now = now
-        for batch in completed:
+        self._first_token_at.update(dict.fromkeys([request.id for request in news.arrived], 0.0))
+        for batch in news.completed:
             began, done_s = self._began.pop(batch.batch_id, now), prefill_seconds(self, batch)
             if done_s and now > began:
                 self.rate += _RATE_GAIN * (done_s * self.config.pp / (now - began) - self.rate)
             for segment in batch.segments:
-                if segment.emits:
-                    self._first_token_at.setdefault(segment.request_id, now)
-        for request in ended:
+                if segment.emits and self._first_token_at.get(segment.request_id) == 0.0:
+                    self._first_token_at[segment.request_id] = now
+        for request in news.ended:
             self._first_token_at.pop(request.id, None)
