@@ -87,6 +87,9 @@ def test_an_option_is_explained_and_checked(policy: str, option: str) -> None:
         ("fastserve:ratio=1", "ratio"), ("fastserve:quantum_s=0", "quantum_s"), ("loongserve:scale_up=yes", "scale_up"),
         ("loongserve:objective=fun", "objective"), ("loongserve:max_masters=0", "max_masters"),
         ("distserve:prefill_instances=0", "prefill_instances"), ("alise:starvation_s=1", "there is no option starva"),
+        ("qoserve:alpha_low=-1", "alpha_low"), ("qoserve:alpha_high=nan", "alpha_high"),
+        ("qoserve:full_load_s=0", "full_load_s"), ("qoserve:largest_chunk=0", "largest_chunk"),
+        ("preflow:age_priority_double=0", "age_priority_double"), ("fsp:weight_step=0.5", "weight_step"),
         ("static_tp:chunk_size=1", "there is no option chunk_size; it has no options"),
     ],
 )  # fmt: skip

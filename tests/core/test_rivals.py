@@ -300,7 +300,7 @@ def test_a_prompt_that_a_pause_would_make_late_is_not_paused() -> None:
 
 def test_chunks_take_the_slack_of_decodes() -> None:
     """Token n is due at arrival + TTFT + (n - 1) TPOT, so early first tokens leave time; 2,500 tokens at most."""
-    found = {}
+    found: dict[object, int] = {}
     for ttft_s in (0.001, 0.6, 100.0):
         d = driver(policy="qoserve", kv_tokens=100_000, tpot_slo_s=0.05)
         d.arrive(10, 9, "decode", service=ServiceLevel(ttft_s=ttft_s))
@@ -309,5 +309,9 @@ def test_chunks_take_the_slack_of_decodes() -> None:
         found[ttft_s] = lengths(d.complete())["long"]
         if ttft_s == 0.6:
             slack_s = arrived + ttft_s + 0.05 - d.now
-            assert found[ttft_s] == math.floor(1000 * slack_s / 1.2 - 1)
+            assert found[ttft_s] == math.floor(1000 * slack_s * 0.83 - 1)
     assert found[0.001] <= 41 and found[100.0] == pytest.approx(2499, abs=1)
+    d = driver(policy="qoserve:spends_early_tokens=false", kv_tokens=100_000, tpot_slo_s=0.05)
+    d.arrive(10, 9, "decode", service=ServiceLevel(ttft_s=100.0))
+    d.arrive(9000, 1, "long", service=ServiceLevel(ttft_s=1e5))
+    assert lengths(d.complete())["long"] == 40

@@ -48,13 +48,16 @@ class QoServe(AdaptiveChunks):
         """alpha_low: weight of a prompt's remaining seconds beside its deadline, while nobody waits. alpha_high: the
         same at full load. full_load_s: full load is so many seconds of waiting prefill for each instance.
         largest_chunk: tokens; an iteration takes no longer than so many without context, where throughput saturates.
+        spends_early_tokens: whether decodes that are ahead of their deadlines leave time to chunks. Their TPOT may be
+        exceeded then, though no token is late.
         """
 
         alpha_low: float = 8.5
         alpha_high: float = 68.0
         full_load_s: float = 6.0
         largest_chunk: int = 2500
-        aim: float = 1 / 1.2  # the code's pred_thres
+        spends_early_tokens: bool = True
+        aim: float = 0.83  # the code takes predictions 1.2 times
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -76,9 +79,10 @@ class QoServe(AdaptiveChunks):
     def predictor(self, state: SchedulerState) -> Predictor:
         options = self.options
         self._slack = SlackPredictor(
-            state.cost_model, state.config, options.largest_chunk, max_fixed_share=options.max_fixed_share,
-            kvp_tokens_per_shard=options.kvp_tokens_per_shard, aim=options.aim,
-            idle_fixed_share=options.idle_fixed_share, gain=options.feedback,
+            state.cost_model, state.config, largest_chunk=options.largest_chunk,
+            spends_early_tokens=options.spends_early_tokens,
+            max_fixed_share=options.max_fixed_share, idle_fixed_share=options.idle_fixed_share,
+            kvp_tokens_per_shard=options.kvp_tokens_per_shard, aim=options.aim, gain=options.feedback,
         )  # fmt: skip
         return self._slack
 

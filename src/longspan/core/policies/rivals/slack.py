@@ -23,10 +23,20 @@ class SlackPredictor(Predictor):
     average (the code's `expected_prefill_throughput`).
     """
 
-    def __init__(self, model: CostModel, config: SchedulerConfig, largest_chunk: int, **options: float | None) -> None:
-        """Make one. largest_chunk: tokens; an iteration takes no longer than they do without context."""
-        super().__init__(model, config, **options)  # type: ignore[arg-type]  # of the frame's types
-        self.longest_s = max(self.least_target, model.prefill((Chunk(largest_chunk),), 1))
+    def __init__(
+        self, model: CostModel, config: SchedulerConfig, *, largest_chunk: int, spends_early_tokens: bool,
+        max_fixed_share: float, idle_fixed_share: float, kvp_tokens_per_shard: int | None, aim: float, gain: float,
+    ) -> None:  # fmt: skip
+        """Make one. largest_chunk: tokens; an iteration takes no longer than they do without context, unless fixed
+        costs would have more than their idle share of that. spends_early_tokens: whether decodes that are ahead of
+        their deadlines leave an iteration more time than from token to token. The others: see `Predictor`."""
+        super().__init__(
+            model, config, max_fixed_share=max_fixed_share, kvp_tokens_per_shard=kvp_tokens_per_shard, aim=aim,
+            gain=gain,
+        )  # fmt: skip
+        self.spends_early_tokens = spends_early_tokens and config.pp == 1
+        saturated_s = model.prefill((Chunk(largest_chunk),), 1)
+        self.longest_s = max(self.least_target, saturated_s, model.prefill((), 1) / idle_fixed_share)
         self.idle_target = self._default = self.longest_s
         self.now = 0.0
         self.rate = 1.0
@@ -44,7 +54,7 @@ class SlackPredictor(Predictor):
         pace_s = super().tpot(request)
         due = max(request.arrived + self.deadline(request), self._first_token_at[request.id])
         slack_s = max(_SHORTEST_S, due + request.num_output_tokens * pace_s - self.now)
-        return slack_s if self.config.pp == 1 else min(slack_s, pace_s)
+        return slack_s if self.spends_early_tokens else min(slack_s, pace_s)
 
     def begin(self, first_batch: int, batches: int) -> None:
         """Note that batches of these numbers begin now."""
