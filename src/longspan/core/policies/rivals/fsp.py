@@ -1,4 +1,5 @@
-"""The fair sojourn protocol, as PSBS has it (Dell'Amico, Carra, Michiardi, arXiv 1506.09158).
+"""The fair sojourn protocol, as PSBS has it (Dell'Amico, Carra, Michiardi, arXiv 1506.09158; the authors' simulator,
+bigfootproject/schedsim, has it without weights as `FSP_plus_PS`).
 
 Prompts are served one after the other, in the order in which processor sharing would end them. So each ends no later
 than if all were served alike (the paper's theorem on Pri), and deadlines are nobody's concern.

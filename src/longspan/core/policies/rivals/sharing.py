@@ -1,4 +1,4 @@
-"""Processor sharing by weights, as a simulation of what is served (PSBS, arXiv 1506.09158, algorithm 1)."""
+"""Processor sharing by weights, simulated beside the real server (PSBS, arXiv 1506.09158)."""
 
 from __future__ import annotations
 
