@@ -30,7 +30,7 @@ from .reading import batches, freed, preempted
 from .settings import configured, with_options
 from .test_properties import Workload, run, workloads
 
-POLICIES = ["medha", "sarathi", "fcfs", "edf", "srpt", "least_slack", "fsp", "preflow", "qoserve"]
+POLICIES = ["longspan", "medha", "sarathi", "fcfs", "edf", "srpt", "least_slack", "fsp", "preflow", "qoserve"]
 settings_of_chunking = st.fixed_dictionaries(
     {
         "tpot_slo_s": st.sampled_from([1e-6, 1e-3, 0.05, 10.0]),

@@ -81,7 +81,7 @@ class Scheduler:
         return cluster.largest_capacity if self.policy.keeps_on_one_instance else cluster.total_capacity
 
     def estimate(self, request_id: str, now: float) -> Estimate | None:
-        """Return when the request gets its first token; None if it has it, has ended, or the policy does not predict."""
+        """Return when the request gets its first token; None if it has it or has ended, or nobody can say."""
         request = self._ledger.requests.get(request_id)
         if request is None or request.num_output_tokens or request.end_reason is not None:
             return None

@@ -29,8 +29,8 @@ _TOLERANCE = 1.3
 class Unserved:
     """A request without its first token, or one that might come, now. Seconds; times are the clock's.
 
-    left_s: until it ends, alone. work_s: for which it keeps instances from others. key: its rank among those that can be in time. due: its deadline. tag: see
-    `SharedProcessor`.
+    left_s: until it ends, alone. work_s: for which it keeps instances from others. key: its rank among those that can
+    be in time. due: its deadline. tag: see `SharedProcessor`.
     """
 
     left_s: float
