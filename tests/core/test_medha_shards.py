@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from longspan.core.actions import KVRange, RunBatch
 from longspan.core.costs.cost_model import Chunk
 from longspan.core.costs.load import Load
-from longspan.core.policies.chunked.kvp import plan_shards
+from longspan.core.policies.chunked.memory.kvp import plan_shards
 
 from .cost_models import scaling_model
 from .medha import LAZY, driver

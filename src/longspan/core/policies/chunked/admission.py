@@ -10,8 +10,8 @@ from functools import cached_property
 from longspan.core.actions import KVRange
 from longspan.core.books.request import Request
 from longspan.core.policies.chunked.chunk_size import Chunks
-from longspan.core.policies.chunked.clearing import Clearing
-from longspan.core.policies.chunked.kvp import plan_shards
+from longspan.core.policies.chunked.memory.clearing import Clearing
+from longspan.core.policies.chunked.memory.kvp import plan_shards
 from longspan.core.policies.chunked.ranking import Candidate
 from longspan.core.policies.chunked.width import ALONE, Team, Width, plan_evenly
 from longspan.core.state import SchedulerState

@@ -6,7 +6,7 @@ from operator import attrgetter
 
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.policies.chunked.iteration import Iteration
-from longspan.core.policies.chunked.kvp import span
+from longspan.core.policies.chunked.memory.kvp import span
 from longspan.core.state import SchedulerState
 
 

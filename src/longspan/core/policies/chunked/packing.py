@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 from longspan.core.policies.chunked.admission import Admissions
 from longspan.core.policies.chunked.chunk_size import Chunks
-from longspan.core.policies.chunked.clearing import Clearing
 from longspan.core.policies.chunked.iteration import Iteration
-from longspan.core.policies.chunked.kvp import span
+from longspan.core.policies.chunked.memory.clearing import Clearing
+from longspan.core.policies.chunked.memory.kvp import span
 from longspan.core.policies.chunked.ranking import Candidate, Ranking
 from longspan.core.policies.chunked.space_sharing import SpaceSharing
 from longspan.core.policies.chunked.width import Width

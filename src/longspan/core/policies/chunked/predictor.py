@@ -100,7 +100,7 @@ class Predictor:
         return (serial + (stages - 1) * min(serial, self._default)) / stages
 
     def work(self, tokens: int) -> float:
-        """Return the seconds for which a prompt's first tokens keep an instance, and each of its stages, from others."""
+        """Return the seconds for which a prompt's first tokens keep each stage of an instance from others."""
         return self._serial(tokens) / self.config.pp
 
     def _serial(self, tokens: int) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from longspan.config import check_count, check_seconds
 from longspan.core.actions import RunBatch
 from longspan.core.books.request import Request
 from longspan.core.decision import Decision
 from longspan.core.estimate import Estimate
 from longspan.core.news import News
-from longspan.core.policies.chunked.policy import AdaptiveChunks
+from longspan.core.policies.chunked.adaptive import AdaptiveChunks
 from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.priority import N, Standing
 from longspan.core.policies.longspan.eta import Kinds, ServiceRate, Unserved, time_to_first_token
@@ -29,7 +30,11 @@ class Longspan(AdaptiveChunks):
     @dataclass(frozen=True)
     class Options(AdaptiveChunks.Options):
         """c: weight of a prompt's remaining seconds beside its deadline: 0 is earliest deadline first, much is shortest
-        remaining first."""
+        remaining first. team: the most instances that compute a prompt together; none: as many as pay. overload: what
+        happens to a request whose first token will come later than promised: off and warn serve it, enforce refuses it
+        unless it asks to be served. promise_factor: the first token is promised within so many times what the prompt
+        takes alone, promise_floor_s: but not within less seconds. margin: a request is refused when so many times its
+        estimate is beyond the promise."""
 
         c: float = 2.0
         max_fixed_share: float = 0.5
@@ -45,8 +50,12 @@ class Longspan(AdaptiveChunks):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if not 0.0 <= self.c <= 1e6:
-                raise ConfigError(f"c is {self.c}, but must be at least 0, and 1000000 at most")
+            for name, least in (("c", 0.0), ("promise_factor", 1.0), ("margin", 1.0)):
+                if not least <= getattr(self, name) <= 1e6:
+                    raise ConfigError(f"{name} is {getattr(self, name)}, but must be {least:g} to 1000000")
+            check_seconds("promise_floor_s", self.promise_floor_s)
+            if self.team is not None:
+                check_count("team", self.team)
 
     name = "longspan"
     options: Options

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longspan.config import check_count
-from longspan.core.policies.chunked.policy import AdaptiveChunks, ChunkedPrefill
+from longspan.core.policies.chunked.adaptive import AdaptiveChunks
+from longspan.core.policies.chunked.policy import ChunkedPrefill
 from longspan.core.policies.chunked.predictor import Predictor, TokenBudget
 from longspan.core.policies.chunked.priority import (
     N,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longspan.core.policies.chunked.policy import AdaptiveChunks
+from longspan.core.policies.chunked.adaptive import AdaptiveChunks
 from longspan.core.policies.chunked.priority import N, Standing, lars
 from longspan.errors import ConfigError
 

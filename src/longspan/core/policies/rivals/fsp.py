@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.news import News
-from longspan.core.policies.chunked.policy import AdaptiveChunks
+from longspan.core.policies.chunked.adaptive import AdaptiveChunks
 from longspan.core.policies.chunked.priority import N, Standing
 from longspan.core.policies.chunked.ranking import Backlog
 from longspan.core.policies.rivals.served import prefill_seconds

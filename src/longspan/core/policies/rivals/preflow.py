@@ -15,7 +15,7 @@ import numpy as np
 
 from longspan.core.books.request import Request
 from longspan.core.news import News
-from longspan.core.policies.chunked.policy import AdaptiveChunks
+from longspan.core.policies.chunked.adaptive import AdaptiveChunks
 from longspan.core.policies.chunked.priority import N, Standing
 from longspan.core.policies.rivals.served import prefill_seconds
 from longspan.core.state import SchedulerState

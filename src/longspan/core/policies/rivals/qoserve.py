@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from longspan.config import check_count, check_seconds
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.news import News
+from longspan.core.policies.chunked.adaptive import AdaptiveChunks
 from longspan.core.policies.chunked.packing import Packer
-from longspan.core.policies.chunked.policy import AdaptiveChunks
 from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.priority import N, Standing
 from longspan.core.policies.rivals.slack import SlackPredictor

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from longspan.core.books.request import Request, RequestStatus
-from longspan.core.policies.chunked.clearing import Clearing, shard_slots
+from longspan.core.policies.chunked.memory.clearing import Clearing, shard_slots
 from longspan.core.policies.chunked.priority import Standing
 from longspan.core.policies.chunked.ranking import Candidate, Stand
 from longspan.core.state import SchedulerState

@@ -1,0 +1,1 @@
+"""Where KV goes, who gives way when slots are short, and what moves so that room comes together."""
