@@ -8,7 +8,7 @@ and by instance, and another one of the time from token to token over the time t
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,7 +48,7 @@ class Feedback:
         self._kinds: dict[Kind, float] = {"prefill": 1.0, "decode": 1.0, "mixed": 1.0, "wide": 1.0}
         self._instances: dict[int, float] = {}
         self._issued: dict[int, _Issued] = {}
-        self._latest: dict[tuple[int, ...], _Issued] = {}  # by group, for what was queued behind
+        self._latest: dict[int, tuple[Sequence[int], _Issued]] = {}  # by first of the group, for what was queued behind
         self._token_at: dict[str, float] = {}
         self._first_at: dict[str, float] = {}
 
@@ -62,12 +62,19 @@ class Feedback:
         slowest = max([self._instances.get(number, 1.0) for number in instances], default=1.0)
         return min(HIGH, max(LOW, self._kinds[kind] * slowest))
 
-    def learn(self, news: News, alive: Container[str], now: float) -> None:
-        """Compare what has just run with what was predicted. alive: ids of the requests that hold KV."""
+    def typical(self, kind: Kind) -> float:
+        """Return actual over predicted of such iterations on the average instance."""
+        known = self._instances.values()
+        mean = (sum(known) + self.num_instances - len(known)) / self.num_instances
+        return min(HIGH, max(LOW, self._kinds[kind] * mean))
+
+    def learn(self, news: News, is_alive: Callable[[str], bool], now: float) -> None:
+        """Compare what has just run with what was predicted. is_alive: of an id, whether the request is to have more
+        tokens."""
         if not self.gain:
             return
         for batch in news.completed:
-            self._compare(batch, alive, now)
+            self._compare(batch, is_alive, now)
         for request in news.ended:
             self._token_at.pop(request.id, None)
             self._first_at.pop(request.id, None)
@@ -76,27 +83,30 @@ class Feedback:
         """Return when the request got its first token, as far as that is known."""
         return self._first_at.get(request.id)
 
-    def _compare(self, batch: RunBatch, alive: Container[str], now: float) -> None:
+    def _compare(self, batch: RunBatch, is_alive: Callable[[str], bool], now: float) -> None:
         issued = self._issued.pop(batch.batch_id, None)
         if issued is None:  # it was queued behind the one before, and is the same again
-            issued = self._latest.get(batch.group)
+            group, issued = self._latest.get(batch.group[0], ((), None))
+            if group != batch.group:
+                return
         if issued is None:
             return
         took_s = now - issued.at
-        self._latest[batch.group] = _Issued(now, issued.predicted_s, issued.kind)
+        self._latest[batch.group[0]] = batch.group, _Issued(now, issued.predicted_s, issued.kind)
         if issued.predicted_s > _QUIET:
             self._correct(issued.kind, batch.group, took_s / issued.predicted_s)
-        emitting = [s.request_id for s in batch.segments if s.emits and s.request_id in alive]
+        emitting = [s.request_id for s in batch.segments if s.emits and is_alive(s.request_id)]
         self._note_tokens(emitting, took_s, now)
 
     def _correct(self, kind: Kind, group: Sequence[int], ratio: float) -> None:
         there = max([self._instances.get(number, 1.0) for number in group])
         self._kinds[kind] = self._towards(self._kinds[kind], ratio / there)
         if len(group) < self.num_instances:
+            relative = 1.0 + _OWN * (ratio / self._kinds[kind] - 1.0)
             for number in group:
                 known = self._instances.get(number, 1.0)
-                relative = 1.0 + _OWN * (ratio / self._kinds[kind] - 1.0)
-                self._instances[number] = self._towards(known, relative)
+                if known == there:  # a group takes as long as its slowest, and tells nothing of the others
+                    self._instances[number] = self._towards(known, relative)
 
     def _towards(self, known: float, ratio: float) -> float:
         weight = self.gain * (_FAST if ratio > known else _SLOW)

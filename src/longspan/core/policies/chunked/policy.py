@@ -127,7 +127,7 @@ class ChunkedPrefill(Policy):
 
     def observe(self, state: SchedulerState, news: News, now: float) -> None:
         """Learn from what is new, before anything is decided."""
-        self._predictor(state).feedback.learn(news, state.placement.own, now)
+        self._predictor(state).feedback.learn(news, lambda request_id: _goes_on(state, request_id), now)
         for request in news.ended:
             self.width.end(request)
         for batch in news.completed:
@@ -247,6 +247,11 @@ class ChunkedPrefill(Policy):
             feedback.expect(state.num_batches, now, why.predicted["batch_s"], _kind(part))
             state.run_batch(instances, segments)
             state.explain(why)
+
+
+def _goes_on(state: SchedulerState, request_id: str) -> bool:
+    """It has KV, and has not ended: what drains has no tokens any more."""
+    return request_id in state.placement and state.request(request_id).end_reason is None
 
 
 def _next_prefills(ranking: Ranking) -> list[Request]:
