@@ -18,8 +18,10 @@ from longspan.core.policies.chunked.priority import Standing
 MAX_FIXED_SHARE = 0.8
 """Of an iteration with a chunk, where nothing else is said."""
 
+REMEMBERED = 1 << 14
+"""Prompts' lengths."""
+
 _MANY = 1 << 20  # context tokens, to tell what one costs
-_REMEMBERED = 1 << 14  # prompts' lengths
 _SECANTS = 8
 _DEBT = 1.2
 """Of a TPOT: so far may a request that has just begun to decode fall behind; ten tokens later its mean is kept."""
@@ -56,7 +58,7 @@ class Predictor:
         self.shard_tokens = tokens_per_shard(model, config, default, kvp_tokens_per_shard)
         self.exchange = cache(lambda num_instances: exchange_seconds(model, num_instances))
         self.ring = cache(lambda num_instances: ring_seconds(model, num_instances) if num_instances else 0.0)
-        self.whole_prefill = lru_cache(_REMEMBERED)(self.prefill)
+        self.whole_prefill = lru_cache(REMEMBERED)(self.prefill)
         self._fixed_s = model.prefill((), 1)
         self._exchange_s = self.exchange(min(2, config.num_instances))
         self._default = default

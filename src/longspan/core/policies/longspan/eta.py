@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from longspan.core.estimate import Estimate
+from longspan.core.policies.chunked.priority import Floats
 from longspan.core.policies.longspan.load import ArrivingLoad
 
 _ROUNDS = 30
@@ -25,8 +29,7 @@ _UNKNOWN = 1.6  # quoted over predicted, as long as nothing came of any
 _TOLERANCE = 1.3
 
 
-@dataclass(frozen=True, slots=True)
-class Unserved:
+class Unserved(NamedTuple):
     """A request without its first token, or one that might come, now. Seconds; times are the clock's.
 
     left_s: until it ends, alone. work_s: for which it keeps instances from others. key: its rank among those that can
@@ -100,13 +103,14 @@ class ServiceRate:
 
 
 def time_to_first_token(
-    mine: Unserved, others: Iterable[Unserved], coming: Sequence[Kin], rate: float, wait_s: float, now: float
+    mine: Unserved, others: Floats, coming: Sequence[Kin], rate: float, wait_s: float, now: float
 ) -> float:
     """Return the predicted seconds from now to its first token.
 
-    rate: seconds of work served in one. wait_s: until what runs now is over.
+    others: in rows the fields of `Unserved`, in columns requests, perhaps with itself. rate: seconds of work served in
+    one. wait_s: until what runs now is over.
     """
-    ahead_s, is_late = _work_ahead(mine, sorted(others, key=lambda other: other.key), rate, wait_s, now)
+    ahead_s, is_late = _work_ahead(mine, others, rate, wait_s, now)
     for _ in range(2):
         until_s = _until(mine, ahead_s, is_late, coming, rate, wait_s, now)
         if is_late or now + until_s <= mine.due:
@@ -115,22 +119,18 @@ def time_to_first_token(
     return until_s
 
 
-def _work_ahead(
-    mine: Unserved, others: Sequence[Unserved], rate: float, wait_s: float, now: float
-) -> tuple[float, bool]:
+def _work_ahead(mine: Unserved, others: Floats, rate: float, wait_s: float, now: float) -> tuple[float, bool]:
     """Seconds of work that go before it; and whether it will be late by then."""
-    before_s = 0.0
-    relegated: list[Unserved] = []
-    for other in others:
-        if other.key >= mine.key:
-            break
-        if now + before_s / rate + other.left_s + wait_s > other.due:
-            relegated.append(other)
-        else:
-            before_s += other.work_s
+    before_s = relegated_s = 0.0
+    before = others[:, others[2] < mine.key]
+    for left_s, work_s, _, due, tag in before[:, np.argsort(before[2], kind="stable")].T.tolist():
+        if now + before_s / rate + left_s + wait_s <= due:
+            before_s += work_s
+        elif tag < mine.tag:
+            relegated_s += work_s
     if now + before_s / rate + mine.left_s + wait_s <= mine.due:
         return before_s, False
-    return before_s + sum([other.work_s for other in relegated if other.tag < mine.tag]), True
+    return before_s + relegated_s, True
 
 
 def _until(
@@ -152,23 +152,28 @@ def _until(
 
 
 class Calibration:
-    """What came of earlier predictions, by their class: how much longer it took.
+    """What came of earlier predictions, by their class: how much longer it took. Of a class of which little is known,
+    what came of all.
 
     error: of late, the part of the quotes that were not kept.
     """
 
     def __init__(self) -> None:
         self._ratios: dict[int, deque[float]] = {}
+        self._all: deque[float] = deque(maxlen=_REMEMBERED)
         self._broken: deque[bool] = deque(maxlen=_REMEMBERED)
 
     def estimate(self, predicted_s: float, kind: int) -> Estimate:
-        ratios = sorted(self._ratios.get(kind, ()))
+        known = self._ratios.get(kind, ())
+        ratios = sorted(known if len(known) >= _ENOUGH else self._all)
         if len(ratios) < _ENOUGH:
             return Estimate(predicted_s, _UNKNOWN * predicted_s)
         return Estimate(predicted_s * _quantile(ratios, 0.5), predicted_s * _quantile(ratios, 0.95))
 
     def learn(self, predicted_s: float, estimate: Estimate, took_s: float, kind: int) -> None:
-        self._ratios.setdefault(kind, deque(maxlen=_REMEMBERED)).append(took_s / max(predicted_s, 1e-9))
+        ratio = took_s / max(predicted_s, 1e-9)
+        self._ratios.setdefault(kind, deque(maxlen=_REMEMBERED)).append(ratio)
+        self._all.append(ratio)
         self._broken.append(took_s > max(_TOLERANCE * estimate.quote_s, estimate.quote_s + 1.0))
 
     @property

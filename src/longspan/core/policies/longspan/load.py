@@ -15,30 +15,25 @@ class ArrivingLoad:
         self._at = 0.0
 
     def arrive(self, now: float, work_s: float) -> None:
-        self._decay(now)
-        self._requests += 1.0
-        self._work_s += work_s
+        kept = self._kept(now)
+        self._requests = kept * self._requests + 1.0
+        self._work_s = kept * self._work_s + work_s
+        self._begun = now if self._begun is None else self._begun
+        self._at = now
 
     def rate(self, now: float) -> float:
         """Return requests a second."""
-        self._decay(now)
-        return self._requests / self._lasted(now)
+        return self._kept(now) * self._requests / self._lasted(now)
 
     def work(self, now: float) -> float:
         """Return seconds of work a second."""
-        self._decay(now)
-        return self._work_s / self._lasted(now)
+        return self._kept(now) * self._work_s / self._lasted(now)
 
     def _lasted(self, now: float) -> float:
         """The window, as far as it has been filled; what has just begun says little."""
         begun = now if self._begun is None else self._begun
         return self.window_s * max(0.05, 1.0 - math.exp((begun - now) / self.window_s))
 
-    def _decay(self, now: float) -> None:
-        if self._begun is None:
-            self._begun = now
-        else:
-            kept = math.exp((self._at - now) / self.window_s)
-            self._requests *= kept
-            self._work_s *= kept
-        self._at = now
+    def _kept(self, now: float) -> float:
+        """The part that is left of what was known at the last arrival. Asking changes nothing."""
+        return 0.0 if self._begun is None else math.exp((self._at - now) / self.window_s)

@@ -17,6 +17,10 @@ from longspan.core.policies.chunked.priority import N, Standing
 HOPELESS = 1e10
 """Seconds, beyond every key of a request that can be in time."""
 
+INTERRUPTED = -2.0 * HOPELESS
+"""The tag of a request that has lost its KV between two tokens: late as it is, it goes before everybody, for somebody
+is reading it."""
+
 
 def rank(standing: Standing[N], weight: float, scale: float, wait_s: float) -> N:
     """Return the key: the lowest goes first.
@@ -35,10 +39,12 @@ def rank(standing: Standing[N], weight: float, scale: float, wait_s: float) -> N
 class SharedProcessor:
     """The clock of processor sharing: it goes by the seconds that each request would have got, were all served alike.
 
-    A request's tag is what the clock shows when it would end: what it showed at its arrival, and its work.
+    A request's tag is what the clock shows when it would end: what it showed at its arrival, and its work. processors:
+    seconds of work that are served in a second.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processors: int) -> None:
+        self.processors = processors
         self.shown_s = 0.0
         self._now: float | None = None
         self._tags: dict[str, float] = {}
@@ -46,7 +52,7 @@ class SharedProcessor:
 
     def advance(self, now: float) -> None:
         if self._now is not None and self._unserved:
-            self.shown_s += (now - self._now) / len(self._unserved)
+            self.shown_s += (now - self._now) * self.processors / len(self._unserved)
         self._now = now
 
     def arrive(self, request: Request, work_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,10 +15,11 @@ from longspan.core.news import News
 from longspan.core.policies.chunked.adaptive import AdaptiveChunks
 from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.priority import N, Standing
-from longspan.core.policies.longspan.eta import Kinds, ServiceRate, Unserved, time_to_first_token
-from longspan.core.policies.longspan.order import SharedProcessor, rank
+from longspan.core.policies.longspan.crowd import Crowd
+from longspan.core.policies.longspan.eta import Kinds, ServiceRate, time_to_first_token
+from longspan.core.policies.longspan.order import INTERRUPTED, SharedProcessor, rank
 from longspan.core.policies.longspan.promise import Promise, Promises, size_class
-from longspan.core.policies.longspan.width import ElasticPredictor, ElasticWidth
+from longspan.core.policies.longspan.width import ElasticPredictor, ElasticWidth, team_sizes
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 
@@ -62,8 +64,8 @@ class Longspan(AdaptiveChunks):
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
-        self._sharing = SharedProcessor()
-        self._unserved: dict[str, Request] = {}
+        self._sharing = SharedProcessor(1)
+        self._unserved = Crowd(self._left)
         self._kinds = Kinds()
         self._promises = Promises(self.options.promise_factor, self.options.promise_floor_s, self.options.margin)
         self._scale = 1.0
@@ -77,7 +79,9 @@ class Longspan(AdaptiveChunks):
             kvp_tokens_per_shard=options.kvp_tokens_per_shard, aim=options.aim,
             idle_fixed_share=options.idle_fixed_share, gain=options.feedback, burst=options.burst,
         )  # fmt: skip
-        self.width = self._elastic = ElasticWidth(predictor, self.options.team)
+        predictor.sizes = team_sizes(state.config.num_instances, options.team)
+        self.width = self._elastic = ElasticWidth(predictor, options.team)
+        self._sharing = SharedProcessor(state.config.num_instances)
         self._rate = ServiceRate(float(state.config.num_instances))
         return predictor
 
@@ -85,7 +89,7 @@ class Longspan(AdaptiveChunks):
         predictor = self._predictor(state)
         assert isinstance(predictor, ElasticPredictor)
         super().observe(state, news, now)
-        self._scale = predictor.feedback.scale("mixed")
+        self._scale = predictor.feedback.typical("mixed")
         self._wait_s = predictor.target(predictor.aim * state.config.tpot_slo_s) / state.config.pp
         self._sharing.advance(now)
         self._rate.pass_time(now, bool(state.waiting))
@@ -94,7 +98,7 @@ class Longspan(AdaptiveChunks):
         for request in news.ended:
             self._sharing.end(request)
             self._promises.drop(request)
-            self._unserved.pop(request.id, None)
+            self._unserved.remove(request.id)
         for request in news.arrived:
             self._welcome(state, request, predictor, now)
         self._elastic.num_others = max(0, len(self._unserved) - 1)
@@ -104,7 +108,7 @@ class Longspan(AdaptiveChunks):
         for segment in batch.segments:
             if segment.length > 1:
                 self._rate.serve(predictor.work(segment.end) - predictor.work(segment.start))
-            if segment.emits and (request := self._unserved.pop(segment.request_id, None)) is not None:
+            if segment.emits and (request := self._unserved.remove(segment.request_id)) is not None:
                 self._sharing.serve(request)
                 self._promises.keep(request, now)
 
@@ -112,8 +116,8 @@ class Longspan(AdaptiveChunks):
         """Make a promise, or refuse the request."""
         work_s = predictor.whole_prefill(request.num_tokens)
         self._sharing.arrive(request, work_s)
-        predicted_s = self._time_to_first_token(state, request, now)
-        self._unserved[request.id] = request
+        self._unserved.add(request, now + predictor.deadline(request), self._sharing.tag(request))
+        predicted_s = self._time_to_first_token(request, now)
         reach_s = predictor.deadline(request) + self.options.c * self._scale * work_s
         self._kinds.arrive(now, predictor.work(request.num_tokens), reach_s)
         alone_s = predictor.alone(request.num_prompt_tokens)
@@ -128,31 +132,33 @@ class Longspan(AdaptiveChunks):
     def _refuse(self, state: SchedulerState, request: Request, promise: Promise, late_s: float) -> None:
         message = (
             f"The server is overloaded: the first token would come after {promise.estimate.median_s:.0f} s, but is "
-            f"promised within {promise.due - request.arrived:.0f} s; try again in {late_s:.0f} s."
+            f"promised within {promise.due - request.arrived:.0f} s; try again in {math.ceil(late_s)} s."
         )
         state.refuse(request.id, message, "late", late_s)
         self._sharing.end(request)
         self._promises.drop(request)
-        del self._unserved[request.id]
+        self._unserved.remove(request.id)
 
     def estimate(self, state: SchedulerState, request: Request, now: float) -> Estimate | None:
-        predicted_s = now - request.arrived + self._time_to_first_token(state, request, now)
+        predicted_s = now - request.arrived + self._time_to_first_token(request, now)
         return self._promises.calibration.estimate(predicted_s, size_class(request.num_prompt_tokens))
 
-    def _time_to_first_token(self, state: SchedulerState, request: Request, now: float) -> float:
-        others = [self._unserved_now(state, other, now) for other in self._unserved.values() if other is not request]
-        mine = self._unserved_now(state, request, now)
-        return time_to_first_token(mine, others, self._kinds.now(now), self._rate(), self._wait_s, now)
+    def _time_to_first_token(self, request: Request, now: float) -> float:
+        crowd = self._unserved.standing(self.options.c, self._scale)
+        mine = self._unserved.one(request, crowd)
+        return time_to_first_token(mine, crowd, self._kinds.now(now), self._rate(), self._wait_s, now)
 
-    def _unserved_now(self, state: SchedulerState, request: Request, now: float) -> Unserved:
-        standing = self.standing(state, request, now)
-        left_s, due = self._scale * standing.remaining_s, standing.arrived + standing.deadline_s
-        predictor = self._predictor(state)
-        work_s = predictor.work(request.num_tokens) - predictor.work(request.num_stored)
-        return Unserved(left_s, work_s, due + self.options.c * left_s, due, standing.tag)
+    def _left(self, request: Request) -> tuple[float, float]:
+        predictor, stored = self._known, request.num_stored
+        assert predictor is not None
+        left_s = predictor.whole_prefill(request.num_tokens) - (predictor.prefill(stored) if stored else 0.0)
+        return left_s, predictor.work(request.num_tokens) - predictor.work(stored)
 
     def standing(self, state: SchedulerState, request: Request, now: float) -> Standing[float]:
-        return replace(super().standing(state, request, now), tag=self._sharing.tag(request))
+        standing = super().standing(state, request, now)
+        if request.num_output_tokens:
+            return replace(standing, deadline_s=0.0, tag=INTERRUPTED)
+        return replace(standing, tag=self._sharing.tag(request))
 
     def yields(self, victim: Standing[float], beneficiary: Standing[float]) -> bool:
         """Only if no more work is lost than is served by it."""

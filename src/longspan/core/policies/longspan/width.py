@@ -7,12 +7,12 @@ keeps each of the others waiting. Alone it gets all instances; in a crowd a shor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 
 from longspan.core.books.request import Request
 from longspan.core.costs.cost_model import Chunk, CostModel
-from longspan.core.policies.chunked.predictor import Predictor
+from longspan.core.policies.chunked.predictor import REMEMBERED, Predictor
 from longspan.core.policies.chunked.ranking import Candidate
 from longspan.core.policies.chunked.width import ALONE, Team, Width
 
@@ -21,7 +21,12 @@ _WORTH = 0.7
 
 
 class ElasticPredictor(Predictor):
-    """A predictor whose prompts, alone, run on as many instances as are best."""
+    """A predictor whose prompts, alone, run on as many instances as are best.
+
+    sizes: of the teams that there are.
+    """
+
+    sizes: Sequence[int] = (1,)
 
     def deadline(self, request: Request) -> float:
         if request.service.ttft_s is not None:
@@ -32,11 +37,14 @@ class ElasticPredictor(Predictor):
         """Return the seconds of a prompt that has everything for itself."""
         return self._alone(tokens)
 
-    @lru_cache(maxsize=1 << 14)  # noqa: B019
-    def _alone(self, tokens: int) -> float:
-        return min(self.whole_prefill(tokens), *(
-            self.model.prefill((Chunk(tokens),), size) for size in range(1, self.config.num_instances + 1)
-        ))
+    @cached_property
+    def _alone(self) -> Callable[[int], float]:
+        @lru_cache(REMEMBERED)
+        def alone(tokens: int) -> float:
+            prompt = (Chunk(tokens),)
+            return min([self.whole_prefill(tokens), *[self.model.prefill(prompt, size) for size in self.sizes]])
+
+        return alone
 
 
 class ElasticWidth(Width):
@@ -54,8 +62,7 @@ class ElasticWidth(Width):
         model, self.num_instances = predictor.model, predictor.config.num_instances
         paced_s, idle_s = predictor.aim * predictor.config.tpot_slo_s, predictor.idle_target
         numbers = range(self.num_instances)
-        sizes = [size for size in numbers if size and self.num_instances % size == 0] + [self.num_instances]
-        self.sizes = sorted({size for size in sizes if most is None or size <= most})
+        self.sizes = team_sizes(self.num_instances, most)
         self._teams = {
             size: [tuple(numbers[first : first + size]) for first in numbers[::size]] for size in self.sizes
         }
@@ -83,6 +90,12 @@ class ElasticWidth(Width):
 
         sizes = [size for size in self.sizes if size == 1 or self._efficiency[True][size] >= _WORTH]
         return min(sizes, key=lambda size: (cost_s(size), size))
+
+
+def team_sizes(num_instances: int, most: int | None) -> list[int]:
+    """Return those that divide the instances evenly. most: of a team."""
+    sizes = range(1, num_instances + 1)
+    return [size for size in sizes if num_instances % size == 0 and (most is None or size <= most)]
 
 
 def efficiency(model: CostModel, size: int, seconds: float) -> float:
