@@ -23,7 +23,6 @@ LOW, HIGH = 0.2, 5.0
 """Corrections stay within these, whatever was measured."""
 _FAST, _SLOW = 2.0, 0.5  # times the gain: a prediction that was too low is corrected sooner than one too high
 _GAP_HIGH = 3.0
-_OWN = 0.9  # of what an instance's iterations differ in is the instance's; so what all have in common is their kind's
 _QUIET = 1e-12
 
 
@@ -47,6 +46,7 @@ class Feedback:
         self.pace = 1.0
         self._kinds: dict[Kind, float] = {"prefill": 1.0, "decode": 1.0, "mixed": 1.0, "wide": 1.0}
         self._instances: dict[int, float] = {}
+        self._mean = 1.0  # of all instances, also of those of which nothing is known
         self._issued: dict[int, _Issued] = {}
         self._latest: dict[int, tuple[Sequence[int], _Issued]] = {}  # by first of the group, for what was queued behind
         self._token_at: dict[str, float] = {}
@@ -64,9 +64,7 @@ class Feedback:
 
     def typical(self, kind: Kind) -> float:
         """Return actual over predicted of such iterations on the average instance."""
-        known = self._instances.values()
-        mean = (sum(known) + self.num_instances - len(known)) / self.num_instances
-        return min(HIGH, max(LOW, self._kinds[kind] * mean))
+        return min(HIGH, max(LOW, self._kinds[kind] * self._mean))
 
     def learn(self, news: News, is_alive: Callable[[str], bool], now: float) -> None:
         """Compare what has just run with what was predicted. is_alive: of an id, whether the request is to have more
@@ -102,11 +100,12 @@ class Feedback:
         there = max([self._instances.get(number, 1.0) for number in group])
         self._kinds[kind] = self._towards(self._kinds[kind], ratio / there)
         if len(group) < self.num_instances:
-            relative = 1.0 + _OWN * (ratio / self._kinds[kind] - 1.0)
+            relative = ratio / self._kinds[kind] / self._mean  # what all have in common is their kind's
             for number in group:
                 known = self._instances.get(number, 1.0)
                 if known == there:  # a group takes as long as its slowest, and tells nothing of the others
-                    self._instances[number] = self._towards(known, relative)
+                    corrected = self._instances[number] = self._towards(known, relative)
+                    self._mean += (corrected - known) / self.num_instances
 
     def _towards(self, known: float, ratio: float) -> float:
         weight = self.gain * (_FAST if ratio > known else _SLOW)
