@@ -1,0 +1,199 @@
+"""The policy `longspan`: who goes first, beside models of it that share nothing with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longspan.config import SchedulerConfig
+from longspan.core.books.request import Request
+from longspan.core.policies import create_policy
+from longspan.core.policies.chunked.policy import ChunkedPrefill
+from longspan.core.policies.chunked.priority import Standing
+from longspan.core.policies.chunked.ranking import Ranking
+from longspan.core.policies.longspan.order import HOPELESS, INTERRUPTED, SharedProcessor, rank
+from longspan.core.scheduler import Scheduler
+from longspan.core.state import SchedulerState
+from longspan.service_level import ServiceLevel
+
+from .cost_models import scaling_model
+from .driver import Driver
+from .longspan import Run, arrival, plain, played
+from .reading import batches, preempted
+
+Asked = tuple[float, float, float, float]
+asked = st.tuples(st.floats(0, 50), st.floats(0.1, 50), st.floats(0.001, 20), st.floats(0, 100))
+
+
+def standing(now: float, one: Asked) -> Standing[float]:
+    arrived, deadline_s, work_s, tag = one
+    return Standing(now, arrived, deadline_s, work_s, work_s, work_s, tag)
+
+
+@given(
+    st.lists(asked, min_size=2, max_size=12), st.floats(0, 100), st.floats(0, 10), st.floats(0.5, 2), st.floats(0, 1)
+)
+def test_feasible_before_hopeless(drawn: list[Asked], now: float, c: float, scale: float, wait_s: float) -> None:
+    """Those that can be in time by deadline and c times what is left; the others behind, by the shared clock."""
+    feasible, hopeless = [], []
+    for place, (arrived, deadline_s, work_s, tag) in enumerate(drawn):
+        left_s = work_s * scale + wait_s
+        if now + left_s <= arrived + deadline_s:
+            feasible.append((arrived + deadline_s + c * left_s, place))
+        else:
+            hopeless.append((tag, place))
+    keys = [rank(standing(now, one), c, scale, wait_s) for one in drawn]
+    expected = [place for _, place in sorted(feasible)] + [place for _, place in sorted(hopeless)]
+    assert all(keys[a] <= keys[b] + 1e-5 for a, b in pairwise(expected))
+    assert all(keys[place] < HOPELESS for _, place in feasible)
+    columns = [np.array(column) for column in zip(*drawn, strict=True)]
+    arrived, deadline_s, work_s, tag = columns
+    many = rank(Standing(np.float64(now), arrived, deadline_s, work_s, work_s, work_s, tag), c, scale, wait_s)
+    assert many.tolist() == keys
+
+
+def test_who_was_interrupted_goes_before_everybody() -> None:
+    late = rank(replace(standing(50.0, (0.0, 0.0, 9.0, 0.0)), tag=INTERRUPTED), 2.0, 1.0, 0.0)
+    assert late < rank(standing(50.0, (0.0, 60.0, 0.1, 3.0)), 2.0, 1.0, 0.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), factor=st.sampled_from([1.0, 1.5, 20.0]))
+def test_the_waiting_are_ranked_as_one_by_one(seed: int, factor: float) -> None:
+    """In columns as alone, whatever was done, preempted and aborted before."""
+    made = create_policy("longspan:overload=off")
+    assert isinstance(made, ChunkedPrefill)
+    rank_, compared = made._ranking, []
+
+    def ranking(state: SchedulerState, now: float) -> Ranking:
+        found = rank_(state, now)
+        keys = [candidate.key for candidate in found.waiting()]
+        assert keys == sorted(keys)
+        compared.append(len(keys))
+        return found
+
+    made._ranking = ranking  # type: ignore[method-assign]
+    config = SchedulerConfig(
+        num_instances=2, kv_tokens=100, decode_headroom=1, max_batch_tokens=16, ttft_slo_factor=factor,
+        ttft_slo_floor_s=0.01,
+    )  # fmt: skip
+    d = Driver(config, made, seed=seed, cost_model=scaling_model(2, per_token=1e-3))
+    for _ in range(30):
+        level = ServiceLevel(d.rng.choice([None, 0.01, 3.0]), None, d.rng.choice([0, 0, 1]))
+        d.arrive(d.rng.randint(1, 90), d.rng.randint(1, 20), service=level)
+        if d.rng.random() < 0.7 and d.model.started:
+            d.complete(d.rng.choice(d.model.started))
+        if d.rng.random() < 0.1:
+            d.abort(d.rng.choice(list(d.lives)))
+    d.finish(in_order=False)
+    assert max(compared) > 3
+
+
+# processor sharing
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("arrive"), st.integers(0, 8), st.integers(1, 40)),
+        st.tuples(st.sampled_from(["serve", "abort"]), st.integers(0, 8), st.integers(0, 100)),
+    ),
+    min_size=2, max_size=20,
+)  # fmt: skip
+
+
+@given(steps, st.integers(1, 4))
+def test_tags_are_in_the_order_in_which_processor_sharing_ends_them(
+    drawn: list[tuple[str, int, int]], processors: int
+) -> None:
+    """Each that has no first token gets its share of every second; what is left of it is its tag less the clock."""
+    sharing, now = SharedProcessor(processors), 0
+    left: dict[Request, Fraction] = {}
+    for number, (what, wait, value) in enumerate(drawn):
+        for request in left:
+            left[request] -= Fraction(wait * processors, len(left))
+        now += wait
+        sharing.advance(float(now))
+        if what == "arrive":
+            request = Request(str(number), 1, 1, float(now), number)
+            left[request] = Fraction(value)
+            sharing.arrive(request, float(value))
+        elif left:
+            gone = list(left)[value % len(left)]
+            del left[gone]
+            if what == "serve":
+                sharing.serve(gone)
+            else:
+                sharing.end(gone)
+        for request, rest in left.items():
+            assert sharing.tag(request) - sharing.shown_s == pytest.approx(float(rest), abs=1e-6)
+
+
+# in use
+
+
+def first_tokens(run: Run) -> list[str]:
+    times = {name: request.token_times[0] for name, request in run.played.items() if request.token_times}
+    return sorted(times, key=lambda name: times[name])
+
+
+def test_a_hopeless_prompt_lets_the_others_be_in_time() -> None:
+    """By its deadline it would go first; it cannot be in time, and would make them all late."""
+    urgent = ServiceLevel(ttft_s=0.5)
+    shorts = [arrival(0.1, f"short {n}", 300, service=ServiceLevel(ttft_s=2.0)) for n in range(4)]
+    run = played(
+        [arrival(0.0, "first", 200), arrival(0.1, "hopeless", 900, service=urgent), *shorts], plain(), kv_tokens=10**5
+    )
+    assert first_tokens(run)[-1] == "hopeless"
+    assert all(run.played[f"short {n}"].ttft_s < 2.0 for n in range(4))
+
+
+def test_hopeless_ones_end_as_shared_alike() -> None:
+    """Not the shortest first, nor the first first: the long one that came early, then the shorts that came late."""
+    hopeless = ServiceLevel(ttft_s=1e-3)
+    early = [arrival(0.0, f"early {n}", 1500, service=hopeless) for n in range(2)]
+    late = [arrival(2.0, "late short", 400, service=hopeless), arrival(2.0, "late long", 1400, service=hopeless)]
+    run = played([*early, *late], plain(), max_batch_tokens=100)
+    assert first_tokens(run) == ["early 0", "late short", "early 1", "late long"]
+
+
+def test_who_lost_its_kv_between_two_tokens_goes_on_before_newcomers() -> None:
+    """Somebody is reading it, and its deadline, of its first token, is long over."""
+    config = SchedulerConfig(
+        num_instances=1, kv_tokens=60, policy="longspan", decode_headroom=0, lookahead=False, max_batch_tokens=50,
+        ttft_slo_floor_s=1e3,
+    )  # fmt: skip
+    d = Driver(config, cost_model=plain())
+    d.arrive(25, 30, "old")
+    d.arrive(25, 30, "young")
+    lost: list[str] = []
+    while not lost:
+        lost = preempted(d.complete())
+        d.now += 100.0
+    assert lost == ["young"]
+    d.arrive(20, 2, "newcomer")
+    while d.lives["old"].ended is None:
+        d.complete()
+    ran = [s.request_id for _, _, actions in d.log[-1:] for b in batches(actions) for s in b.segments if s.start == 0]
+    assert ran[0] == "young"
+    d.finish()
+
+
+def test_decisions_replay(tmp_path: Any) -> None:
+    """Two schedulers that are told the same decide the same, asked for estimates in between or not."""
+    arrivals = [arrival(0.3 * n, f"r{n}", 100 + 731 * n % 3000, 1 + n % 30) for n in range(60)]
+    model, estimates = plain(2), []
+
+    def ask(run: Run, now: float) -> None:
+        estimates.append([run.scheduler.estimate(f"r{n}", now + 1e-3 * n) for n in range(0, 60, 7)])
+
+    asking = played(arrivals, model, num_instances=2, look=ask)
+    assert sum(found is not None for some in estimates for found in some) > 100
+    fresh = Scheduler(replace(asking.scheduler.config, policy="longspan"), cost_model=model)
+    for now, event, actions in asking.steps:
+        assert fresh.handle(event, now) == actions
