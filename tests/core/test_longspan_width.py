@@ -1,0 +1,157 @@
+"""The policy `longspan`: on how many instances a prompt is computed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longspan.config import SchedulerConfig
+from longspan.core.actions import Action
+from longspan.core.costs.cost_model import Chunk, FittedCostModel
+from longspan.core.events import Event
+from longspan.core.policies.chunked.predictor import Predictor
+from longspan.core.policies.chunked.width import plan_evenly
+from longspan.core.policies.longspan.width import ElasticPredictor, ElasticWidth, team_sizes
+
+from .cost_models import cost_models, scaling_model
+from .longspan import Run, arrival, plain, played
+from .reading import batches
+from .settings import with_options
+from .test_medha_properties import Tally
+from .test_properties import Workload, run, workloads
+
+DEAR = {"fixed_step": 0.06}
+"""Each instance more adds 60 ms to an iteration."""
+
+
+def groups(found: Run, name: str) -> list[tuple[int, ...]]:
+    """Who computed each chunk of a prompt."""
+    segments = [segment for _, batch, _ in found.took for segment in batch.segments if segment.request_id == name]
+    return [tuple(sorted(segment.compute)) for segment in segments if segment.length > 1]
+
+
+def alone(policy: str = "longspan", **changes: float) -> Run:
+    return played([arrival(0.0, "long", 40_000, 3)], plain(4, **changes), num_instances=4, policy=policy)
+
+
+def test_a_lone_long_prompt_has_everything() -> None:
+    found = alone()
+    assert set(groups(found, "long")) == {(0, 1, 2, 3)}
+    assert found.played["long"].ttft_s < 40.0 / 4 * 1.1
+    assert alone(policy="longspan:team=2").played["long"].ttft_s > 19.0
+    assert set(map(len, groups(alone(policy="longspan:team=2"), "long"))) == {2}
+
+
+@pytest.mark.parametrize(("policy", "changes"), [("longspan:team=1", {}), ("longspan", DEAR)])
+def test_no_team_where_none_is_wanted_or_rings_are_dear(policy: str, changes: dict[str, float]) -> None:
+    assert set(map(len, groups(alone(policy, **changes), "long"))) == {1}
+
+
+def test_a_prompt_of_one_iteration_runs_on_one_instance() -> None:
+    found = played([arrival(0.0, "short", 60)], plain(4), num_instances=4)
+    assert groups(found, "short") == [(0,)]
+
+
+def test_its_kv_is_kept_evenly() -> None:
+    """Of each chunk, and so of the prompt: no instance has much more than another, nor is one left without a slot."""
+    found = alone()
+    kept = dict.fromkeys(range(4), 0)
+    for _, batch, _ in found.took:
+        for segment in batch.segments:
+            if segment.length > 1:
+                for stored in segment.store:
+                    kept[stored.instance] += stored.length
+    assert sum(kept.values()) == 40_000
+    assert max(kept.values()) - min(kept.values()) <= 128 + 4 * len(found.took)  # the headroom is the last one's
+
+
+@given(
+    st.integers(1, 500), st.integers(0, 50), st.lists(st.integers(-5, 200), min_size=2, max_size=5)
+)
+def test_a_plan_is_within_the_rooms_and_even(tokens: int, headroom: int, rooms: list[int]) -> None:
+    team = tuple(range(len(rooms)))
+    planned = plan_evenly(tokens, headroom, dict(enumerate(rooms)), team)
+    able = [max(0, room) for room in rooms]
+    if sum(able) < tokens + headroom:
+        assert planned is None
+        return
+    assert planned is not None
+    assert [each.start for each in planned] == [0, *[each.end for each in planned[:-1]]]
+    assert planned[-1].end == tokens
+    shares = {each.instance: each.length for each in planned}
+    assert all(length <= able[number] for number, length in shares.items())
+    left = [able[number] - shares.get(number, 0) for number in team]
+    assert sum(left) >= headroom
+    fair = -(-(tokens + headroom) // len(team))
+    if min(able) >= fair:  # nobody is short of room
+        assert max(shares.values()) <= fair
+
+
+def test_many_others_make_it_narrow() -> None:
+    """What a ring wastes, each of the others waits for."""
+    predictor = Predictor(plain(8, fixed_step=0.002), SchedulerConfig(num_instances=8, tpot_slo_s=0.1))
+    width = ElasticWidth(predictor)
+    sizes = []
+    for others in (0, 1, 3, 10, 1000):
+        width.num_others = others
+        sizes.append(width.size(20.0))
+    assert sizes[0] == 8 and sizes[-1] == 1
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) >= 3
+
+
+@given(st.integers(1, 64), st.one_of(st.none(), st.integers(1, 64)))
+def test_sizes_divide_the_instances(instances: int, most: int | None) -> None:
+    sizes = team_sizes(instances, most)
+    assert sizes == [n for n in range(1, min(instances, most or instances) + 1) if instances % n == 0]
+
+
+def test_alone_tries_the_sizes_that_there_are_once() -> None:
+    asked: list[int] = []
+
+    class Counted(FittedCostModel):
+        def prefill(self, chunks: Any, num_instances: int) -> float:
+            chunks = tuple(chunks)
+            if chunks == (Chunk(9_000),):
+                asked.append(num_instances)
+            return super().prefill(chunks, num_instances)
+
+    known = plain(12)
+    model = Counted(**{name: getattr(known, name) for name in FittedCostModel.__dataclass_fields__})
+    predictor = ElasticPredictor(model, SchedulerConfig(num_instances=12))
+    predictor.sizes = team_sizes(12, 6)
+    for _ in range(3):
+        assert predictor.alone(9_000) == pytest.approx(known.prefill((Chunk(9_000),), 6))
+    assert asked == [1, 2, 3, 4, 6]
+
+
+class Teams(Tally):
+    """Counts the chunks that several computed."""
+
+    wide = 0
+
+    def handle(self, event: Event) -> list[Action]:
+        actions = super().handle(event)
+        self.wide += sum(len(s.compute) > 1 for batch in batches(actions) for s in batch.segments)
+        return actions
+
+
+def test_everybody_comes_to_an_end_in_teams() -> None:
+    """Whatever is drawn; also where rings are free and tokens dear, so that teams are the rule."""
+    counted: list[int] = []
+
+    @settings(max_examples=60, deadline=None)
+    @given(workloads(), cost_models(), st.sampled_from([None, 1, 2]), st.sampled_from([1e-6, 1e-3, 0.05]))
+    def check(workload: Workload, drawn: FittedCostModel, team: int | None, tpot_slo_s: float) -> None:
+        for model in (drawn, scaling_model(5, fixed=1e-9, fixed_step=0.0, per_token=1.0)):
+            policy = with_options("longspan", team=team, overload="off")
+            config = replace(workload.config, tpot_slo_s=tpot_slo_s, policy=policy)
+            teams = Teams(config, seed=workload.seed, cost_model=model)
+            run(teams, workload)
+            counted.append(teams.wide)
+
+    check()
+    assert sum(counted) > 20
