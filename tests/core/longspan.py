@@ -31,13 +31,13 @@ def plain(num_instances: int = 1, **changes: float) -> FittedCostModel:
 
 @dataclass
 class Run:
-    """What was played. took: of each batch that was issued, when and for how long it ran."""
+    """What was played. took: of each batch that was issued, when and for how long it ran. why: of each step."""
 
     scheduler: Scheduler
     played: dict[str, Played] = field(default_factory=dict)
     took: list[tuple[float, RunBatch, float]] = field(default_factory=list)
     steps: list[tuple[float, Event, list[Action]]] = field(default_factory=list)
-    why: list[tuple[float, Decision]] = field(default_factory=list)
+    why: list[tuple[Decision, ...]] = field(default_factory=list)
 
     @property
     def refused(self) -> dict[str, RefuseRequest]:
@@ -45,7 +45,7 @@ class Run:
         return {action.request_id: action for action in found}
 
     def decisions(self, step: str) -> list[Decision]:
-        return [decision for _, decision in self.why if decision.step == step]
+        return [decision for decisions in self.why for decision in decisions if decision.step == step]
 
 
 def played(
@@ -70,7 +70,7 @@ def played(
     def on_step(now: float, event: Event, actions: list[Action]) -> None:
         run.steps.append((now, event, actions))
         run.took += [(now, batch, seconds(batch)) for batch in batches(actions)]
-        run.why += [(now, decision) for decision in run.scheduler.decisions]
+        run.why.append(run.scheduler.decisions)
         look(run, now)
 
     run.played = play(run.scheduler, arrivals, seconds, on_step)

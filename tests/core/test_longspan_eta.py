@@ -32,7 +32,7 @@ def columns(others: Sequence[Unserved]) -> Floats:
 def eta(
     mine: Unserved, others: Sequence[Unserved], coming: Sequence[Kin] = (), rate: float = 1.0, wait: float = 0.5
 ) -> float:
-    return time_to_first_token(mine, columns(others), coming, rate, wait, 10.0)
+    return time_to_first_token(mine, columns(others), coming, rate, wait, 10.0).seconds
 
 
 def ahead(work_s: float, **changes: float) -> Unserved:

@@ -7,8 +7,9 @@ The log is read once, up to the request's end; what is kept of it meanwhile does
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from longspan.core.decision import Decision
 from longspan.core.events import BatchCompleted, FirstStageFree, KVMigrated, RequestAborted, RequestArrived
 from longspan.errors import ReplayError
 from longspan.metrics.event_log import EventLog, LogRecord, Piece
+from longspan.metrics.reasons import Rank, in_words, rank_of, why_first
 
 Kind = Literal["waits", "prefill", "decode", "scales", "pauses", "migrates", "preempted", "refused", "ended", "missing"]
 
@@ -38,11 +40,15 @@ _TOLD_BY: dict[str, tuple[Kind, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Delayer:
-    """Another request that ran meanwhile: for so many seconds, and instances times seconds."""
+    """Another request that ran meanwhile: for so many seconds, and instances times seconds.
+
+    why: a prompt went first; "" if it is not known.
+    """
 
     request_id: str
     seconds: float
     instance_seconds: float
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +91,16 @@ class Story:
             yield f"  {chapter.start - begin:+10.3f} s  {_describe(chapter)}"
             if chapter.delayers:
                 yield f"{'':16}meanwhile: {', '.join(map(_describe_delayer, chapter.delayers))}"
-            for decision in chapter.why[:MOST_REASONS]:
+            for delayer in chapter.delayers:
+                if delayer.why:
+                    yield f"{'':16}{delayer.request_id} went first: {delayer.why}"
+            for sentence in chain.from_iterable(map(in_words, chapter.why)):
+                yield f"{'':16}{sentence}"
+            others = [decision for decision in chapter.why if not in_words(decision)]
+            for decision in others[:MOST_REASONS]:
                 yield f"{'':16}{_describe_decision(decision)}"
-            if len(chapter.why) > MOST_REASONS:
-                yield f"{'':16}and {len(chapter.why) - MOST_REASONS} decisions more"
+            if len(others) > MOST_REASONS:
+                yield f"{'':16}and {len(others) - MOST_REASONS} decisions more"
 
 
 def explain(path: Path | str, request_id: str) -> Story:
@@ -155,7 +167,8 @@ class _Wait:
     """It waits or pauses since `start`; until `end`, once that is known.
 
     where: instances that matter; None: all. pending: work that began before the end, perhaps, and is not done.
-    seconds, volume: by request, of those that ran meanwhile.
+    seconds, volume: by request, of those that ran meanwhile. prompts: by request, when its prompt did first, and its
+    rank.
     """
 
     start: float
@@ -164,8 +177,10 @@ class _Wait:
     pending: set[_Ran] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
     volume: dict[str, float] = field(default_factory=dict)
+    prompts: dict[str, tuple[float, Rank]] = field(default_factory=dict)
 
-    def add(self, ran: _Ran) -> None:
+    def add(self, ran: _Ran, ranks: Mapping[str, Rank]) -> None:
+        """ranks: of requests that are alive."""
         end = ran.end if self.end is None else min(self.end, ran.end)
         overlap = end - max(self.start, ran.begin)
         if overlap <= 0 or (self.where is not None and self.where.isdisjoint(ran.instances)):
@@ -173,12 +188,22 @@ class _Wait:
         for request_id in _requests(ran.action):
             self.seconds[request_id] = self.seconds.get(request_id, 0.0) + overlap
             self.volume[request_id] = self.volume.get(request_id, 0.0) + overlap * len(ran.instances)
+        for request_id in _prompts(ran.action) if ran.issued >= self.start else ():  # else it was there already
+            if request_id in ranks:
+                self.prompts.setdefault(request_id, (ran.issued, ranks[request_id]))
 
-    def delayers(self, request_id: str) -> tuple[Delayer, ...]:
-        """All but the request itself, that took most first."""
+    def delayers(self, request_id: str, mine: Rank) -> tuple[Delayer, ...]:
+        """All but the request itself, that took most first. mine: its rank."""
         others = [name for name in self.volume if name != request_id]
         most = sorted(others, key=lambda name: (-self.volume[name], name))[:MOST_DELAYERS]
-        return tuple(Delayer(name, self.seconds[name], self.volume[name]) for name in most)
+        return tuple(Delayer(name, self.seconds[name], self.volume[name], self._why(name, mine)) for name in most)
+
+    def _why(self, request_id: str, mine: Rank) -> str:
+        """Why its prompt was ahead."""
+        if request_id not in self.prompts:
+            return ""
+        at, rank = self.prompts[request_id]
+        return why_first(rank, mine, at)
 
 
 class _Reader:
@@ -198,6 +223,8 @@ class _Reader:
         self._left: set[_Ran] | None = None  # once it has ended: work from before that is not done
         self._group: tuple[int, ...] = ()
         self._notes: list[tuple[float, Decision]] = []
+        self._ranks: dict[str, Rank] = {}  # of those that are alive
+        self._rank = Rank(0)
         self._now = 0.0
 
     @property
@@ -207,6 +234,7 @@ class _Reader:
 
     def read(self, record: LogRecord) -> None:
         self._now = record.now
+        self._rank_anew(record)
         match record.event:
             case RequestArrived(self.request_id) if self.arrived is None:
                 self.arrived = record.event
@@ -226,12 +254,32 @@ class _Reader:
         for action in record.actions:
             self._act(action)
         self._notes += [(record.now, decision) for decision in record.why if self.request_id in decision.request_ids]
+        self._forget(record)
+
+    def _rank_anew(self, record: LogRecord) -> None:
+        """Learn what requests are ranked by."""
+        if isinstance(record.event, RequestArrived):
+            self._ranks[record.event.request_id] = rank_of(record.event)
+        for decision in record.why:
+            for request_id in decision.request_ids:
+                if request_id in self._ranks:
+                    self._ranks[request_id] = self._ranks[request_id].learn(decision, record.now)
+        self._rank = self._ranks.get(self.request_id, self._rank)
+
+    def _forget(self, record: LogRecord) -> None:
+        """Nothing is kept of the ranks of those that have ended."""
+        for action in record.actions:
+            if isinstance(action, RefuseRequest) or (isinstance(action, StopRequest) and action.reason != "preempted"):
+                self._ranks.pop(action.request_id, None)
+        if isinstance(record.event, RequestAborted):
+            self._ranks.pop(record.event.request_id, None)
 
     def skip_to(self, piece: Piece, now: float) -> None:
         """What was between is missing. What runs at `now` is taken for begun then."""
         before, self._now = self._now, now
         self._batches, self._migrations, self._last_end = {}, {}, {}
         self._own, self._since_own = set(), []
+        self._ranks = {}
         if self._left is not None:
             self._left = set()
             return
@@ -257,10 +305,12 @@ class _Reader:
             begin = max([ran.issued, *(self._last_end.get(number, ran.issued) for number in ran.instances)])
             for wait in self._waits.values():
                 if ran in wait.pending:
-                    wait.add(_Ran(ran.action, ran.issued, begin=begin, end=self._now))
+                    wait.add(_Ran(ran.action, ran.issued, begin=begin, end=self._now), self._ranks)
         for place, chapter in enumerate(_told(self.chapters, self._notes)):
             waited = self._waits.get(place)
-            yield chapter if waited is None else replace(chapter, delayers=waited.delayers(self.request_id))
+            yield chapter if waited is None else replace(
+                chapter, delayers=waited.delayers(self.request_id, self._rank)
+            )
         if self.chapters and self._left is None:
             yield Chapter("ended", self._now, self._now, detail="not yet: the log ends here")
 
@@ -298,12 +348,12 @@ class _Reader:
         for wait in [wait for wait in self._waits.values() if wait.pending]:
             if ran in wait.pending:
                 wait.pending.discard(ran)
-                wait.add(ran)
+                wait.add(ran, self._ranks)
         if self._wait is not None:
             if self._own:
                 self._since_own.append(ran)
             else:  # nothing of the request's own can have begun before this end
-                self._wait.add(ran)
+                self._wait.add(ran, self._ranks)
 
     def _act(self, action: object) -> None:
         match action:
@@ -337,7 +387,7 @@ class _Reader:
             return
         wait.end = until
         for ran in self._since_own:
-            wait.add(ran)
+            wait.add(ran, self._ranks)
         wait.pending = {*self._batches.values(), *self._migrations.values()}
         self._waits[len(self.chapters)] = wait
         kind: Kind = "pauses" if self._group else "waits"
@@ -389,6 +439,13 @@ def _requests(action: RunBatch | MigrateKV) -> list[str]:
     if isinstance(action, MigrateKV):
         return [action.request_id]
     return [segment.request_id for segment in action.segments]
+
+
+def _prompts(action: RunBatch | MigrateKV) -> list[str]:
+    """Those of which a part is computed, other than a token that was generated."""
+    if isinstance(action, MigrateKV):
+        return []
+    return [segment.request_id for segment in action.segments if segment.length > 1 or segment.start == 0]
 
 
 def _told(chapters: Sequence[Chapter], notes: Sequence[tuple[float, Decision]]) -> Iterator[Chapter]:

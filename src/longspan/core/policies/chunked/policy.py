@@ -150,19 +150,21 @@ class ChunkedPrefill(Policy):
 
     def _ranking(self, state: SchedulerState, now: float) -> Ranking:
         """Who waits, and whose prefill can go on, first things first. Worked out anew: ranks change with time."""
-        def candidate(request: Request) -> Candidate:
-            standing = self.standing(state, request, now)
-            return Candidate(request, standing, self._key(request, standing))
-
         can_run = {
-            request.id: candidate(request)
+            request.id: self.candidate(state, request, now)
             for instance in state.cluster.resting()
             for request in (*instance.ready.values(), *instance.flowing.values())
             if request.status is RequestStatus.PREFILLING and request.id not in self._giving_way
         }
         self._backlog.follow(state, lambda request: self.standing(state, request, now))
         order = self._backlog.order(now, self.rule)
-        return Ranking(sorted(can_run.values(), key=attrgetter("key")), self._backlog.queue, order, candidate)
+        ready = sorted(can_run.values(), key=attrgetter("key"))
+        return Ranking(ready, self._backlog.queue, order, lambda request: self.candidate(state, request, now))
+
+    def candidate(self, state: SchedulerState, request: Request, now: float) -> Candidate:
+        """Rank a request that is looked at: one that can go on, or whose turn to start comes."""
+        standing = self.standing(state, request, now)
+        return Candidate(request, standing, self._key(request, standing))
 
     def standing(self, state: SchedulerState, request: Request, now: float) -> Standing[float]:
         """Return how a request stands; of one that waits, only `now` may change from one decision to the next."""

@@ -102,35 +102,44 @@ class ServiceRate:
         return min(_FASTEST * self.most, max(_SLOWEST * self.most, rate))
 
 
+class Forecast(NamedTuple):
+    """Seconds from now to a request's first token; and how many requests go before it, with how much work."""
+
+    seconds: float
+    ahead: int
+    ahead_s: float
+
+
 def time_to_first_token(
     mine: Unserved, others: Floats, coming: Sequence[Kin], rate: float, wait_s: float, now: float
-) -> float:
-    """Return the predicted seconds from now to its first token.
+) -> Forecast:
+    """Predict the seconds from now to its first token.
 
     others: in rows the fields of `Unserved`, in columns requests, perhaps with itself. rate: seconds of work served in
     one. wait_s: until what runs now is over.
     """
-    ahead_s, is_late = _work_ahead(mine, others, rate, wait_s, now)
+    ahead, ahead_s, is_late = _work_ahead(mine, others, rate, wait_s, now)
     for _ in range(2):
         until_s = _until(mine, ahead_s, is_late, coming, rate, wait_s, now)
         if is_late or now + until_s <= mine.due:
             break
         is_late = True
-    return until_s
+    return Forecast(until_s, ahead, ahead_s)
 
 
-def _work_ahead(mine: Unserved, others: Floats, rate: float, wait_s: float, now: float) -> tuple[float, bool]:
-    """Seconds of work that go before it; and whether it will be late by then."""
+def _work_ahead(mine: Unserved, others: Floats, rate: float, wait_s: float, now: float) -> tuple[int, float, bool]:
+    """How many go before it, their seconds of work, and whether it will be late by then."""
+    num_before = num_relegated = 0
     before_s = relegated_s = 0.0
     before = others[:, others[2] < mine.key]
     for left_s, work_s, _, due, tag in before[:, np.argsort(before[2], kind="stable")].T.tolist():
         if now + before_s / rate + left_s + wait_s <= due:
-            before_s += work_s
+            num_before, before_s = num_before + 1, before_s + work_s
         elif tag < mine.tag:
-            relegated_s += work_s
+            num_relegated, relegated_s = num_relegated + 1, relegated_s + work_s
     if now + before_s / rate + mine.left_s + wait_s <= mine.due:
-        return before_s, False
-    return before_s + relegated_s, True
+        return num_before, before_s, False
+    return num_before + num_relegated, before_s + relegated_s, True
 
 
 def _until(

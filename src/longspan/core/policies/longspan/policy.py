@@ -15,9 +15,10 @@ from longspan.core.news import News
 from longspan.core.policies.chunked.adaptive import AdaptiveChunks
 from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.priority import N, Standing
+from longspan.core.policies.chunked.ranking import Candidate
 from longspan.core.policies.longspan.crowd import Crowd
-from longspan.core.policies.longspan.eta import Kinds, ServiceRate, time_to_first_token
-from longspan.core.policies.longspan.order import INTERRUPTED, SharedProcessor, rank
+from longspan.core.policies.longspan.eta import Forecast, Kinds, ServiceRate, time_to_first_token
+from longspan.core.policies.longspan.order import HOPELESS, INTERRUPTED, SharedProcessor, rank
 from longspan.core.policies.longspan.promise import Promise, Promises, size_class
 from longspan.core.policies.longspan.width import ElasticPredictor, ElasticWidth, team_sizes
 from longspan.core.state import SchedulerState
@@ -68,6 +69,7 @@ class Longspan(AdaptiveChunks):
         self._unserved = Crowd(self._left)
         self._kinds = Kinds()
         self._promises = Promises(self.options.promise_factor, self.options.promise_floor_s, self.options.margin)
+        self._hopeless: set[str] = set()  # of which that was told
         self._scale = 1.0
         self._wait_s = 0.0
         self._rate = ServiceRate(1.0)
@@ -99,6 +101,7 @@ class Longspan(AdaptiveChunks):
             self._sharing.end(request)
             self._promises.drop(request)
             self._unserved.remove(request.id)
+            self._hopeless.discard(request.id)
         for request in news.arrived:
             self._welcome(state, request, predictor, now)
         self._elastic.num_others = max(0, len(self._unserved) - 1)
@@ -111,19 +114,21 @@ class Longspan(AdaptiveChunks):
             if segment.emits and (request := self._unserved.remove(segment.request_id)) is not None:
                 self._sharing.serve(request)
                 self._promises.keep(request, now)
+                self._hopeless.discard(request.id)
 
     def _welcome(self, state: SchedulerState, request: Request, predictor: ElasticPredictor, now: float) -> None:
         """Make a promise, or refuse the request."""
         work_s = predictor.whole_prefill(request.num_tokens)
         self._sharing.arrive(request, work_s)
         self._unserved.add(request, now + predictor.deadline(request), self._sharing.tag(request))
-        predicted_s = self._time_to_first_token(request, now)
+        forecast = self._time_to_first_token(request, now)
         reach_s = predictor.deadline(request) + self.options.c * self._scale * work_s
         self._kinds.arrive(now, predictor.work(request.num_tokens), reach_s)
         alone_s = predictor.alone(request.num_prompt_tokens)
-        promise = self._promises.make(request, alone_s, predicted_s, size_class(request.num_prompt_tokens))
+        promise = self._promises.make(request, alone_s, forecast.seconds, size_class(request.num_prompt_tokens))
         told = {"median_s": promise.estimate.median_s, "quote_s": promise.estimate.quote_s,
-                "promised_s": promise.due - request.arrived}  # fmt: skip
+                "promised_s": promise.due - request.arrived, "deadline_s": predictor.deadline(request),
+                "alone_s": alone_s, "ahead": forecast.ahead, "ahead_s": forecast.ahead_s}  # fmt: skip
         state.explain(Decision("promise", (request.id,), (), told))
         late_s = self._promises.late_s(request, promise)
         if late_s and self.options.overload == "enforce" and request.service.if_late == "refuse":
@@ -140,10 +145,10 @@ class Longspan(AdaptiveChunks):
         self._unserved.remove(request.id)
 
     def estimate(self, state: SchedulerState, request: Request, now: float) -> Estimate | None:
-        predicted_s = now - request.arrived + self._time_to_first_token(request, now)
+        predicted_s = now - request.arrived + self._time_to_first_token(request, now).seconds
         return self._promises.calibration.estimate(predicted_s, size_class(request.num_prompt_tokens))
 
-    def _time_to_first_token(self, request: Request, now: float) -> float:
+    def _time_to_first_token(self, request: Request, now: float) -> Forecast:
         crowd = self._unserved.standing(self.options.c, self._scale)
         mine = self._unserved.one(request, crowd)
         return time_to_first_token(mine, crowd, self._kinds.now(now), self._rate(), self._wait_s, now)
@@ -159,6 +164,21 @@ class Longspan(AdaptiveChunks):
         if request.num_output_tokens:
             return replace(standing, deadline_s=0.0, tag=INTERRUPTED)
         return replace(standing, tag=self._sharing.tag(request))
+
+    def candidate(self, state: SchedulerState, request: Request, now: float) -> Candidate:
+        """Rank it; and tell when it first turns out to be hopeless."""
+        candidate = super().candidate(state, request, now)
+        if self.is_hopeless(candidate) and request.id not in self._hopeless:
+            self._hopeless.add(request.id)
+            left_s = self._scale * candidate.standing.remaining_s + self._wait_s
+            late_s = now + left_s - request.arrived - candidate.standing.deadline_s
+            state.explain(Decision("hopeless", (request.id,), (), {"late_s": late_s}))
+        return candidate
+
+    @staticmethod
+    def is_hopeless(candidate: Candidate) -> bool:
+        """Tell whether it is ranked behind those that can be in time."""
+        return candidate.key[1] >= HOPELESS
 
     def yields(self, victim: Standing[float], beneficiary: Standing[float]) -> bool:
         """Only if no more work is lost than is served by it."""
