@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 from longspan.errors import ConfigError
 
@@ -17,6 +17,7 @@ GenerationDefaults = Literal["auto", "none"]
 Quantization = Literal["auto", "none", "gguf", "int8"]
 ExecutorName = Literal["multiproc", "inproc"]
 TransportName = Literal["auto", "shared_memory", "gloo", "nccl"]
+Overload = Literal["off", "warn", "enforce"]
 
 DEFAULT_MODEL = "smollm2-135m"
 MOST_DEVICES = 4096
@@ -58,6 +59,10 @@ class SchedulingKnobs:
     tpot_slo_s: float = 0.05
     """Seconds for each further token, of requests that name none. Policies that chunk prompts fill iterations up to
     it."""
+    overload: Overload = "enforce"
+    """What becomes of a request whose first token would come later than its policy promises: enforce refuses it (a
+    server answers with status 429), unless it asks to be served; warn serves it, and a server's log tells how many;
+    off serves it. The policy longspan promises, others do not."""
 
     def __post_init__(self) -> None:
         for name in ("max_waiting", "max_batch_tokens", "max_batch_requests", "max_requests_per_master",
@@ -70,6 +75,12 @@ class SchedulingKnobs:
             )
         check_seconds("ttft_slo_floor_s", self.ttft_slo_floor_s)
         check_seconds("tpot_slo_s", self.tpot_slo_s)
+        check_choice("overload", self.overload, Overload)
+
+
+for _knob in fields(SchedulingKnobs):
+    # Who extends it in another module inherits types, not the names that they have in this one.
+    _knob.type = get_type_hints(SchedulingKnobs)[_knob.name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,9 +193,7 @@ class EngineConfig(SchedulingConfig):
         for name, allowed in (("dtype", DType), ("device", Device), ("quantization", Quantization),
                               ("generation_config", GenerationDefaults), ("executor", ExecutorName),
                               ("transport", TransportName)):
-            if getattr(self, name) not in get_args(allowed):
-                choices = ", ".join(get_args(allowed))
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, but must be one of {choices}")
+            check_choice(name, getattr(self, name), allowed)
         for name in ("worker_timeout_s", "stall_after_s"):
             check_seconds(name, getattr(self, name))
 
@@ -229,6 +238,12 @@ def check_count(name: str, value: int, low: int = 1, high: int = _MOST) -> None:
         raise ConfigError(f"{name} is {value}, but must be at least {low}")
     if value > high:
         raise ConfigError(f"{name} is {value}, but must be at most {high}")
+
+
+def check_choice(name: str, value: object, allowed: Any) -> None:
+    """Raises ConfigError unless the value is one of a Literal's."""
+    if value not in get_args(allowed):
+        raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(get_args(allowed))}")
 
 
 def _check_name(name: str, text: str) -> None:

@@ -18,7 +18,8 @@ class ServiceLevel:
     ttft_s: seconds from arrival to the first token.
     tpot_s: seconds for each further token.
     priority: requests with a higher one go first, whatever other deadlines; 0 is ordinary.
-    if_late: whether it is to be refused or served all the same, if its first token would come later than is promised.
+    if_late: whether it is to be refused, or served all the same, if its first token would come later than is promised.
+        By default the engine refuses it, for a server's client can come again; `LLM` serves it, for a batch cannot.
 
     Raises:
         RequestError: a time is no number above 0, or the priority no whole number.
@@ -27,7 +28,7 @@ class ServiceLevel:
     ttft_s: float | None = None
     tpot_s: float | None = None
     priority: int = 0
-    if_late: IfLate = "refuse"
+    if_late: IfLate | None = None
 
     def __post_init__(self) -> None:
         for name, seconds in (("ttft_s", self.ttft_s), ("tpot_s", self.tpot_s)):
@@ -35,7 +36,7 @@ class ServiceLevel:
                 raise RequestError(f"{name} is {seconds}, but must be a number of seconds above 0", param=name)
         if type(self.priority) is not int:
             raise RequestError(f"priority is {self.priority!r}, but must be a whole number", param="priority")
-        if self.if_late not in get_args(IfLate):
+        if self.if_late not in (None, *get_args(IfLate)):
             raise RequestError(f"if_late is {self.if_late!r}, but must be refuse or serve", param="if_late")
 
 

@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from longspan import LLM
 from longspan.config import EngineConfig, SchedulerConfig, SchedulingConfig, SchedulingKnobs
+from longspan.core.policies import create_policy
+from longspan.core.policies.options import options_of
 from longspan.entrypoints import cli, serve
 from longspan.entrypoints.bench import offline
 from longspan.entrypoints.plan import command as plan
@@ -27,6 +29,8 @@ COMMANDS = ["serve", "simulate", "plan", "bench latency", "bench throughput"]
 
 def other(knob: Field[Any]) -> Any:
     """A value that is not the default."""
+    if choices := get_args(knob.type):
+        return choices[0]
     match knob.default:
         case bool():
             return not knob.default
@@ -138,6 +142,4 @@ def test_all_at_once_reach_the_schedulers_that_run(tmp_path: Path, monkeypatch: 
         header = json.loads(Path(name).read_text().partition("\n")[0])
         config = {knob: header["config"][knob] for knob in chosen}
         assert config == {knob: getattr(served, knob) for knob in chosen} == chosen | {"policy": "medha"}
-        assert header["options"] == {
-            "kvp_tokens_per_shard": None, "max_fixed_share": 0.8, "max_space_share": 0.25
-        }  # fmt: skip
+        assert header["options"] == options_of(create_policy("medha")) | {"max_space_share": 0.25}

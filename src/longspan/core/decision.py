@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+SERVED_LATE = "late"
+"""The step of a policy that serves a request though its first token will come later than is promised."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import inf
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import OWN, KVRange, MigrateKV, RefuseReason, RefuseRequest, RunBatch, Segment
@@ -156,6 +157,8 @@ class SchedulerState:
             raise InternalError(f"request {request_id} is {request.status.value}: too late to refuse it")
         if not isinstance(message, str):
             raise InternalError(f"request {request_id} is refused with {message!r}, which is no text")
+        if retry_after_s is not None and not 0.0 <= retry_after_s < inf:
+            raise InternalError(f"request {request_id} shall come again after {retry_after_s} s, which nobody can")
         self._ledger.forget(request)
         self._ledger.actions.append(RefuseRequest(request_id, message, reason, retry_after_s))
 

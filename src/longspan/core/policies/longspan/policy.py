@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from longspan.config import check_count, check_seconds
 from longspan.core.actions import RunBatch
 from longspan.core.books.request import Request
-from longspan.core.decision import Decision
+from longspan.core.decision import SERVED_LATE, Decision
 from longspan.core.estimate import Estimate
 from longspan.core.news import News
 from longspan.core.policies.chunked.adaptive import AdaptiveChunks
@@ -24,8 +23,6 @@ from longspan.core.policies.longspan.width import ElasticPredictor, ElasticWidth
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 
-Overload = Literal["off", "warn", "enforce"]
-
 
 class Longspan(AdaptiveChunks):
     """Feasible requests by deadline and remaining work, in chunks sized in time, corrected by what iterations took."""
@@ -33,11 +30,9 @@ class Longspan(AdaptiveChunks):
     @dataclass(frozen=True)
     class Options(AdaptiveChunks.Options):
         """c: weight of a prompt's remaining seconds beside its deadline: 0 is earliest deadline first, much is shortest
-        remaining first. team: the most instances that compute a prompt together; none: as many as pay. overload: what
-        happens to a request whose first token will come later than promised: off and warn serve it, enforce refuses it
-        unless it asks to be served. promise_factor: the first token is promised within so many times what the prompt
-        takes alone, promise_floor_s: but not within less seconds. margin: a request is refused when so many times its
-        estimate is beyond the promise."""
+        remaining first. team: the most instances that compute a prompt together; none: as many as pay. promise_factor:
+        the first token is promised within so many times what the prompt takes alone, promise_floor_s: but not within
+        less seconds. margin: a request is late when so many times its estimate is beyond the promise."""
 
         c: float = 2.0
         max_fixed_share: float = 0.5
@@ -46,7 +41,6 @@ class Longspan(AdaptiveChunks):
         feedback: float = 0.1
         burst: float = 2.5
         team: int | None = None
-        overload: Overload = "enforce"
         promise_factor: float = 25.0
         promise_floor_s: float = 15.0
         margin: float = 1.3
@@ -131,8 +125,12 @@ class Longspan(AdaptiveChunks):
                 "alone_s": alone_s, "ahead": forecast.ahead, "ahead_s": forecast.ahead_s}  # fmt: skip
         state.explain(Decision("promise", (request.id,), (), told))
         late_s = self._promises.late_s(request, promise)
-        if late_s and self.options.overload == "enforce" and request.service.if_late == "refuse":
+        if not late_s or state.config.overload == "off":
+            return
+        if state.config.overload == "enforce" and request.service.if_late != "serve":
             self._refuse(state, request, promise, late_s)
+        else:
+            state.explain(Decision(SERVED_LATE, (request.id,), (), {"late_s": late_s}))
 
     def _refuse(self, state: SchedulerState, request: Request, promise: Promise, late_s: float) -> None:
         message = (
