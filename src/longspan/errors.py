@@ -36,6 +36,14 @@ class QueueFullError(LongspanError):
         self.retry_after_s = retry_after_s
 
 
+class OverloadedError(LongspanError):
+    """The first token would come later than is promised, so the request is not begun (HTTP 429)."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class EngineDeadError(LongspanError):
     """A worker died or hangs: running requests failed, and new ones are refused (HTTP 503)."""
 

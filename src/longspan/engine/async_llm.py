@@ -11,8 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from longspan.config import EngineConfig
+from longspan.core.estimate import Estimate
 from longspan.engine.detokenizer import OutputProcessor
 from longspan.engine.engine_core import EngineCore
+from longspan.engine.lateness_log import LatenessLog
 from longspan.engine.protocol import TokenIds
 from longspan.engine.request import EngineRequest
 from longspan.engine.tokenizer import Tokenizer
@@ -110,7 +112,8 @@ class AsyncLLM:
         """Yield deltas, the last one with a finish reason. Closing the iterator aborts the request and frees its KV.
 
         Raises:
-            RequestError, QueueFullError, EngineDrainingError, EngineDeadError: on the first step or later.
+            RequestError, QueueFullError, OverloadedError, EngineDrainingError, EngineDeadError: on the first step or
+                later.
         """
         queue: asyncio.Queue[RequestOutput | LongspanError] = asyncio.Queue()
         request = self._admit(prompt_token_ids, self.validate(prompt_token_ids, params), request_id, queue)
@@ -156,6 +159,13 @@ class AsyncLLM:
         if request is not None:
             self.core.abort(request)
 
+    def estimate(self, request_id: str) -> Estimate | None:
+        """Return when the request gets its first token, in seconds from its arrival.
+
+        None: it has it, or has ended, or is unknown; or the policy does not predict.
+        """
+        return self.core.estimate(request_id)
+
     # -- state ----------------------------------------------------------------------------------------------------
 
     @property
@@ -194,10 +204,13 @@ class AsyncLLM:
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
-        """Tell the log once of what stalls, and when it has gone on."""
+        """Tell the log once of what stalls, and when it has gone on; and of overload."""
         told: str | None = None
+        lateness = LatenessLog(self.core.clock)
         while True:
             await asyncio.sleep(_WATCH_S)
+            if self.core.scheduler.config.overload == "warn":
+                lateness.tell(self.core.num_served_late)
             stalled = self.core.stalled()
             if stalled is not None and told is None:
                 logger.error("the engine stalls: %s", stalled)

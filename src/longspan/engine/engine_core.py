@@ -19,6 +19,8 @@ import msgspec
 
 from longspan.core.actions import Action, FreeKV, MigrateKV, RefuseRequest, RunBatch, StopRequest
 from longspan.core.costs.cost_model import CostModel
+from longspan.core.decision import SERVED_LATE
+from longspan.core.estimate import Estimate
 from longspan.core.events import (
     BatchCompleted,
     Event,
@@ -36,6 +38,7 @@ from longspan.errors import (
     EngineDeadError,
     LongspanError,
     ModelOutputError,
+    OverloadedError,
     QueueFullError,
     RequestError,
     RequestFailedError,
@@ -62,7 +65,7 @@ logger = logging.getLogger(__name__)
 REST_S = 5.0
 """Requests are there and nothing runs: after so many seconds it is the policy's fault, which is not asked again."""
 
-RETRY_AFTER_S = 1.0  # what clients are told when the queue is full
+RETRY_AFTER_S = 1.0  # what clients are told when the queue is full, and when the policy does not say
 STALL_AFTER_S = 60.0
 
 
@@ -87,6 +90,7 @@ class EngineCore:
     clock: seconds, monotonic. stall_after_s: how much longer than it should a batch may take before `stalled` tells.
     on_idle, to be set: called whenever no request is left, and none of its batches. on_dead, to be set: called once,
     when the engine has ended by an error.
+    num_served_late: requests that the policy serves though their first token will come later than it promises.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class EngineCore:
         self.num_batches = 0
         self.model_seconds = 0.0
         self.num_bad_logits = 0
+        self.num_served_late = 0
         self._resting_since: float | None = None  # requests are alive, and nothing runs
 
     # -- requests -------------------------------------------------------------------------------------------------
@@ -147,6 +152,10 @@ class EngineCore:
             self._handle(RequestAborted(request.request_id))
             request.times.finished = self.clock()
             self._tell(request, request.output(finish_reason="abort"))
+
+    def estimate(self, request_id: str) -> Estimate | None:
+        """Return when the request gets its first token; None if it has it or has ended, or nobody can say."""
+        return None if self.error is not None else self.scheduler.estimate(request_id, self.clock())
 
     def stalled(self) -> str | None:
         """Return a sentence about decided work that does not end, or requests with nothing done for them; else None."""
@@ -350,6 +359,7 @@ class EngineCore:
             self._do(action, now)
         if self.event_log is not None:
             self.event_log.write(now, event, actions, self.scheduler.decisions)
+        self.num_served_late += sum([decision.step == SERVED_LATE for decision in self.scheduler.decisions])
         self._note_rest(now)
 
     def _decide(self, event: Event, now: float) -> list[Action]:
@@ -427,6 +437,11 @@ def _check_it_travels(request: EngineRequest) -> None:
 
 
 def _refusal(action: RefuseRequest) -> LongspanError:
-    if action.reason == "queue_full":
-        return QueueFullError(action.message, retry_after_s=RETRY_AFTER_S)
-    return RequestError(action.message, param="max_tokens", code="context_length_exceeded")
+    retry_after_s = RETRY_AFTER_S if action.retry_after_s is None else action.retry_after_s
+    match action.reason:
+        case "queue_full":
+            return QueueFullError(action.message, retry_after_s=retry_after_s)
+        case "late":
+            return OverloadedError(action.message, retry_after_s=retry_after_s)
+        case "too_long":
+            return RequestError(action.message, param="max_tokens", code="context_length_exceeded")

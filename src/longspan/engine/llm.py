@@ -9,7 +9,7 @@ import threading
 from collections.abc import Coroutine, Iterable, Mapping, Sequence, Set
 from concurrent.futures import CancelledError, Future
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from numbers import Integral
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -84,10 +84,11 @@ class LLM:
     ) -> list[Completion]:
         """Return one completion for each prompt (text or token ids), in order.
 
-        Raises RequestError before anything runs, if a prompt or setting cannot be served.
+        They are served however late, unless their service level says `if_late="refuse"`: nobody would come again for
+        them. Raises RequestError before anything runs, if a prompt or setting cannot be served.
         """
         texts = _as_list(prompts)
-        settings = _one_each(params, len(texts))
+        settings = [_patient(one) for one in _one_each(params, len(texts))]
         token_ids = [self.engine.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
         resolved = [self.engine.validate(ids, p) for ids, p in zip(token_ids, settings, strict=True)]
         return self._call(self._generate_all(texts, token_ids, resolved))
@@ -217,6 +218,13 @@ def _is_sequence(value: object) -> bool:
 
 def _no_prompt(what: str, value: object, wanted: str) -> RequestError:
     return RequestError(f"{what} of type {type(value).__name__}; give {wanted}", param="prompt", code="invalid_type")
+
+
+def _patient(params: SamplingParams) -> SamplingParams:
+    """Return the same params; where they do not say, they ask to be served late rather than not at all."""
+    if params.service.if_late is not None:
+        return params
+    return replace(params, service=replace(params.service, if_late="serve"))
 
 
 def _one_each(params: SamplingParams | Iterable[SamplingParams] | None, count: int) -> list[SamplingParams]:

@@ -94,7 +94,8 @@ class EngineClient(Protocol):
         """Yield deltas, the last one with a finish reason. Closing it aborts the request and frees its KV.
 
         Raises:
-            QueueFullError, EngineDrainingError, EngineDeadError, RequestError: on the first step or later.
+            QueueFullError, OverloadedError, EngineDrainingError, EngineDeadError, RequestError: on the first step or
+                later.
         """
         ...
 

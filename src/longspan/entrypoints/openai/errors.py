@@ -21,6 +21,7 @@ from longspan.errors import (
     EngineStalledError,
     LongspanError,
     ModelOutputError,
+    OverloadedError,
     QueueFullError,
     RequestError,
     RequestFailedError,
@@ -97,9 +98,10 @@ def answer_to(error: Exception) -> ErrorAnswer:
             return ErrorAnswer(404, message, "invalid_request_error", error.param, "model_not_found")
         case RequestError():
             return ErrorAnswer(400, message, "invalid_request_error", error.param, error.code)
-        case QueueFullError():
+        case QueueFullError() | OverloadedError():
+            code = "overloaded" if isinstance(error, OverloadedError) else "rate_limit_exceeded"
             retry = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
-            return ErrorAnswer(429, message, "rate_limit_error", None, "rate_limit_exceeded", retry)
+            return ErrorAnswer(429, message, "rate_limit_error", None, code, retry)
         case ClientDisconnectedError():
             return ErrorAnswer(499, message, "invalid_request_error", None, "client_closed_request")
         case Refusal():
@@ -123,7 +125,7 @@ def ending(error: BaseException) -> Ending | None:
     match error:
         case GeneratorExit() | asyncio.CancelledError() | ClientDisconnectedError():
             return "abort"
-        case RequestError() | QueueFullError() | EngineDrainingError() | HTTPException():
+        case RequestError() | QueueFullError() | OverloadedError() | EngineDrainingError() | HTTPException():
             return None
         case _:
             return "error"

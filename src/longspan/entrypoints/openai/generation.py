@@ -153,15 +153,18 @@ async def run(
 
 
 async def _outputs(context: Context, jobs: Sequence[Job]) -> AsyncGenerator[tuple[Job, RequestOutput], None]:
-    """So many at once that one call does not fill the queue; the others follow as these end."""
+    """So many at once that one call does not fill the queue; the others follow as these end.
+
+    Whether it is too late for a call is asked of those that it begins with: what some have cost is not thrown away.
+    """
     if len(jobs) == 1:
         async with aclosing(_run_one(context, jobs[0])) as outputs:
             async for output in outputs:
                 yield jobs[0], output
         return
     arrived: asyncio.Queue[tuple[Job, RequestOutput] | Exception | None] = asyncio.Queue()
-    waiting = iter(jobs)
     at_once = choices_at_once(context.engine)
+    waiting = iter([*jobs[:at_once], *map(_however_late, jobs[at_once:])])
     pumps = [asyncio.create_task(_pump(context, waiting, arrived)) for _ in jobs[:at_once]]
     try:
         running = len(pumps)
@@ -177,6 +180,11 @@ async def _outputs(context: Context, jobs: Sequence[Job]) -> AsyncGenerator[tupl
         for pump in pumps:
             pump.cancel()
         await asyncio.wait(pumps)
+
+
+def _however_late(job: Job) -> Job:
+    service = replace(job.params.service, if_late="serve")
+    return replace(job, params=replace(job.params, service=service))
 
 
 async def _pump(

@@ -22,7 +22,7 @@ from longspan.entrypoints.openai.messages import ChatMessage
 from longspan.entrypoints.openai.unsupported import UNSUPPORTED_CHAT, UNSUPPORTED_COMPLETION, Harmless
 from longspan.errors import RequestError
 from longspan.sampling_params import MAX_LOGPROBS, MIN_REPETITION_PENALTY, SamplingParams
-from longspan.service_level import ServiceLevel
+from longspan.service_level import IfLate, ServiceLevel
 
 MAX_CHOICES = 128
 INT32_MAX = 2**31 - 1
@@ -81,6 +81,7 @@ class SamplingFields(BaseModel):
     ttft_slo_ms: Milliseconds | None = None
     tpot_slo_ms: Milliseconds | None = None
     priority: Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX), WHOLE] | None = None
+    if_late: IfLate | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -124,6 +125,7 @@ class SamplingFields(BaseModel):
             ttft_s=None if self.ttft_slo_ms is None else self.ttft_slo_ms / 1000,
             tpot_s=None if self.tpot_slo_ms is None else self.tpot_slo_ms / 1000,
             priority=self.priority or 0,
+            if_late=self.if_late,
         )
 
     def sampling_params(
