@@ -41,7 +41,7 @@ def test_a_fleet_attains_less_the_faster_requests_come() -> None:
     model = fit_simulated(cost, config, 8000)
     requests = workload(seed=6, number=150)
     goal = Goal(slo=SLO(ttft_s=1.0), long_threshold=1000)
-    slow, fast = (goal.attained(faster(requests, factor), config, cost, model) for factor in (0.02, 3.0))
+    slow, fast = (goal.try_out(faster(requests, factor), config, cost, model).attainment for factor in (0.02, 3.0))
     assert slow > 0.95
     assert fast < 0.5
 
@@ -51,8 +51,8 @@ def test_each_class_must_be_served() -> None:
     config, cost = small_world("elastic_fcfs", instances=1, kv_tokens=100_000)
     model = fit_simulated(cost, config, 8000)
     requests = [TraceRequest(10.0 * n, 30_000 if n == 5 else 10, 1) for n in range(10)]
-    assert Goal(slo=SLO(ttft_s=0.5), long_threshold=100).attained(requests, config, cost, model) == 0.0
-    assert Goal(slo=SLO(ttft_s=0.5), long_threshold=10**6).attained(requests, config, cost, model) == 0.9
+    assert Goal(slo=SLO(ttft_s=0.5), long_threshold=100).try_out(requests, config, cost, model).attainment == 0.0
+    assert Goal(slo=SLO(ttft_s=0.5), long_threshold=10**6).try_out(requests, config, cost, model).attainment == 0.9
 
 
 def record(prompt: int, ttft_s: float, tpot_s: float = 0.0) -> RequestRecord:

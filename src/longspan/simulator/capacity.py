@@ -17,6 +17,18 @@ RATE_TOLERANCE = 0.05
 _SLOWEST, _FASTEST = 1e-6, 1e6  # requests a second
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one simulation showed.
+
+    attainment: the lower of both classes' shares. num_late: requests refused since their first token would have come
+    later than was promised; they are not within the SLO.
+    """
+
+    attainment: float
+    num_late: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
     """The share of requests that a fleet shall serve in time.
@@ -29,20 +41,22 @@ class Goal:
     attainment: float = 0.9
     long_threshold: int = 4096
 
-    def attained(
+    def try_out(
         self,
         requests: Sequence[TraceRequest],
         config: SchedulerConfig,
         cost: IterationCost,
         cost_model: FittedCostModel,
         limit: OutputLimit = "longest",
-    ) -> float:
-        """Return the lower of both classes' shares."""
+    ) -> Trial:
+        """Simulate these requests."""
         simulator = Simulator(
             config, cost, cost_model=cost_model, max_model_len=cost.fleet.model.max_model_len, limit=limit
         )
-        metrics = measure(simulator.run(requests).records(), slo=self.slo, long_threshold=self.long_threshold)
-        return min(c.slo_attainment for c in metrics.classes.values() if c.slo_attainment is not None)
+        simulation = simulator.run(requests)
+        metrics = measure(simulation.records(), slo=self.slo, long_threshold=self.long_threshold)
+        attainment = min(c.slo_attainment for c in metrics.classes.values() if c.slo_attainment is not None)
+        return Trial(attainment, sum(request.refusal == "late" for request in simulation.requests))
 
 
 def faster(requests: Sequence[TraceRequest], factor: float) -> list[TraceRequest]:

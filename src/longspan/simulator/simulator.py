@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action, FreeKV, RefuseRequest, RunBatch, StopRequest
+from longspan.core.actions import Action, FreeKV, RefuseReason, RefuseRequest, RunBatch, StopRequest
 from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.events import Event, RequestArrived, TokenOutput
 from longspan.core.internal_error import InternalError
@@ -32,12 +32,13 @@ _REPORT_EVERY = 1024  # events
 class SimulatedRequest:
     """A request's course.
 
-    began_s: when the first batch that it is in began; None if it was refused.
+    began_s: when the first batch that it is in began; None if it was refused. refusal: why it was.
     """
 
     record: RequestRecord
     began_s: float | None = None
     num_preemptions: int = 0
+    refusal: RefuseReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,8 @@ class _Life:
 
 class Simulator(Driver):
     """One run. Requests come in order of arrival; the same arguments give the same result to the bit.
+
+    One that is refused does not come again, as those of a trace that was recorded elsewhere.
 
     cost_model: what the policy predicts with; not the truth, which is `cost`.
     max_model_len: longer requests are refused before the scheduler sees them, as the engine does.
@@ -134,7 +137,7 @@ class Simulator(Driver):
                 raise ConfigError("the workload has lengths only, no arrivals: draw them first")
             prompt, output = request.num_prompt_tokens, request.num_output_tokens
             if prompt + output > self.max_model_len:
-                self._ended.append(_refused(at, at, prompt))
+                self._ended.append(_refused(at, at, prompt, "too_long"))
                 continue
             request_id = f"r{number}"
             self._lives[request_id] = _Life(TokenOutput(request_id), prompt, output, at, array("d"))
@@ -179,7 +182,7 @@ class Simulator(Driver):
     def _told(self, action: FreeKV | StopRequest | RefuseRequest) -> None:
         if isinstance(action, RefuseRequest):
             life = self._lives.pop(action.request_id)
-            self._ended.append(_refused(life.arrived_s, self.now, life.num_prompt_tokens))
+            self._ended.append(_refused(life.arrived_s, self.now, life.num_prompt_tokens, action.reason))
         elif isinstance(action, StopRequest) and action.reason == "preempted":
             self._lives[action.request_id].num_preemptions += 1
 
@@ -193,8 +196,8 @@ class Simulator(Driver):
             self.on_progress(len(self._ended), self.now)
 
 
-def _refused(arrived_s: float, now: float, num_prompt_tokens: int) -> SimulatedRequest:
+def _refused(arrived_s: float, now: float, num_prompt_tokens: int, reason: RefuseReason) -> SimulatedRequest:
     record = RequestRecord(
         arrived_s=arrived_s, ended_s=now, num_prompt_tokens=num_prompt_tokens, num_output_tokens=0, outcome="refused"
     )
-    return SimulatedRequest(record)
+    return SimulatedRequest(record, refusal=reason)

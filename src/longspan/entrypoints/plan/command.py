@@ -24,7 +24,7 @@ from longspan.entrypoints.simulate.command import make_slo, scheduler_config
 from longspan.entrypoints.simulate.fleet import make_fleet
 from longspan.errors import ConfigError
 from longspan.profiler.simulated import fit_simulated
-from longspan.simulator.capacity import Goal, faster, fewest, highest
+from longspan.simulator.capacity import Goal, Trial, faster, fewest, highest
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.load import offered_load
 from longspan.workload.traces import TraceRequest
@@ -37,7 +37,8 @@ _FIRST_LOAD = 0.5  # of capacity: where the search for a rate begins
 class Answer:
     """One policy on one way to cut up the devices. rate: requests a second, 0 if none is slow enough.
 
-    devices: that are in use; 0 if all of them are not enough. attainment, load: at that rate, on these devices.
+    devices: that are in use; 0 if all of them are not enough. attainment, load, num_late: at that rate, on these
+    devices; num_late: requests that are refused since their first token would come later than is promised.
     """
 
     policy: str
@@ -47,6 +48,7 @@ class Answer:
     rate: float
     attainment: float | None = None
     load: float | None = None
+    num_late: int | None = None
 
 
 def plan(lengths: LengthOptions, arrivals: ArrivalOptions, options: PlanOptions) -> int:
@@ -184,17 +186,19 @@ class _Search:
     def _answer(self, rate: float, devices: int) -> Answer:
         if not rate or not devices:
             return Answer(self.policy, self.split.tp, self.split.pp, devices, rate)
-        attained, load = self._attained(rate, devices), self._load(rate, devices)
-        return Answer(self.policy, self.split.tp, self.split.pp, devices, rate, attained, load)
+        trial, load = self._tried(rate, devices), self._load(rate, devices)
+        return Answer(
+            self.policy, self.split.tp, self.split.pp, devices, rate, trial.attainment, load, trial.num_late
+        )  # fmt: skip
 
     def _holds(self, rate: float, devices: int) -> bool:
-        return self._attained(rate, devices) >= self.goal.attainment
+        return self._tried(rate, devices).attainment >= self.goal.attainment
 
-    def _attained(self, rate: float, devices: int) -> float:
+    def _tried(self, rate: float, devices: int) -> Trial:
         cost = _cost(self.options, self.split, devices)
         config = replace(scheduler_config(self.options, cost.fleet), policy=self.policy)
         model = fit_simulated(cost, config, cost.fleet.model.max_model_len)
-        return self.goal.attained(self._at(rate), config, cost, model, self.options.output_limit)
+        return self.goal.try_out(self._at(rate), config, cost, model, self.options.output_limit)
 
     def _load(self, rate: float, devices: int) -> float:
         cost = _cost(self.options, self.split, devices)
@@ -214,11 +218,13 @@ def _print(answers: Sequence[Answer], requests: Sequence[TraceRequest], options:
         markup=False,
     )
     table = Table("policy", "instances x pp x tp", box=None, pad_edge=False)
-    for title in ("devices", "requests/s", "load", "attained"):
+    for title in ("devices", "requests/s", "load", "attained", "late"):
         table.add_column(title, justify="right")
     for a in answers:
         good = bool(a.devices and a.rate)
-        cells = (str(a.devices), f"{a.rate:.3f}", f"{a.load:.2f}", f"{a.attainment:.1%}") if good else ("none",)
+        cells: tuple[str, ...] = ("none",)
+        if good:
+            cells = (str(a.devices), f"{a.rate:.3f}", f"{a.load:.2f}", f"{a.attainment:.1%}", str(a.num_late))
         instances = (a.devices or options.devices) // (a.pp * a.tp)
         table.add_row(a.policy, f"{instances} x {a.pp} x {a.tp}", *cells)
     out.print(table)

@@ -75,7 +75,9 @@ class SimulationReport:
             f"{self.config.kv_tokens:,} KV slots each; policy {self.config.policy}",
             markup=False,
         )
+        late = sum(request.refusal == "late" for request in self.simulation.requests)
         refused = f", {everyone.num_refused} refused" if everyone.num_refused else ""
+        refused += f", {late} of them for they would be late" if late else ""
         out.print(
             f"{everyone.num_finished} of {everyone.num_requests} requests finished in {self.metrics.span_s:,.1f} s"
             f"{refused}; {self.metrics.requests_per_s:.3f} requests/s, {self.metrics.prompt_tokens_per_s:,.0f} prompt "
@@ -177,4 +179,5 @@ def _row(request: SimulatedRequest) -> dict[str, Any]:
         "tpot_s": record.tpot_s,
         "num_preemptions": request.num_preemptions,
         "outcome": record.outcome,
+        "refusal": request.refusal,
     }
