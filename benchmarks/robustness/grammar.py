@@ -19,9 +19,9 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 SHARED_FIELDS = (
     "model", "n", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens",
-    "ttft_slo_ms",
-    "tpot_slo_ms", "priority", "stream", "stream_options", "max_tokens", "logprobs", "logit_bias", "user", "metadata",
-    "response_format", "guided_json", "bad_words", "allowed_token_ids", "prompt_logprobs", "truncate_prompt_tokens",
+    "ttft_slo_ms", "tpot_slo_ms", "priority", "if_late", "stream", "stream_options", "max_tokens", "logprobs",
+    "logit_bias", "user", "metadata", "response_format", "guided_json", "bad_words", "allowed_token_ids",
+    "prompt_logprobs", "truncate_prompt_tokens",
     "use_beam_search", "length_penalty", "skip_special_tokens", "structured_outputs", "service_tier", "extra_body",
     "__class__", "", "model_extra", "request_id",
 )  # fmt: skip
@@ -50,6 +50,7 @@ OF_FIELD: dict[str, tuple[bytes, ...]] = {
     "ttft_slo_ms": (b"1e-320", b"1e308", b"5e-324", b"1.7976931348623157e308", b"0.001"),
     "tpot_slo_ms": (b"1e-320", b"1e308", b"5e-324", b"1.7976931348623157e308", b"0.001"),
     "priority": (b"-2147483647", b"2147483647", b"-2147483648", b"2147483648", b"1.5"),
+    "if_late": (b'"refuse"', b'"serve"', b'"wait"', b'"\\ud800"', b'["serve"]', b"0"),
     "max_tokens": (b"0", b"1", b"3", b"1.0", b"1000000"), "max_completion_tokens": (b"0", b"1", b"3", b"1000000"),
     "logprobs": (b"0", b"5", b"20", b"21", b"true"), "top_logprobs": (b"0", b"20", b"21"),
     "stream_options": (b'{"include_usage":true,"continuous_usage_stats":true}', b'{"include_usage":1}', b'{"x":1}'),

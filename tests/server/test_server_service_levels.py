@@ -1,4 +1,4 @@
-"""Service levels in the body of a request: `ttft_slo_ms`, `tpot_slo_ms`, `priority`."""
+"""Service levels in the body of a request: `ttft_slo_ms`, `tpot_slo_ms`, `priority`, `if_late`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ ENDPOINTS: dict[str, dict[str, Any]] = {
         ({}, ServiceLevel()),
         ({"ttft_slo_ms": 250}, ServiceLevel(ttft_s=0.25)),
         ({"ttft_slo_ms": 2000.0, "tpot_slo_ms": 12.5, "priority": -3}, ServiceLevel(2.0, 0.0125, -3)),
-        ({"ttft_slo_ms": None, "tpot_slo_ms": None, "priority": None}, ServiceLevel()),
+        ({"if_late": "serve"}, ServiceLevel(if_late="serve")),
+        ({"if_late": "refuse", "priority": 2}, ServiceLevel(priority=2, if_late="refuse")),
+        ({"ttft_slo_ms": None, "tpot_slo_ms": None, "priority": None, "if_late": None}, ServiceLevel()),
     ],
 )
 def test_they_reach_the_engine(
@@ -45,6 +47,10 @@ def test_they_reach_the_engine(
         ("tpot_slo_ms", 0, "greater than or equal to 0.001"),
         ("priority", 1.5, "valid integer"),
         ("priority", 2**40, "less than or equal"),
+        ("if_late", "wait", "'refuse' or 'serve'"),
+        ("if_late", "", "'refuse' or 'serve'"),
+        ("if_late", True, "'refuse' or 'serve'"),
+        ("if_late", ["serve"], "'refuse' or 'serve'"),
     ],
 )
 def test_bad_ones_are_refused_by_name(http: httpx2.Client, path: str, field: str, value: object, says: str) -> None:
