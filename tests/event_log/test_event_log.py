@@ -136,7 +136,9 @@ groups = st.lists(st.integers(0, 1), max_size=2).map(tuple)
 runs = st.builds(RunBatch, small, groups, st.lists(segments | plain_segments, max_size=4).map(tuple))
 plain_runs = st.builds(RunBatch, small, st.just((0,)), st.lists(plain_segments, max_size=4).map(tuple))
 seconds = st.none() | st.floats(1e-9, 1e9)
-services = st.just(DEFAULT_SERVICE) | st.builds(ServiceLevel, seconds, seconds, numbers)
+services = st.just(DEFAULT_SERVICE) | st.builds(
+    ServiceLevel, seconds, seconds, numbers, st.sampled_from([None, "refuse", "serve"])
+)  # fmt: skip
 outputs = st.builds(TokenOutput, requests, st.sampled_from([None, None, "stop", "length", "abort"]))
 events: st.SearchStrategy[Event] = st.one_of(
     st.builds(RequestArrived, requests, numbers, numbers, services),
@@ -152,7 +154,10 @@ actions: st.SearchStrategy[Action] = st.one_of(
     st.builds(MigrateKV, small, requests, small, small, large_pairs, residences),
     st.builds(FreeKV, residences, groups, st.just(()) | large_pairs),
     st.builds(StopRequest, requests, groups, st.sampled_from(["finished", "aborted", "preempted"])),
-    st.builds(RefuseRequest, requests, texts, st.sampled_from(["too_long", "queue_full"])),
+    st.builds(
+        RefuseRequest, requests, texts, st.sampled_from(["too_long", "queue_full", "late"]),
+        st.none() | st.floats(0.0, 1e9),
+    ),
 )
 decisions = st.builds(
     Decision, texts, st.lists(requests, max_size=2).map(tuple), groups,

@@ -53,6 +53,27 @@ def test_what_the_results_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert run(["replay", str(tmp_path / "log")]) == 0
 
 
+OVERLOADED = [
+    "simulate", "--workload", "medha_mix", "--rate", "20", "--num-requests", "200", "--max-total-tokens", "20000",
+    "--instances", "2", "--policy", "longspan:promise_factor=1:promise_floor_s=0.001",
+]  # fmt: skip
+"""More than two instances can serve, and a promise that can be kept to few."""
+
+
+def test_who_would_be_late_is_refused_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r.json"
+    overloaded = [*OVERLOADED, "--json", str(file)]
+    assert run(overloaded) == 0
+    result = json.loads(file.read_text())
+    late = sum(request["refusal"] == "late" for request in result["requests"])
+    assert 0 < late == result["metrics"]["classes"]["all"]["num_refused"] < 200
+    assert f"{late} refused, {late} of them since they would be late" in capsys.readouterr().out
+    for overload in ("warn", "off"):
+        assert run([*overloaded, "--overload", overload]) == 0
+        assert all(request["refusal"] is None for request in json.loads(file.read_text())["requests"])
+        assert "refused" not in capsys.readouterr().out
+
+
 def test_a_model_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 32, "hidden_size": 4096,

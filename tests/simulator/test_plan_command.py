@@ -39,6 +39,20 @@ def test_the_highest_rates_best_first(tmp_path: Path, capsys: pytest.CaptureFixt
     assert file.read_bytes() == first
 
 
+def test_those_refused_as_late_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With hardly any promise, and no wish for attainment, the highest rate is one at which most are late."""
+    file = tmp_path / "plan.json"
+    policy = "longspan:promise_factor=1:promise_floor_s=0.001"
+    late = {}
+    for overload in ("enforce", "off"):
+        changes = {"num_requests": 60, "attainment": 0.3, "tp": 1, "overload": overload, "json": file}
+        assert plan(policies=policy, **changes) == 0
+        assert "late" in capsys.readouterr().out
+        (answer,) = answers(file)
+        late[overload] = answer["num_late"]
+    assert 0 == late["off"] < late["enforce"]
+
+
 def test_pipelines_are_tried_too(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     assert plan(policies="sarathi", tp=1, pp="1,2", json=file) == 0

@@ -201,13 +201,13 @@ def test_a_limit_never_turns_away_who_fits() -> None:
 def test_who_does_not_fit_is_refused() -> None:
     config, cost = small_world("elastic_fcfs", instances=2, kv_tokens=100)
     requests = [TraceRequest(0.0, 10, 1), TraceRequest(1.0, 200, 1), TraceRequest(2.0, 60, 1)]
-    outcomes = [r.record.outcome for r in Simulator(config, cost, max_model_len=50).run(requests).requests]
-    assert sorted(outcomes) == ["finished", "refused", "refused"]
-    outcomes = [r.record.outcome for r in Simulator(config, cost).run(requests).requests]
-    assert sorted(outcomes) == ["finished", "finished", "refused"]
+    ended = [(r.record.outcome, r.refusal) for r in Simulator(config, cost, max_model_len=50).run(requests).requests]
+    assert sorted(ended) == [("finished", None), ("refused", "too_long"), ("refused", "too_long")]
+    ended = [(r.record.outcome, r.refusal) for r in Simulator(config, cost).run(requests).requests]
+    assert sorted(ended, key=str) == [("finished", None), ("finished", None), ("refused", "too_long")]
     crowd = [TraceRequest(0.0, 90, 10)] * 10
     refused = [r for r in Simulator(replace(config, max_waiting=3), cost).run(crowd).requests if not r.record.finished]
-    assert refused and all(request.began_s is None for request in refused)
+    assert refused and all((r.began_s, r.refusal) == (None, "queue_full") for r in refused)
 
 
 def test_lengths_without_arrivals_are_refused() -> None:

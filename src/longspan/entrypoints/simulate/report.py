@@ -77,7 +77,7 @@ class SimulationReport:
         )
         late = sum(request.refusal == "late" for request in self.simulation.requests)
         refused = f", {everyone.num_refused} refused" if everyone.num_refused else ""
-        refused += f", {late} of them for they would be late" if late else ""
+        refused += f", {late} of them since they would be late" if late else ""
         out.print(
             f"{everyone.num_finished} of {everyone.num_requests} requests finished in {self.metrics.span_s:,.1f} s"
             f"{refused}; {self.metrics.requests_per_s:.3f} requests/s, {self.metrics.prompt_tokens_per_s:,.0f} prompt "
