@@ -32,7 +32,8 @@ class Longspan(AdaptiveChunks):
         """c: weight of a prompt's remaining seconds beside its deadline: 0 is earliest deadline first, much is shortest
         remaining first. team: the most instances that compute a prompt together; none: as many as pay.
         promise_factor: the first token is promised within so many times what the prompt takes alone.
-        promise_floor_s: but not within less seconds. margin: a request is late when so many times its estimate is beyond the promise."""
+        promise_floor_s: but not within less seconds. margin: a request is late when so many times its estimate is
+        beyond the promise."""
 
         c: float = 2.0
         max_fixed_share: float = 0.5
