@@ -199,7 +199,7 @@ def test_estimates_come_true_at_moderate_load(instances: int) -> None:
     for n in range(800):
         at += rng.expovariate(2.5 * instances)
         arrivals.append(arrival(at, f"r{n}", min(8000, int(rng.lognormvariate(5.0, 0.8))) + 1, rng.randint(1, 10)))
-    run = played(arrivals, plain(instances), num_instances=instances, policy="longspan:overload=off")
+    run = played(arrivals, plain(instances), num_instances=instances, overload="off")
     told = {decision.request_ids[0]: decision.predicted for decision in run.decisions("promise")}
     late = [name for name in told if run.played[name].ttft_s > told[name]["quote_s"] and int(name[1:]) > 100]
     half = [name for name in told if run.played[name].ttft_s > told[name]["median_s"] and int(name[1:]) > 100]

@@ -38,14 +38,14 @@ def full(run: Run) -> list[tuple[float, RunBatch, float]]:
 @pytest.mark.parametrize("factor", [0.8, 1.0, 1.25, 2.0])
 def test_an_iteration_takes_what_it_should_whatever_the_model_says(factor: float) -> None:
     """The aim of the TPOT: also where each takes a fifth more or less than predicted."""
-    run = played(busy(), plain(), slowdown=lambda batch: factor, policy="longspan:burst=1:overload=off")
+    run = played(busy(), plain(), slowdown=lambda batch: factor, policy="longspan:burst=1", overload="off")
     taken = [took for _, _, took in full(run)]
     assert len(taken) > 80
     assert taken[60:] == pytest.approx([AIM * 0.1] * len(taken[60:]), rel=0.03)
 
 
 def test_without_feedback_the_model_is_believed() -> None:
-    run = played(busy(), plain(), slowdown=lambda _: 1.25, policy="longspan:burst=1:overload=off:feedback=0")
+    run = played(busy(), plain(), slowdown=lambda _: 1.25, policy="longspan:burst=1:feedback=0", overload="off")
     taken = [took for _, _, took in full(run)]
     assert taken == pytest.approx([1.25 * AIM * 0.1] * len(taken), rel=0.03)
 
@@ -56,7 +56,8 @@ def test_a_slow_instance_gets_smaller_chunks() -> None:
     def slowdown(batch: RunBatch) -> float:
         return 2.0 if 1 in batch.group else 1.0
 
-    run = played(busy(2), plain(2), slowdown=slowdown, num_instances=2, policy="longspan:burst=1:overload=off:team=1")
+    policy = "longspan:burst=1:team=1"
+    run = played(busy(2), plain(2), slowdown=slowdown, num_instances=2, policy=policy, overload="off")
     chunks: dict[int, list[int]] = {0: [], 1: []}
     taken: dict[int, list[float]] = {0: [], 1: []}
     for _, batch, took in full(run):
@@ -163,8 +164,8 @@ def test_the_mean_pace_of_decodes_is_kept(
     """Whatever prompts come beside: with costs as predicted, each request of more than ten tokens has its TPOT."""
     arrivals = [arrival(at, f"prompt {n}", tokens) for n, (at, tokens) in enumerate(prompts)]
     arrivals += [arrival(at, f"decode {n}", 1, outputs) for n, (at, outputs) in enumerate(decodes)]
-    policy = f"longspan:burst={burst}:overload=off"
-    run = played(arrivals, plain(per_pair=pairs), policy=policy, tpot_slo_s=tpot_s)
+    policy = f"longspan:burst={burst}"
+    run = played(arrivals, plain(per_pair=pairs), policy=policy, overload="off", tpot_slo_s=tpot_s)
     for n in range(len(decodes)):
         times = run.played[f"decode {n}"].token_times
         assert (times[-1] - times[0]) / (len(times) - 1) <= tpot_s * (1 + 1e-9)

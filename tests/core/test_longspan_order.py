@@ -68,7 +68,7 @@ def test_who_was_interrupted_goes_before_everybody() -> None:
 @given(seed=st.integers(0, 2**32), factor=st.sampled_from([1.0, 1.5, 20.0]))
 def test_the_waiting_are_ranked_as_one_by_one(seed: int, factor: float) -> None:
     """In columns as alone, whatever was done, preempted and aborted before."""
-    made = create_policy("longspan:overload=off")
+    made = create_policy("longspan")
     assert isinstance(made, ChunkedPrefill)
     rank_, compared = made._ranking, []
 
@@ -82,7 +82,7 @@ def test_the_waiting_are_ranked_as_one_by_one(seed: int, factor: float) -> None:
     made._ranking = ranking  # type: ignore[method-assign]
     config = SchedulerConfig(
         num_instances=2, kv_tokens=100, decode_headroom=1, max_batch_tokens=16, ttft_slo_factor=factor,
-        ttft_slo_floor_s=0.01,
+        ttft_slo_floor_s=0.01, overload="off",
     )  # fmt: skip
     d = Driver(config, made, seed=seed, cost_model=scaling_model(2, per_token=1e-3))
     for _ in range(30):

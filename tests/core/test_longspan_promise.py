@@ -40,10 +40,9 @@ def test_who_cannot_be_served_in_time_is_refused() -> None:
     assert all(request.ended for name, request in run.played.items() if name not in run.refused)
 
 
-@pytest.mark.parametrize(("policy", "service"), [("longspan:overload=off", None), ("longspan:overload=warn", None),
-                                                 ("longspan", SERVE)])  # fmt: skip
-def test_nobody_is_refused_who_asks_for_it_or_where_it_is_off(policy: str, service: ServiceLevel | None) -> None:
-    run = played(flood(service=service), plain(), policy=policy, max_waiting=10**6)
+@pytest.mark.parametrize(("overload", "service"), [("off", None), ("warn", None), ("enforce", SERVE)])
+def test_nobody_is_refused_who_asks_for_it_or_where_it_is_off(overload: str, service: ServiceLevel | None) -> None:
+    run = played(flood(service=service), plain(), overload=overload, max_waiting=10**6)
     assert not run.refused
     assert all(request.ended for request in run.played.values())
     assert len(run.decisions("promise")) == len(run.played)
@@ -124,6 +123,6 @@ def test_a_prompt_that_is_late_waits_for_the_load_of_those_that_are_not() -> Non
             at += rng.expovariate(load / 0.22)
             arrivals.append(arrival(at, f"r{len(arrivals)}", rng.randint(100, 300), 1, service))
     arrivals.append(arrival(30.0, "long", 5000, 1, late))
-    run = played(arrivals, plain(), policy="longspan:overload=off", max_waiting=10**6)
+    run = played(arrivals, plain(), overload="off", max_waiting=10**6)
     assert run.played["long"].ttft_s < 5.0 / (1 - 0.9)
     assert all(run.played[name].ttft_s < 60.0 for name in run.played)

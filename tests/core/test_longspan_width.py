@@ -147,8 +147,8 @@ def test_everybody_comes_to_an_end_in_teams() -> None:
     @given(workloads(), cost_models(), st.sampled_from([None, 1, 2]), st.sampled_from([1e-6, 1e-3, 0.05]))
     def check(workload: Workload, drawn: FittedCostModel, team: int | None, tpot_slo_s: float) -> None:
         for model in (drawn, scaling_model(5, fixed=1e-9, fixed_step=0.0, per_token=1.0)):
-            policy = with_options("longspan", team=team, overload="off")
-            config = replace(workload.config, tpot_slo_s=tpot_slo_s, policy=policy)
+            policy = with_options("longspan", team=team)
+            config = replace(workload.config, tpot_slo_s=tpot_slo_s, policy=policy, overload="off")
             teams = Teams(config, seed=workload.seed, cost_model=model)
             run(teams, workload)
             counted.append(teams.wide)

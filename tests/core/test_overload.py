@@ -47,8 +47,7 @@ class Course:
         return {decision.request_ids[0] for decision in self.why if decision.step == SERVED_LATE}
 
 
-def serve(overload: Overload, if_late: IfLate | None = None, *, asks: bool = False) -> Course:
-    """asks: for the estimate of everyone, after every event."""
+def serve(overload: Overload, if_late: IfLate | None = None) -> Course:
     config = SchedulerConfig(num_instances=1, kv_tokens=200_000, policy=HARDLY_ANY_TIME, overload=overload)
     scheduler = Scheduler(config, cost_model=COST)
     patient = ServiceLevel(if_late="serve")
@@ -64,9 +63,6 @@ def serve(overload: Overload, if_late: IfLate | None = None, *, asks: bool = Fal
     def on_step(now: float, event: Event, actions: list[Action]) -> None:
         course.steps.append((now, event, actions))
         course.why.extend(scheduler.decisions)
-        if asks:
-            for _, arrival in arrivals:
-                scheduler.estimate(arrival.request_id, now + 0.001)
 
     course.played = play(scheduler, arrivals, seconds, on_step)
     assert scheduler.idle()
@@ -111,25 +107,6 @@ def test_off_says_nothing() -> None:
     assert not course.refused and not course.served_late
     assert all(request.ended for request in course.played.values())
     assert any(decision.step == "promise" for decision in course.why)
-
-
-def test_nobody_is_refused_by_quotes_that_nothing_is_known_of() -> None:
-    course = serve("enforce")
-    early = {f"alone-{n}" for n in range(10)}
-    assert not early & (course.refused.keys() | course.served_late)
-
-
-def test_to_ask_for_estimates_changes_nothing_to_the_last_bit() -> None:
-    asked, unasked = serve("enforce", asks=True), serve("enforce")
-    assert (asked.steps, asked.why) == (unasked.steps, unasked.why)
-
-
-def test_an_estimate_is_there_until_the_first_token() -> None:
-    scheduler = Scheduler(SchedulerConfig(num_instances=1, policy="longspan"), cost_model=COST)
-    assert scheduler.estimate("r", 0.0) is None
-    scheduler.handle(RequestArrived("r", 1000, 2), 0.0)
-    estimate = scheduler.estimate("r", 0.5)
-    assert estimate is not None and 0.5 < estimate.median_s <= estimate.quote_s
 
 
 def test_refusals_and_lateness_replay(tmp_path_factory: pytest.TempPathFactory) -> None:
