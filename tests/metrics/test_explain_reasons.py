@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from longspan.core.decision import Decision
+from longspan.core.decision import SERVED_LATE, Decision
 from longspan.entrypoints import cli
 from longspan.metrics.event_log import EventLogWriter
 from longspan.metrics.explain import Story, explain
@@ -78,6 +78,14 @@ def test_a_refused_one_is_told_what_it_was_promised(tmp_path: Path) -> None:
     story = told(explain(write(run, tmp_path / "log.jsonl"), name))
     assert "is refused: The server is overloaded" in story
     assert "is promised its first token within 15.000 s" in story
+
+
+def test_one_that_is_served_late_is_told_so(tmp_path: Path) -> None:
+    arrivals = [arrival(0.04 * n, f"r{n}", 200, 2) for n in range(700)]
+    run = played(arrivals, plain(), max_waiting=10**6, overload="warn")
+    (name,) = run.decisions(SERVED_LATE)[0].request_ids
+    story = told(explain(write(run, tmp_path / "log.jsonl"), name))
+    assert "it is served, though its first token would be" in story and "s later than is promised" in story
 
 
 def test_reasons() -> None:

@@ -1,7 +1,7 @@
 """Why a request waits, in words: what it was promised, when it became hopeless, and why others went first.
 
-The numbers come from the decisions "promise" and "hopeless", which the policy `longspan` notes; where none does, there
-is nothing to tell.
+The numbers come from the decisions "promise", "late" and "hopeless", which the policy `longspan` notes; where none
+does, there is nothing to tell.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def in_words(decision: Decision) -> list[str]:
             ]
         case "hopeless" if "late_s" in told:
             return [f"it would be {told['late_s']} late: from here on it gets what those leave that can be in time"]
+        case "late" if "late_s" in told:
+            return [f"it is served, though its first token would be {told['late_s']} later than is promised"]
     return []
 
 
