@@ -58,7 +58,7 @@ def test_who_comes_overtakes() -> None:
     assert eta(MINE._replace(left_s=9.0, due=40.0), [], [Kin(0.1, 4.0)]) == pytest.approx(9.5 + 1.0, rel=2e-3)
     assert eta(MINE, [], [Kin(0.1, 20.0)]) == 2.5
     late = MINE._replace(due=11.0)  # all do
-    assert eta(late, [], [Kin(0.1, 20.0)]) == pytest.approx(2.5 / 0.9, rel=2e-3)
+    assert eta(late, [], [Kin(0.1, 20.0)]) == pytest.approx(0.5 + 2.0 / 0.9, rel=2e-3)
 
 
 @given(
@@ -113,13 +113,16 @@ def test_asking_what_arrives_changes_nothing(drawn: list[tuple[float, float]], d
     assert asked.rate(now) == unasked.rate(now)
 
 
-def test_what_is_served_counts_while_somebody_waits() -> None:
+def test_full_iterations_tell_how_much_is_served() -> None:
+    """Of four instances, each of which does half a second of work in one."""
     rate = ServiceRate(4.0)
     assert rate() == 4.0
-    for second in range(200):
-        rate.pass_time(float(second), is_busy=second % 20 < 10)
-        rate.serve(2.0 if second % 20 < 10 else 100.0)
+    for number in range(200):
+        rate.note(0.04 + 0.02 * (number % 2), 0.1)
     assert rate() == pytest.approx(2.0, rel=0.05)
+    for _ in range(500):
+        rate.note(0.001, 0.1)
+    assert rate() == pytest.approx(0.2 * 4.0)
 
 
 # calibration

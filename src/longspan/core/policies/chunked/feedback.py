@@ -21,7 +21,7 @@ Kind = Literal["prefill", "decode", "mixed", "wide"]
 
 LOW, HIGH = 0.2, 5.0
 """Corrections stay within these, whatever was measured."""
-_FAST, _SLOW = 2.0, 0.5  # times the gain: a prediction that was too low is corrected sooner than one too high
+_FAST, _SLOW = 1.0, 1.0  # times the gain: a prediction that was too low is corrected sooner than one too high
 _GAP_HIGH = 3.0
 _QUIET = 1e-12
 
@@ -37,13 +37,14 @@ class Feedback:
     """Corrections of one deployment's predictions.
 
     gain: weight of one iteration in the averages; 0 corrects nothing. pace: seconds from token to token over those of
-    an iteration with it; at least 1.
+    an iteration with it; at least 1. took_s: of the batches that have just completed, by number.
     """
 
     def __init__(self, gain: float, num_instances: int) -> None:
         self.gain = gain
         self.num_instances = num_instances
         self.pace = 1.0
+        self.took_s: dict[int, float] = {}
         self._kinds: dict[Kind, float] = {"prefill": 1.0, "decode": 1.0, "mixed": 1.0, "wide": 1.0}
         self._instances: dict[int, float] = {}
         self._mean = 1.0  # of all instances, also of those of which nothing is known
@@ -71,6 +72,7 @@ class Feedback:
         tokens."""
         if not self.gain:
             return
+        self.took_s.clear()
         for batch in news.completed:
             self._compare(batch, is_alive, now)
         for request in news.ended:
@@ -89,7 +91,7 @@ class Feedback:
                 return
         if issued is None:
             return
-        took_s = now - issued.at
+        took_s = self.took_s[batch.batch_id] = now - issued.at
         self._latest[batch.group[0]] = batch.group, _Issued(now, issued.predicted_s, issued.kind)
         if issued.predicted_s > _QUIET:
             self._correct(issued.kind, batch.group, took_s / issued.predicted_s)

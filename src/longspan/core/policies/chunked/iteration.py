@@ -189,7 +189,7 @@ class Iteration:
     def _target(self, part: Part, kind: Kind | None = None) -> float:
         """In seconds as predictions go: what they get wrong is taken out here."""
         scale = self.predictor.feedback.scale(part.kind if kind is None else kind, part.loads)
-        return self.predictor.target(part.tightest_gap_s) / scale
+        return self.predictor.target(part.tightest_gap_s, scale)
 
     def _part(self, instance: int) -> Part:
         part = self._parts.get(instance)

@@ -52,28 +52,29 @@ class Predictor:
         self.aim = aim
         self.burst = burst if config.pp == 1 else 1.0  # a pipeline's stages would wait for the largest chunk
         self.floor = chunk_floor(model)
-        self.least_target = model.prefill((), 1) / max_fixed_share
-        self.idle_target = max(self.least_target, aim * config.tpot_slo_s, model.prefill((), 1) / idle_fixed_share)
-        default = self.idle_target
+        self._fixed_s = model.prefill((), 1)
+        self.least_target = self._fixed_s / max_fixed_share
+        self.least_idle_target = max(self.least_target, self._fixed_s / idle_fixed_share)
+        self.idle_target = default = self.target()
         self.shard_tokens = tokens_per_shard(model, config, default, kvp_tokens_per_shard)
         self.exchange = cache(lambda num_instances: exchange_seconds(model, num_instances))
         self.ring = cache(lambda num_instances: ring_seconds(model, num_instances) if num_instances else 0.0)
         self.whole_prefill = lru_cache(REMEMBERED)(self.prefill)
-        self._fixed_s = model.prefill((), 1)
         self._exchange_s = self.exchange(min(2, config.num_instances))
         self._default = default
         self._ends = [0]
         self._seconds = [0.0]
 
-    def target(self, tightest_gap_s: float | None = None) -> float:
+    def target(self, tightest_gap_s: float | None = None, scale: float = 1.0) -> float:
         """Return the seconds that an iteration may take, as predictions go. tightest_gap_s: see `Part`.
 
-        Where nobody decodes it is as long as fixed costs ask for. Never less than leaves these their greatest share:
-        weights are read in every iteration, and one that hardly does more would only stretch every prefill.
+        scale: actual over predicted. Where nobody decodes it is as long as fixed costs ask for. Never less than leaves
+        these their greatest share, however wrong predictions are: weights are read in every iteration, and one that
+        hardly does more would only stretch every prefill.
         """
         if tightest_gap_s is None:
-            return self.idle_target
-        return max(tightest_gap_s / self.feedback.pace, self.least_target)
+            return max(self.aim * self.config.tpot_slo_s / scale, self.least_idle_target)
+        return max(tightest_gap_s / (self.feedback.pace * scale), self.least_target)
 
     def tpot(self, request: Request) -> float:
         return self.config.tpot_slo_s if request.service.tpot_s is None else request.service.tpot_s
@@ -256,5 +257,5 @@ class TokenBudget(Predictor):
         self.chunk_size = chunk_size
         super().__init__(TokenCount(), config, kvp_tokens_per_shard=kvp_tokens_per_shard)
 
-    def target(self, tightest_tpot_s: float | None = None) -> float:
+    def target(self, tightest_gap_s: float | None = None, scale: float = 1.0) -> float:
         return float(self.chunk_size)

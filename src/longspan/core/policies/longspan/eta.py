@@ -21,9 +21,9 @@ from longspan.core.policies.longspan.load import ArrivingLoad
 
 _ROUNDS = 30
 _WINDOW_S = 400.0  # arrivals
-_SERVED_WINDOW_S = 60.0
+_RATE_GAIN = 0.02
 _SLOWEST, _FASTEST = 0.2, 1.3  # of what the instances can do
-_MOST_OVERTAKING = 0.95  # of the time until a request's turn
+_MOST_OVERTAKING = 0.8  # of the time until a request's turn
 _REMEMBERED, _ENOUGH = 200, 20
 _UNKNOWN = 1.6  # quoted over predicted, as long as nothing came of any
 _TOLERANCE = 1.3
@@ -71,34 +71,24 @@ class Kinds:
 
 
 class ServiceRate:
-    """Seconds of work that are served in a second while any waits. most: what the instances can do at best."""
+    """Seconds of work that are served in a second, when there is enough of it.
+
+    most: what all instances can do at best. Only iterations tell that did not come to the end of their prompts: the
+    others had less to do than they could.
+    """
 
     def __init__(self, most: float) -> None:
         self.most = most
-        self._served_s = self._busy_s = 0.0
-        self._at: float | None = None
-        self._is_busy = False
+        self._share = 0.0
+        self._seen = 0.0
 
-    def pass_time(self, now: float, is_busy: bool) -> None:
-        """Note that nothing changed since the last time. is_busy: whether somebody waits, from now on."""
-        if self._at is not None and self._is_busy:
-            lasted = now - self._at
-            kept = math.exp(-lasted / _SERVED_WINDOW_S)
-            self._served_s *= kept
-            self._busy_s = kept * self._busy_s + lasted
-        self._at = now
-        self._is_busy = is_busy
-
-    def serve(self, work_s: float) -> None:
-        """Note that so much work has just been done."""
-        if self._is_busy:
-            self._served_s += work_s
+    def note(self, work_s: float, took_s: float) -> None:
+        """Note an iteration, and the work in it."""
+        self._seen += 1.0
+        self._share += max(_RATE_GAIN, 1.0 / self._seen) * (work_s / took_s - self._share)
 
     def __call__(self) -> float:
-        """Return it; what the instances can do, as long as little is known."""
-        known = min(1.0, self._busy_s / (0.1 * _SERVED_WINDOW_S))
-        seen = self._served_s / self._busy_s if self._busy_s else self.most
-        rate = known * seen + (1.0 - known) * self.most
+        rate = self.most * self._share if self._seen else self.most
         return min(_FASTEST * self.most, max(_SLOWEST * self.most, rate))
 
 
@@ -146,12 +136,12 @@ def _until(
     mine: Unserved, ahead_s: float, is_late: bool, coming: Sequence[Kin], rate: float, wait_s: float, now: float
 ) -> float:
     """Its end, with those that come before it and overtake: a fixed point, which is approached from below."""
+    if is_late:  # all overtake: it gets what they leave, but no more than it can use
+        spare = max((1.0 - _MOST_OVERTAKING) * rate, rate - sum([kin.work for kin in coming]))
+        return wait_s + mine.left_s / min(1.0, spare) + ahead_s / spare
     until_s = wait_s + mine.left_s + ahead_s / rate
     for _ in range(_ROUNDS):
-        overtaking_s = 0.0
-        for kin in coming:
-            open_s = until_s if is_late else min(until_s, max(0.0, mine.key - now - kin.reach_s))
-            overtaking_s += kin.work * open_s
+        overtaking_s = sum([kin.work * min(until_s, max(0.0, mine.key - now - kin.reach_s)) for kin in coming])
         overtaking_s = min(overtaking_s, _MOST_OVERTAKING * rate * until_s)
         longer_s = wait_s + mine.left_s + (ahead_s + overtaking_s) / rate
         if longer_s - until_s < 1e-3 * until_s:
@@ -184,6 +174,10 @@ class Calibration:
         self._ratios.setdefault(kind, deque(maxlen=_REMEMBERED)).append(ratio)
         self._all.append(ratio)
         self._broken.append(took_s > max(_TOLERANCE * estimate.quote_s, estimate.quote_s + 1.0))
+
+    def knows(self, kind: int) -> bool:
+        """Tell whether enough has come of predictions of this class."""
+        return len(self._ratios.get(kind, ())) >= _ENOUGH
 
     @property
     def error(self) -> float:

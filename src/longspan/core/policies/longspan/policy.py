@@ -36,7 +36,7 @@ class Longspan(AdaptiveChunks):
         beyond the promise."""
 
         c: float = 2.0
-        max_fixed_share: float = 0.5
+        max_fixed_share: float = 0.3
         idle_fixed_share: float = 0.05
         aim: float = 0.88
         feedback: float = 0.1
@@ -73,7 +73,7 @@ class Longspan(AdaptiveChunks):
         options = self.options
         predictor = ElasticPredictor(
             state.cost_model, state.config, max_fixed_share=options.max_fixed_share,
-            kvp_tokens_per_shard=options.kvp_tokens_per_shard, aim=options.aim,
+            kvp_tokens_per_shard=options.kvp_tokens_per_shard or state.config.total_kv_tokens, aim=options.aim,
             idle_fixed_share=options.idle_fixed_share, gain=options.feedback, burst=options.burst,
         )  # fmt: skip
         predictor.sizes = team_sizes(state.config.num_instances, options.team)
@@ -89,7 +89,6 @@ class Longspan(AdaptiveChunks):
         self._scale = predictor.feedback.typical("mixed")
         self._wait_s = predictor.target(predictor.aim * state.config.tpot_slo_s) / state.config.pp
         self._sharing.advance(now)
-        self._rate.pass_time(now, bool(state.waiting))
         for batch in news.completed:
             self._note_progress(batch, predictor, now)
         for request in news.ended:
@@ -103,13 +102,16 @@ class Longspan(AdaptiveChunks):
         self._elastic.is_decoding = len(state.placement) + len(state.waiting) > len(self._unserved)
 
     def _note_progress(self, batch: RunBatch, predictor: Predictor, now: float) -> None:
+        work_s = 0.0
         for segment in batch.segments:
-            if segment.length > 1:
-                self._rate.serve(predictor.work(segment.end) - predictor.work(segment.start))
+            if segment.length > 1 and not segment.emits:
+                work_s += predictor.config.pp * (predictor.work(segment.end) - predictor.work(segment.start))
             if segment.emits and (request := self._unserved.remove(segment.request_id)) is not None:
                 self._sharing.serve(request)
                 self._promises.keep(request, now)
                 self._hopeless.discard(request.id)
+        if work_s and (took_s := predictor.feedback.took_s.get(batch.batch_id)):
+            self._rate.note(work_s / len(batch.group), took_s)
 
     def _welcome(self, state: SchedulerState, request: Request, predictor: ElasticPredictor, now: float) -> None:
         """Make a promise, or refuse the request."""

@@ -48,7 +48,7 @@ class Promises:
 
     def late_s(self, request: Request, promise: Promise) -> float:
         """Return by how much the promise will probably be missed; 0 if it can be kept, or too little is known."""
-        if self.calibration.error > BAD_QUOTES:
+        if self.calibration.error > BAD_QUOTES or not self.calibration.knows(promise.kind):
             return 0.0
         return max(0.0, request.arrived + self.margin * promise.estimate.median_s - promise.due)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from longspan.config import SchedulerConfig
 from longspan.core.books.request import Request
 from longspan.core.costs.cost_model import Chunk, CostModel
@@ -23,6 +25,8 @@ class SlackPredictor(Predictor):
     average (the code's `expected_prefill_throughput`).
     """
 
+    longest_s = math.inf  # as long as it is being made
+
     def __init__(
         self, model: CostModel, config: SchedulerConfig, *, largest_chunk: int, spends_early_tokens: bool,
         max_fixed_share: float, idle_fixed_share: float, kvp_tokens_per_shard: int | None, aim: float, gain: float,
@@ -34,17 +38,20 @@ class SlackPredictor(Predictor):
             model, config, max_fixed_share=max_fixed_share, kvp_tokens_per_shard=kvp_tokens_per_shard, aim=aim,
             gain=gain,
         )  # fmt: skip
+        fixed_s = model.prefill((), 1)
         self.spends_early_tokens = spends_early_tokens and config.pp == 1
         saturated_s = model.prefill((Chunk(largest_chunk),), 1)
-        self.longest_s = max(self.least_target, saturated_s, model.prefill((), 1) / idle_fixed_share)
+        self.longest_s = max(saturated_s, fixed_s / max_fixed_share, fixed_s / idle_fixed_share)
         self.idle_target = self._default = self.longest_s
         self.now = 0.0
         self.rate = 1.0
         self._began: dict[int, float] = {}
         self._first_token_at: dict[str, float] = {}  # of the living; 0: it has none yet
 
-    def target(self, tightest_tpot_s: float | None = None) -> float:
-        return min(super().target(tightest_tpot_s), self.longest_s)
+    def target(self, tightest_gap_s: float | None = None, scale: float = 1.0) -> float:
+        if tightest_gap_s is None and self.longest_s < math.inf:
+            return self.longest_s / scale
+        return min(super().target(tightest_gap_s, scale), self.longest_s / scale)
 
     def tpot(self, request: Request) -> float:
         """Return the seconds until the request's next token is due, instead of those from token to token.
