@@ -237,7 +237,7 @@ COURSES: dict[str, Course] = {
     "engine_stages": Served({"instances": 2, "stages": 2, "chunk": 64, "aborts": "beside", "arrivals": "in_turn"}),
 }  # fmt: skip
 SPECIAL: dict[str, Sequence[str]] = {
-    "half_done": ["edf", "fcfs", "least_slack", "medha", "preflow", "qoserve", "srpt"],
+    "half_done": ["edf", "fcfs", "least_slack", "longspan", "medha", "preflow", "qoserve", "srpt"],
     "long_prompts": ["alise", "ssjf", "vllm"],
     "long_prompts_stages": ["alise", "ssjf", "vllm"],
     "surprise": ["loongserve", "loongserve_never_splits", "loongserve_reactive", "loongserve_single_master"],
@@ -253,7 +253,7 @@ SEEDS: dict[str, int] = {
     **{f"{policy}-half_done": 18 for policy in SPECIAL["half_done"]},
     **{f"{policy}-surprise": 4 for policy in SPECIAL["surprise"]},
     "fsp-crowd": 24,
-    "longspan-crowd": 34,
+    "longspan-half_done": 5,
     "loongserve-crowd": 9,
     "preflow-crowd": 2,
     "splitfuse-crowd": 9,

@@ -21,7 +21,6 @@ Kind = Literal["prefill", "decode", "mixed", "wide"]
 
 LOW, HIGH = 0.2, 5.0
 """Corrections stay within these, whatever was measured."""
-_FAST, _SLOW = 1.0, 1.0  # times the gain: a prediction that was too low is corrected sooner than one too high
 _GAP_HIGH = 3.0
 _QUIET = 1e-12
 
@@ -110,8 +109,7 @@ class Feedback:
                     self._mean += (corrected - known) / self.num_instances
 
     def _towards(self, known: float, ratio: float) -> float:
-        weight = self.gain * (_FAST if ratio > known else _SLOW)
-        return min(HIGH, max(LOW, known + weight * (min(HIGH, max(LOW, ratio)) - known)))
+        return min(HIGH, max(LOW, known + self.gain * (min(HIGH, max(LOW, ratio)) - known)))
 
     def _note_tokens(self, request_ids: Sequence[str], took_s: float, now: float) -> None:
         """Note that these have got a token from an iteration that took so long."""
