@@ -15,6 +15,7 @@ from longspan.core.estimate import Estimate
 from longspan.core.policies.chunked.priority import Floats
 from longspan.core.policies.longspan.eta import Calibration, Kin, Kinds, ServiceRate, Unserved, time_to_first_token
 from longspan.core.policies.longspan.load import ArrivingLoad
+from longspan.core.policies.longspan.policy import Longspan
 
 from .driver import Driver
 from .longspan import Run, arrival, plain, played
@@ -123,6 +124,25 @@ def test_full_iterations_tell_how_much_is_served() -> None:
     for _ in range(500):
         rate.note(0.001, 0.1)
     assert rate() == pytest.approx(0.2 * 4.0)
+
+
+@pytest.mark.parametrize(("instances", "pp"), [(1, 1), (4, 1), (2, 2)])
+def test_a_fleet_serves_what_it_can(instances: int, pp: int) -> None:
+    """A tenth or so is lost to decodes; one that is not always busy seems no slower than one that is."""
+    for load in (0.8, 1.5):
+        rates: list[float] = []
+
+        def look(run: Run, now: float, found: list[float] = rates) -> None:
+            assert isinstance(run.scheduler.policy, Longspan)
+            found.append(run.scheduler.policy._rate())
+
+        rng, at, arrivals = random.Random(5), 0.0, []
+        while at < 20.0:
+            at += rng.expovariate(load * instances / 0.22)
+            arrivals.append(arrival(at, f"r{len(arrivals)}", rng.randint(100, 300), 2))
+        played(arrivals, plain(instances), num_instances=instances, pp=pp, overload="off", look=look,
+               max_waiting=10**6)  # fmt: skip
+        assert 0.75 * instances < rates[-1] < 1.25 * instances
 
 
 # calibration

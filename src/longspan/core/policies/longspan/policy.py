@@ -102,15 +102,16 @@ class Longspan(AdaptiveChunks):
         self._elastic.is_decoding = len(state.placement) + len(state.waiting) > len(self._unserved)
 
     def _note_progress(self, batch: RunBatch, predictor: Predictor, now: float) -> None:
-        work_s = 0.0
+        work_s, is_full = 0.0, False
         for segment in batch.segments:
-            if segment.length > 1 and not segment.emits:
+            if segment.length > 1:
                 work_s += predictor.config.pp * (predictor.work(segment.end) - predictor.work(segment.start))
+                is_full |= not segment.emits
             if segment.emits and (request := self._unserved.remove(segment.request_id)) is not None:
                 self._sharing.serve(request)
                 self._promises.keep(request, now)
                 self._hopeless.discard(request.id)
-        if work_s and (took_s := predictor.feedback.took_s.get(batch.batch_id)):
+        if is_full and (took_s := predictor.feedback.took_s.get(batch.batch_id)):
             self._rate.note(work_s / len(batch.group), took_s)
 
     def _welcome(self, state: SchedulerState, request: Request, predictor: ElasticPredictor, now: float) -> None:
