@@ -72,3 +72,26 @@ def test_calibration_finds_the_hardware_again(
     assert found.prefill([Chunk(20_000)], 2) == pytest.approx(model.prefill([Chunk(20_000)], 2), rel=tolerance)
     assert found.decode(1, 0, 1, 1) == pytest.approx(model.decode(1, 0, 1, 1), rel=tolerance)
     assert found.migration(5000) == pytest.approx(model.migration(5000), rel=1e-6)
+
+
+@given(
+    flops=st.floats(1e12, 1e15), bandwidth=st.floats(1e10, 1e13), chunk_s=st.floats(0.0, 0.1),
+    slowed=st.floats(1.0, 9.0),
+)  # fmt: skip
+def test_calibration_tells_what_a_chunk_costs_whatever_its_length(
+    flops: float, bandwidth: float, chunk_s: float, slowed: float
+) -> None:
+    """From a short prefill and a long one; where one ran several times, the machine was once busy with other things."""
+    hardware = Hardware(flops=flops, bandwidth=bandwidth, link_bandwidth=1e9, chunk_s=chunk_s)
+    model = analytic_cost_model(LLAMA2_7B, hardware, 1)
+    short, long = (BatchShape(num_instances=1, chunks=(Chunk(length),)) for length in (16, 16_000))
+    decode = BatchShape(num_instances=1, num_requests=1, context_tokens=0, num_masters=1)
+    timed = [Timed(shape, shape.predict(model)) for shape in (short, long, decode)]
+    timed += [Timed(shape, slowed * shape.predict(model)) for shape in (short, decode)]
+    found = analytic_cost_model(LLAMA2_7B, calibrated_hardware(LLAMA2_7B, timed), 1)
+    computing_s = model.decode(2, 0, 1, 1) - model.decode(1, 0, 1, 1)  # of a decoding request: it counts as reading
+    for chunks in ([], [Chunk(4000)]):
+        if long.predict(model) >= 2.1 * short.predict(model):
+            tolerance_s = 2.0 * computing_s + 1e-3 * model.prefill(chunks, 1)
+            assert found.prefill(chunks, 1) == pytest.approx(model.prefill(chunks, 1), abs=tolerance_s)
+    assert found.decode(1, 0, 1, 1) == pytest.approx(model.decode(1, 0, 1, 1), abs=2.0 * computing_s)

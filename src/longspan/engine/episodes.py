@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from longspan.engine.async_llm import AsyncLLM
 
 _PROBE_TOKENS = (256, 1024, 4096, 16384)
+_SHORT_TOKENS = 16
 _CLEARLY_LONGER = 4.0
 _COMPANY_TOKENS = 1 << 12  # generated at most; it is gone before
 
@@ -71,7 +72,8 @@ async def estimate_cost_model(engine: AsyncLLM, policy: EpisodePolicy, model: Mo
     if instances > 1:
         await run_episode(engine, policy, _probe(lengths[0], instances, migrates=True))  # the first of all is slow
     for length in lengths:
-        await run_episode(engine, policy, _probe(min(16, length), 1))
+        await run_episode(engine, policy, _probe(min(_SHORT_TOKENS, length), 1))  # the first of a kind is slow, too
+        timed += await run_episode(engine, policy, _probe(min(_SHORT_TOKENS, length), 1))
         timed += await run_episode(engine, policy, _probe(length, 1))
         prefill, decode = timed[-2:]
         if prefill.seconds > _CLEARLY_LONGER * decode.seconds:

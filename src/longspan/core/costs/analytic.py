@@ -7,11 +7,12 @@ Rough by nature (some 20 %): right in how things scale, less so in what they are
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 from longspan.core.costs.batch_shape import BatchShape
-from longspan.core.costs.cost_model import DecodeCoefficients, FittedCostModel, PrefillCoefficients
+from longspan.core.costs.cost_model import Chunk, DecodeCoefficients, FittedCostModel, PrefillCoefficients
 from longspan.core.costs.episode import Timed
 
 
@@ -67,14 +68,15 @@ class Hardware:
     """One device, as fast as it really gets; rates per second.
 
     flops: of dense layers and attention. bandwidth: bytes read from memory. link_bandwidth: bytes from one instance
-    to another. overhead_s: of an iteration, whatever it does. exchange_s: of one exchange between instances, in
-    one layer. migration_s: of a migration, whatever it moves.
+    to another. overhead_s: of an iteration, whatever it does. chunk_s: of one with prompts, besides. exchange_s: of one
+    exchange between instances, in one layer. migration_s: of a migration, whatever it moves.
     """
 
     flops: float
     bandwidth: float
     link_bandwidth: float
     overhead_s: float = 0.0
+    chunk_s: float = 0.0
     exchange_s: float = 0.0
     migration_s: float = 0.0
 
@@ -88,7 +90,7 @@ def analytic_cost_model(model: ModelShape, hardware: Hardware, num_instances: in
         rounds = (instances - 1) * model.num_layers
         return PrefillCoefficients(
             num_instances=instances,
-            fixed=reading + rounds * hardware.exchange_s,
+            fixed=reading + hardware.chunk_s + rounds * hardware.exchange_s,
             per_token=model.flops_per_token / (flops * instances),
             per_pair=model.flops_per_pair / (2 * flops * instances),  # half of len^2 is in the future
         )
@@ -117,28 +119,44 @@ def analytic_cost_model(model: ModelShape, hardware: Hardware, num_instances: in
 def calibrated_hardware(model: ModelShape, timed: Iterable[Timed], tp: int = 1) -> Hardware:
     """Return hardware that makes the analytic model agree with a few steps that ran.
 
-    timed: on one instance a decode, and a prefill that takes clearly longer; where there are several, a decode over
-        some of them and a migration. Of several alike the last counts.
+    timed: on one instance a decode, and prefills: one that takes clearly longer, and perhaps short ones; where there
+        are several, a decode over some of them and a migration. Of several alike the fastest counts: what else the
+        machine did only adds.
     """
-    prefill_s = decode_s = exchange_s = 0.0
-    pairs = tokens = 1
-    link_bandwidth = float("inf")
+    prefills: dict[float, float] = {}  # operations -> seconds
+    decode_s = shared_s = inf
+    link_bandwidth = inf
     for step in timed:
         match step.work:
             case BatchShape(kind="prefill", num_instances=1, chunks=chunks):
-                prefill_s = step.seconds
-                tokens = sum(length for length, _ in chunks)
-                pairs = sum(length * (length + 2 * context) for length, context in chunks) // 2
+                work = sum([_operations(model, chunk) for chunk in chunks])
+                prefills[work] = min(step.seconds, prefills.get(work, inf))
             case BatchShape(kind="decode", num_instances=1):
-                decode_s = step.seconds
+                decode_s = min(step.seconds, decode_s)
             case BatchShape(kind="decode"):
-                exchange_s = max(0.0, step.seconds - decode_s) / model.num_layers
+                shared_s = min(step.seconds, shared_s)
             case int() as moved:
                 link_bandwidth = moved * model.kv_bytes_per_token / (tp * step.seconds)
-    computing_s = max(prefill_s - decode_s, 0.1 * prefill_s)
+    flops, fixed_s = _line(prefills, decode_s)
     return Hardware(
-        flops=(tokens * model.flops_per_token + pairs * model.flops_per_pair) / (tp * computing_s),
+        flops=flops / tp,
         bandwidth=model.weights_bytes / (tp * decode_s),
         link_bandwidth=link_bandwidth,
-        exchange_s=exchange_s,
+        chunk_s=max(0.0, fixed_s - decode_s),
+        exchange_s=max(0.0, shared_s - decode_s) / model.num_layers if shared_s < inf else 0.0,
     )
+
+
+def _operations(model: ModelShape, chunk: Chunk) -> float:
+    pairs = chunk.length * (chunk.length + 2 * chunk.context) // 2
+    return chunk.length * model.flops_per_token + pairs * model.flops_per_pair
+
+
+def _line(prefills: Mapping[float, float], decode_s: float) -> tuple[float, float]:
+    """Operations a second, and the seconds of a prefill without any: by the shortest and the longest that ran."""
+    least, most = min(prefills), max(prefills)
+    took_s = prefills[most] - prefills[least]
+    if took_s >= 0.5 * prefills[most]:  # they are far enough apart to tell
+        flops = (most - least) / took_s
+        return flops, max(0.0, prefills[least] - least / flops)
+    return most / max(prefills[most] - decode_s, 0.1 * prefills[most]), decode_s

@@ -21,6 +21,9 @@ Kind = Literal["prefill", "decode", "mixed", "wide"]
 
 LOW, HIGH = 0.2, 5.0
 """Corrections stay within these, whatever was measured."""
+_SURPRISE = 2.0
+"""One iteration that took so many times longer, or shorter, than expected counts no more than that: it may have been
+another program's turn."""
 _GAP_HIGH = 3.0
 _QUIET = 1e-12
 
@@ -109,7 +112,8 @@ class Feedback:
                     self._mean += (corrected - known) / self.num_instances
 
     def _towards(self, known: float, ratio: float) -> float:
-        return min(HIGH, max(LOW, known + self.gain * (min(HIGH, max(LOW, ratio)) - known)))
+        believed = min(_SURPRISE * known, max(known / _SURPRISE, ratio))
+        return min(HIGH, max(LOW, known + self.gain * (believed - known)))
 
     def _note_tokens(self, request_ids: Sequence[str], took_s: float, now: float) -> None:
         """Note that these have got a token from an iteration that took so long."""
