@@ -47,12 +47,13 @@ HEADLINE_RATE = 0.75
 OVER_MEDHA = ("loongserve_never_splits", "loongserve")
 WINDOW_S = 600.0
 TPOT_S = 0.1
-_PIPELINED: dict[str, Any] = {"instances": 1, "tp": 8, "pp": 2}
+_PROMISE = {"ttft_slo_factor": 1.5, "ttft_slo_floor_s": 0.5}  # the published code's
+_PIPELINED: dict[str, Any] = {"instances": 1, "tp": 8, "pp": 2, "settings": _PROMISE}
 SYSTEMS = {
     **{policy: System(policy=policy, **_PIPELINED) for policy in ("medha", "fcfs", "edf", "least_slack")},
     **{f"sarathi {n}": System(policy=f"sarathi:chunk_size={n}", **_PIPELINED) for n in (512, 2048)},
     **{
-        policy: System(policy=policy, instances=8, tp=2, settings={"max_batch_tokens": 62_500})
+        policy: System(policy=policy, instances=8, tp=2, settings={"max_batch_tokens": 62_500, **_PROMISE})
         for policy in ("loongserve", "loongserve_never_splits")
     },
 }

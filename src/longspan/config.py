@@ -52,9 +52,9 @@ class SchedulingKnobs:
     """KV slots kept for each request's coming tokens when a prefill is planned."""
     lookahead: bool = True
     """Queue the next decode step behind the running one, so that the device never waits."""
-    ttft_slo_factor: float = 1.5
+    ttft_slo_factor: float = 5.0
     """A request that names no TTFT should start to answer after so many times what its prompt takes alone,"""
-    ttft_slo_floor_s: float = 0.5
+    ttft_slo_floor_s: float = 1.0
     """but not before so many seconds."""
     tpot_slo_s: float = 0.05
     """Seconds for each further token, of requests that name none. Policies that chunk prompts fill iterations up to
@@ -87,10 +87,10 @@ for _knob in fields(SchedulingKnobs):
 class SchedulingConfig(SchedulingKnobs):
     """The knobs, and who decides."""
 
-    policy: str = "elastic_fcfs"
-    """Who runs when, and on how many instances: elastic_fcfs, loongserve or medha; others' schedulers alise, distserve,
-    fastserve, preflow, qoserve, sarathi, splitfuse, ssjf, vllm; an order, edf, fcfs, fsp, least_slack or srpt; fixed
-    groups, replicated, static_sp or static_tp; or MODULE:CLASS, one of your own. Its options follow, as in
+    policy: str = "longspan"
+    """Who runs when, and on how many instances: longspan, elastic_fcfs, loongserve or medha; others' schedulers alise,
+    distserve, fastserve, preflow, qoserve, sarathi, splitfuse, ssjf, vllm; an order, edf, fcfs, fsp, least_slack or
+    srpt; fixed groups, replicated, static_sp or static_tp; or MODULE:CLASS, one of your own. Its options follow, as in
     medha:max_space_share=0.3; `longspan policies` lists them."""
 
 

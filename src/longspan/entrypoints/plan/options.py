@@ -43,7 +43,7 @@ class PlanOptions(SchedulingKnobs):
     """Degrees of tensor parallelism to try."""
     pp: str = "1"
     """Numbers of pipeline stages to try; an instance has tp times pp devices."""
-    policies: str = "elastic_fcfs,loongserve,medha"
+    policies: str = "longspan,elastic_fcfs,loongserve,medha"
     """Policies to try."""
     kv_tokens: int | None = None
     """As for `longspan simulate`."""
