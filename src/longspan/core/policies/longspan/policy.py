@@ -159,13 +159,18 @@ class Longspan(AdaptiveChunks):
         predictor, stored = self._known, request.num_stored
         assert predictor is not None
         left_s = predictor.whole_prefill(request.num_tokens) - (predictor.prefill(stored) if stored else 0.0)
-        return left_s, predictor.work(request.num_tokens) - predictor.work(stored)
+        work_s = predictor.work(request.num_tokens) - predictor.work(stored)
+        return self._elastic.quickest(request, left_s), work_s
 
     def standing(self, state: SchedulerState, request: Request, now: float) -> Standing[float]:
         standing = super().standing(state, request, now)
         if request.num_output_tokens:
             return replace(standing, deadline_s=0.0, tag=INTERRUPTED)
-        return replace(standing, tag=self._sharing.tag(request))
+        quickest = self._elastic.quickest
+        return replace(
+            standing, remaining_s=quickest(request, standing.remaining_s),
+            total_s=quickest(request, standing.total_s), tag=self._sharing.tag(request),
+        )  # fmt: skip
 
     def candidate(self, state: SchedulerState, request: Request, now: float) -> Candidate:
         """Rank it; and tell when it first turns out to be hopeless."""

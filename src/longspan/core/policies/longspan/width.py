@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 
-from longspan.core.books.request import Request
+from longspan.core.books.request import Request, RequestStatus
 from longspan.core.costs.cost_model import Chunk, CostModel
 from longspan.core.policies.chunked.predictor import REMEMBERED, Predictor
 from longspan.core.policies.chunked.ranking import Candidate
@@ -71,9 +71,19 @@ class ElasticWidth(Width):
             for is_decoding, seconds in ((True, paced_s), (False, idle_s))
         }
         self._iteration_s = {True: paced_s, False: idle_s}
+        self._whole_prefill = predictor.whole_prefill
+        paced = self._efficiency[True]
+        self._worth = [size for size in self.sizes if size == 1 or paced[size] >= _WORTH]
+        self._speedup = max([size * paced[size] / paced[1] for size in self._worth])
+
+    def quickest(self, request: Request, work_s: float) -> float:
+        """Return the seconds for so much of its work, seconds of one instance, on as many as will help."""
+        if request.id not in self.wide and request.status is not RequestStatus.WAITING:
+            return work_s  # it has begun alone
+        return max(min(work_s, self._iteration_s[True]), work_s / self._speedup)
 
     def choose(self, candidate: Candidate, rooms: Mapping[int, int]) -> Team:
-        size = self.size(candidate.standing.remaining_s)
+        size = self.size(self._whole_prefill(candidate.request.num_tokens))
         if size == 1:
             return ALONE
         return max(self._teams[size], key=lambda team: sum([max(0, rooms[number]) for number in team]))
@@ -88,8 +98,7 @@ class ElasticWidth(Width):
             used_s = work_s / efficiencies[size]
             return used_s / size + self.num_others * used_s / self.num_instances
 
-        sizes = [size for size in self.sizes if size == 1 or self._efficiency[True][size] >= _WORTH]
-        return min(sizes, key=lambda size: (cost_s(size), size))
+        return min(self._worth, key=lambda size: (cost_s(size), size))
 
 
 def team_sizes(num_instances: int, most: int | None) -> list[int]:
