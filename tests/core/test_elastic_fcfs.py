@@ -25,7 +25,7 @@ def driver(**changes: Any) -> Driver:
         "max_requests_per_master": 4,
         "lookahead": False,
     }
-    return Driver(SchedulerConfig(**(settings | changes)))
+    return Driver(SchedulerConfig(policy="elastic_fcfs", **(settings | changes)))
 
 
 def batch(actions: Sequence[Action]) -> RunBatch:

@@ -140,7 +140,7 @@ def test_nobody_who_has_ended_is_remembered(pp: int) -> None:
     }
     for name in ("_kinds", "_instances", "_latest", "took_s"):
         assert kept.pop(("Feedback", name)) <= 4
-    for name in ("_teams", "_efficiency", "_iteration_s", "sizes"):  # of the deployment
+    for name in ("_teams", "_efficiency", "_iteration_s", "sizes", "_worth"):  # of the deployment
         assert kept.pop(("ElasticWidth", name)) <= 2
     for name in ("_ends", "_seconds", "sizes"):
         kept.pop(("ElasticPredictor", name))

@@ -55,7 +55,9 @@ def test_higher_priority_goes_first_whatever_the_slack() -> None:
 def test_ranks_change_with_time() -> None:
     """Relative slack falls in proportion to the work: the short request, behind at first, comes to be ahead."""
     cost = model()
-    config = SchedulerConfig(num_instances=1, kv_tokens=10_000, policy="medha")
+    config = SchedulerConfig(
+        num_instances=1, kv_tokens=10_000, policy="medha", ttft_slo_factor=1.5, ttft_slo_floor_s=0.5
+    )
     predictor = Predictor(cost, config)
     long, short = Request("long", 5000, 1, 0.0, 0), Request("short", 100, 1, 0.0, 1)
     first = [predictor.standing(request, 0.0).relative_slack for request in (long, short)]

@@ -139,7 +139,7 @@ class WorkConserving(FirstComeFirstServed):
 @settings(max_examples=500)
 @given(workloads())
 def test_elastic_fcfs(workload: Workload) -> None:
-    run(FirstComeFirstServed(workload.config, seed=workload.seed), workload)
+    run(FirstComeFirstServed(replace(workload.config, policy="elastic_fcfs"), seed=workload.seed), workload)
 
 
 @pytest.mark.parametrize("policy", PREDICTING)
@@ -176,7 +176,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(config=configs)
     def begin(self, config: SchedulerConfig) -> None:
-        self.driver = Driver(config)
+        self.driver = Driver(replace(config, policy="elastic_fcfs"))
 
     @rule(prompt=st.integers(1, 40), max_tokens=st.integers(1, 6))
     def arrive(self, prompt: int, max_tokens: int) -> None:

@@ -20,7 +20,10 @@ from .reading import batches, freed
 
 
 def driver(num_instances: int = 1, kv_tokens: int = 100, *, lookahead: bool = True) -> Driver:
-    return Driver(SchedulerConfig(num_instances=num_instances, kv_tokens=kv_tokens, lookahead=lookahead))
+    config = SchedulerConfig(
+        policy="elastic_fcfs", num_instances=num_instances, kv_tokens=kv_tokens, lookahead=lookahead
+    )
+    return Driver(config)
 
 
 def starts(actions: list[Action]) -> list[dict[str, int]]:
@@ -117,7 +120,7 @@ def test_abort_in_a_decode_frees_after_the_queued_iteration() -> None:
 
 
 def test_abort_of_a_ready_request_frees_at_once() -> None:
-    d = Driver(SchedulerConfig(num_instances=1, kv_tokens=100), Idler())
+    d = Driver(SchedulerConfig(policy="elastic_fcfs", num_instances=1, kv_tokens=100), Idler())
     d.policy_may_rest = True
     d.arrive(20, 9, "a")
     d.complete()
@@ -125,7 +128,7 @@ def test_abort_of_a_ready_request_frees_at_once() -> None:
 
 
 def test_abort_in_a_migration_frees_where_the_kv_went() -> None:
-    d = Driver(SchedulerConfig(num_instances=2, kv_tokens=100), Mover())
+    d = Driver(SchedulerConfig(policy="elastic_fcfs", num_instances=2, kv_tokens=100), Mover())
     d.arrive(20, 9, "a")
     d.complete()
     assert d.abort("a") == []
@@ -144,7 +147,7 @@ def test_abort_of_the_unknown_or_ended_is_ignored() -> None:
 
 
 def test_time_does_not_go_backwards() -> None:
-    scheduler = Scheduler(SchedulerConfig())
+    scheduler = Scheduler(SchedulerConfig(policy="elastic_fcfs"))
     scheduler.handle(RequestArrived("a", 1, 1), 2.0)
     with pytest.raises(InternalError, match=r"from 2\.0 to 1\.5"):
         scheduler.handle(RequestArrived("b", 1, 1), 1.5)
@@ -173,7 +176,7 @@ def test_events_that_cannot_be(event: BatchCompleted | KVMigrated | RequestArriv
 
 
 def test_the_driver_must_say_that_max_tokens_are_reached() -> None:
-    scheduler = Scheduler(SchedulerConfig())
+    scheduler = Scheduler(SchedulerConfig(policy="elastic_fcfs"))
     scheduler.handle(RequestArrived("a", 5, 1), 0.0)
     with pytest.raises(InternalError, match="1 tokens, but the driver did not end it"):
         scheduler.handle(BatchCompleted(0, (TokenOutput("a"),)), 0.0)

@@ -21,8 +21,9 @@ from tests.core.cost_models import scaling_model
 from tests.core.driver import Driver
 
 CONFIG = SchedulerConfig(
-    num_instances=4, kv_tokens=60, min_tokens_per_instance=4, max_requests_per_master=2, decode_headroom=2
-)
+    policy="elastic_fcfs", num_instances=4, kv_tokens=60, min_tokens_per_instance=4, max_requests_per_master=2,
+    decode_headroom=2,
+)  # fmt: skip
 MODEL = scaling_model(
     2, fixed=0.02, fixed_step=0.001, per_token=1e-3, per_pair=0.0, decode_fixed=5e-4, decode_step=0.0,
     per_request=1e-4, migration_per_token=1e-6,

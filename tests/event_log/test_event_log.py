@@ -102,7 +102,7 @@ def test_a_changed_log_reports_its_first_difference(path: Path) -> None:
 
 
 def test_a_decode_step_that_repeats_the_one_before_is_a_short_line(tmp_path: Path) -> None:
-    driver = Driver(SchedulerConfig(num_instances=1, kv_tokens=10_000, lookahead=False))
+    driver = Driver(SchedulerConfig(policy="elastic_fcfs", num_instances=1, kv_tokens=10_000, lookahead=False))
     for number in range(50):
         driver.arrive(20, 100, f"cmpl-{number:032x}-0")
     driver.finish()

@@ -48,7 +48,7 @@ class ForcedPolicy(RandomPolicy):
 
     def _lay_out(self, start: int, length: int, compute: list[int]) -> tuple[list[int], list[int]]:
         if not self.pieces or len(compute) == 1 or length < len(compute):
-            return compute, []
+            return sorted(compute) if self.pieces else compute, []  # a ring with pieces is in that order
         several = self.rng.choices(compute, k=self.rng.randint(0, min(3, length - len(compute))))
         owners = self.rng.sample([*compute, *several], len(compute) + len(several))
         return owners, sorted(self.rng.sample(range(start + 1, start + length), len(owners) - 1))

@@ -22,7 +22,7 @@ from longspan.metrics.event_log import EventLogWriter, background_file, read_eve
 from longspan.metrics.prometheus import ServerMetrics
 from longspan.outputs import EngineStats
 
-CONFIG = SchedulerConfig()
+CONFIG = SchedulerConfig(policy="elastic_fcfs")
 ARRIVED = RequestArrived("a" * 200, 1, 1)
 
 
@@ -81,7 +81,7 @@ from longspan.config import SchedulerConfig
 from longspan.core.events import RequestAborted, RequestArrived
 from longspan.core.scheduler import Scheduler
 from longspan.metrics.event_log import EventLogWriter
-config = SchedulerConfig()
+config = SchedulerConfig(policy="elastic_fcfs")
 scheduler, writer = Scheduler(config), EventLogWriter(sys.argv[1], config)
 for number in range(2000):
     event = RequestArrived(random.randbytes(32).hex(), 10, 10)

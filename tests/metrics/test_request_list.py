@@ -29,7 +29,7 @@ IDS = [
 
 def a_log(folder: Path, **options: int) -> Path:
     """Requests of all ends; `llm-1` waits for the instance while the others run."""
-    d = Driver(SchedulerConfig(num_instances=1, kv_tokens=1000, max_waiting=5, lookahead=False))
+    d = Driver(SchedulerConfig(policy="elastic_fcfs", num_instances=1, kv_tokens=1000, max_waiting=5, lookahead=False))
     for number, request_id in enumerate(IDS):
         d.arrive(100 + number, 10, request_id)
     d.arrive(2000, 5, "too-long")
@@ -113,7 +113,7 @@ def test_the_command(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_many_that_begin_alike_are_listed_or_all_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    d = Driver(SchedulerConfig(num_instances=1, kv_tokens=10_000))
+    d = Driver(SchedulerConfig(policy="elastic_fcfs", num_instances=1, kv_tokens=10_000))
     for number in range(30):
         d.arrive(10, 3, f"request-{number}")
     d.finish()
@@ -184,7 +184,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(path: Path, command: str) -> 
 def test_a_long_log_is_explained_in_little_memory(tmp_path: Path) -> None:
     """A request that waits and one that decodes, for 3,000 iterations of 20 others."""
     names = [f"r{number}" for number in range(20)]
-    with EventLogWriter(tmp_path / "log", SchedulerConfig(), waits=True) as log:
+    with EventLogWriter(tmp_path / "log", SchedulerConfig(policy="elastic_fcfs"), waits=True) as log:
         for request_id in [*names, "waits"]:
             log.write(0.0, RequestArrived(request_id, 10, 10**6), [])
         for step in range(3000):

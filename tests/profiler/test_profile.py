@@ -131,7 +131,7 @@ def test_serving_without_it(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_policies_that_do_not_predict_cost_nothing(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), start(tiny) as llm:
+    with caplog.at_level(logging.INFO), start(tiny, ElasticFcfs()) as llm:
         ask(llm)
     assert "estimated" not in caplog.text
 

@@ -121,7 +121,7 @@ def test_a_lone_request_by_hand(lookahead: bool) -> None:
     """Looking ahead, the host's part of a decode hides behind the decode before it, save for the first one."""
     overheads = {"iteration_s": 0.5, "layer_s": 1.0}
     cost = cost_of(machine({"flops": 1e3, "memory_bandwidth": 1e4}, overheads))
-    config = SchedulerConfig(num_instances=1, kv_tokens=1000, lookahead=lookahead)
+    config = SchedulerConfig(policy="elastic_fcfs", num_instances=1, kv_tokens=1000, lookahead=lookahead)
     result = Simulator(config, cost).run([TraceRequest(2.0, 10, 4)])
     prefill = cost.batch(evenly_spread(BatchShape(num_instances=1, chunks=(Chunk(10),))))
     decodes = [
@@ -141,7 +141,7 @@ def test_a_lone_request_by_hand(lookahead: bool) -> None:
 @pytest.mark.parametrize("lookahead", [False, True])
 def test_what_queueing_saves_where_nothing_else_of_the_host_is_known(lookahead: bool) -> None:
     cost = cost_of(machine({}, {"layer_s": 1.0, "unqueued_s": 0.25}))
-    config = SchedulerConfig(num_instances=1, kv_tokens=1000, lookahead=lookahead)
+    config = SchedulerConfig(policy="elastic_fcfs", num_instances=1, kv_tokens=1000, lookahead=lookahead)
     (request,) = Simulator(config, cost).run([TraceRequest(0.0, 10, 4)]).requests
     apart = [b - a for a, b in itertools.pairwise(request.record.token_times_s)]
     assert apart == pytest.approx([2.25, 2.0, 2.0] if lookahead else [2.25] * 3)
@@ -152,7 +152,7 @@ def test_what_queueing_saves_where_nothing_else_of_the_host_is_known(lookahead: 
 def test_a_simulated_profile_measures_decodes_in_a_row_as_a_real_one_does(kind: str, host_s: float) -> None:
     """Whether devices wait for the host, or it for them."""
     cost = cost_of(machine({}, {"layer_s": 1.0, kind: host_s}))
-    config = SchedulerConfig(num_instances=1, kv_tokens=1000)
+    config = SchedulerConfig(policy="elastic_fcfs", num_instances=1, kv_tokens=1000)
     (request,) = Simulator(config, cost).run([TraceRequest(0.0, 10, 42)]).requests
     times = request.record.token_times_s
     profile = measure_simulated(cost, config, 100)
