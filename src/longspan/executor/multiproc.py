@@ -125,8 +125,10 @@ class MultiprocExecutor:
         started: Future[None] = Future()
         threading.Thread(target=self._parent, args=(started,), name="workers' parent", daemon=True).start()
         started.result()
-        self.reader = threading.Thread(target=self._read, name="executor", daemon=True)
-        self.reader.start()
+        with self.spawning:  # `close`, from another thread, joins what has started
+            if not self.closing:
+                self.reader = threading.Thread(target=self._read, name="executor", daemon=True)
+                self.reader.start()
         self._wait_for(lambda: len(self.started) == len(self.specs))
         self.place.close()  # they have met
         now = time.monotonic()
