@@ -9,21 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.config import SchedulerConfig
 from longspan.core.books.request import Request
-from longspan.core.policies import create_policy
-from longspan.core.policies.chunked.policy import ChunkedPrefill
 from longspan.core.policies.chunked.priority import Standing
-from longspan.core.policies.chunked.ranking import Ranking
 from longspan.core.policies.longspan.order import HOPELESS, INTERRUPTED, SharedProcessor, rank
 from longspan.core.scheduler import Scheduler
-from longspan.core.state import SchedulerState
 from longspan.service_level import ServiceLevel
 
-from .cost_models import scaling_model
 from .driver import Driver
 from .longspan import Run, arrival, plain, played
 from .reading import batches, preempted
@@ -62,38 +57,6 @@ def test_feasible_before_hopeless(drawn: list[Asked], now: float, c: float, scal
 def test_who_was_interrupted_goes_before_everybody() -> None:
     late = rank(replace(standing(50.0, (0.0, 0.0, 9.0, 0.0)), tag=INTERRUPTED), 2.0, 1.0, 0.0)
     assert late < rank(standing(50.0, (0.0, 60.0, 0.1, 3.0)), 2.0, 1.0, 0.0)
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**32), factor=st.sampled_from([1.0, 1.5, 20.0]))
-def test_the_waiting_are_ranked_as_one_by_one(seed: int, factor: float) -> None:
-    """In columns as alone, whatever was done, preempted and aborted before."""
-    made = create_policy("longspan")
-    assert isinstance(made, ChunkedPrefill)
-    rank_, compared = made._ranking, []
-
-    def ranking(state: SchedulerState, now: float) -> Ranking:
-        found = rank_(state, now)
-        keys = [candidate.key for candidate in found.waiting()]
-        assert keys == sorted(keys)
-        compared.append(len(keys))
-        return found
-
-    made._ranking = ranking  # type: ignore[method-assign]
-    config = SchedulerConfig(
-        num_instances=2, kv_tokens=100, decode_headroom=1, max_batch_tokens=16, ttft_slo_factor=factor,
-        ttft_slo_floor_s=0.01, overload="off",
-    )  # fmt: skip
-    d = Driver(config, made, seed=seed, cost_model=scaling_model(2, per_token=1e-3))
-    for _ in range(30):
-        level = ServiceLevel(d.rng.choice([None, 0.01, 3.0]), None, d.rng.choice([0, 0, 1]))
-        d.arrive(d.rng.randint(1, 90), d.rng.randint(1, 20), service=level)
-        if d.rng.random() < 0.7 and d.model.started:
-            d.complete(d.rng.choice(d.model.started))
-        if d.rng.random() < 0.1:
-            d.abort(d.rng.choice(list(d.lives)))
-    d.finish(in_order=False)
-    assert max(compared) > 3
 
 
 # processor sharing

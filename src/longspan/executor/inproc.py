@@ -77,7 +77,6 @@ class InprocExecutor:
                         self.startup.put(reply)
                     elif reply is not None:
                         on_reply(reply)
-                    worker.settle()
             except BaseException as error:
                 self._fail(failure_message(spec, error), error)
 

@@ -15,7 +15,7 @@ from longspan.attention.layout import BatchLayout, plan_layout, positions_of
 from longspan.core.actions import FreeKV, MigrateKV
 from longspan.distributed.stream import HostStream, Stream
 from longspan.distributed.tensor_parallel import TensorParallelGroup
-from longspan.distributed.transport import Exchange, NothingToWaitFor, Transport
+from longspan.distributed.transport import Transport
 from longspan.models.architecture import ModelConfig
 from longspan.worker.kv_pool import KVPool
 from longspan.worker.messages import BatchDone, Run
@@ -79,14 +79,12 @@ class ModelRunner:
         self.sampler = Sampler()
         self.sampling: dict[str, SamplingState] = {}
         self.last_token: dict[str, int] = {}
-        self._handover: Exchange = NothingToWaitFor()
 
     def run(self, command: Run, on_last_layer: Callable[[], None] = lambda: None) -> BatchDone:
         """Run this instance's part of a batch, to its end on the device.
 
         on_last_layer: called once, while the last of this stage's layers is still to come. A GPU may be further behind.
         """
-        self.finish_handover()
         begin = time.perf_counter()
         batch = command.batch
         self.sampling.update(command.sampling)
@@ -127,19 +125,11 @@ class ModelRunner:
         """Tokens by request, from the last stage; the others hand on."""
         if self.next is not None:
             if len(x_TD):
-                self._handover = self.transport.exchange([(x_TD, self.next)], [])
+                self.transport.exchange([(x_TD, self.next)], []).wait()
             return {}
         rows_E = torch.tensor([row for _, row in layout.emits], dtype=torch.int64, device=self.pool.device)
         logits_EV = self.model.logits(x_TD[rows_E], self.tp)
         return self._sample(logits_EV, [request_id for request_id, _ in layout.emits])
-
-    def finish_handover(self) -> None:
-        """Wait until the next stage has what the latest batch handed on to it.
-
-        It is called once the batch is done here: the engine knows by then, and the next batch comes meanwhile.
-        """
-        self._handover.wait()
-        self._handover = NothingToWaitFor()
 
     def migrate(self, action: MigrateKV) -> None:
         """Send or receive the KV of a migration, to its end on the device; the source's slots are free afterwards."""

@@ -58,7 +58,6 @@ def main(
             reply = worker.execute(command)
             if reply is not None:
                 line.send(reply)
-            worker.settle()
     except BaseException as error:
         if not isinstance(error, LongspanError):  # what a user can mend is told in a line, by the engine
             logger.exception("it failed")

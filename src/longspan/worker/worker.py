@@ -160,12 +160,6 @@ class Worker:
         reply = self._carry_out(command)
         return reply if isinstance(reply, KVAllocated) or self.spec.answers(command) else None
 
-    @torch.inference_mode()
-    def settle(self) -> None:
-        """Finish what a command began and its reply does not wait for. It is called before the next is waited for."""
-        if self.runner is not None:
-            self.runner.finish_handover()
-
     def _carry_out(self, command: Command) -> Reply | None:
         match command:
             case AllocateKV(num_tokens):

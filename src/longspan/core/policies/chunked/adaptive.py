@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from longspan.core.policies.chunked.policy import ChunkedPrefill
 from longspan.core.policies.chunked.predictor import MAX_FIXED_SHARE, Predictor
@@ -44,8 +45,13 @@ class AdaptiveChunks(ChunkedPrefill):
     options: Options
 
     def predictor(self, state: SchedulerState) -> Predictor:
-        return Predictor(
-            state.cost_model, state.config, max_fixed_share=self.options.max_fixed_share,
-            kvp_tokens_per_shard=self.options.kvp_tokens_per_shard, aim=self.options.aim,
-            idle_fixed_share=self.options.idle_fixed_share, gain=self.options.feedback, burst=self.options.burst,
-        )  # fmt: skip
+        return Predictor(state.cost_model, state.config, **self.figures())
+
+    def figures(self) -> dict[str, Any]:
+        """Return the options as a predictor takes them."""
+        options = self.options
+        return {
+            "max_fixed_share": options.max_fixed_share, "kvp_tokens_per_shard": options.kvp_tokens_per_shard,
+            "aim": options.aim, "idle_fixed_share": options.idle_fixed_share, "gain": options.feedback,
+            "burst": options.burst,
+        }  # fmt: skip

@@ -60,6 +60,7 @@ class Predictor:
         self.exchange = cache(lambda num_instances: exchange_seconds(model, num_instances))
         self.ring = cache(lambda num_instances: ring_seconds(model, num_instances) if num_instances else 0.0)
         self.whole_prefill = lru_cache(REMEMBERED)(self.prefill)
+        self.alone: Callable[[int], float] = self.whole_prefill  # seconds of a prompt that has everything for itself
         self._exchange_s = self.exchange(min(2, config.num_instances))
         self._default = default
         self._ends = [0]
@@ -115,16 +116,20 @@ class Predictor:
         return self._first_shard(self.shard_tokens) + later
 
     def standing(self, request: Request, now: float) -> Standing[float]:
-        total, stored = self.whole_prefill(request.num_tokens), request.num_stored
-        remaining = total - self.prefill(stored) if stored else total
+        total, remaining = self.whole_prefill(request.num_tokens), self.remaining(request)
         return Standing(now, request.arrived, self.deadline(request), remaining, total, max(total, 1e-9), 0.0)
+
+    def remaining(self, request: Request) -> float:
+        """Return the seconds of what is left of its prefill, alone on one instance."""
+        total, stored = self.whole_prefill(request.num_tokens), request.num_stored
+        return total - self.prefill(stored) if stored else total
 
     def deadline(self, request: Request) -> float:
         """Return seconds from arrival to the first token: what the request asks, else in proportion to its work."""
         if request.service.ttft_s is not None:
             return request.service.ttft_s
-        alone = self.whole_prefill(request.num_prompt_tokens)
-        return max(self.config.ttft_slo_factor * alone, self.config.ttft_slo_floor_s)
+        alone_s = self.alone(request.num_prompt_tokens)
+        return max(self.config.ttft_slo_factor * alone_s, self.config.ttft_slo_floor_s)
 
     def is_attention_bound(self, context: int) -> bool:
         """Tell whether a chunk behind so much context, on one instance, spends most of its own time on that context.

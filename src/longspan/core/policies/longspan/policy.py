@@ -70,14 +70,11 @@ class Longspan(AdaptiveChunks):
         self._rate = ServiceRate(1.0)
 
     def predictor(self, state: SchedulerState) -> ElasticPredictor:
-        options = self.options
-        predictor = ElasticPredictor(
-            state.cost_model, state.config, max_fixed_share=options.max_fixed_share,
-            kvp_tokens_per_shard=options.kvp_tokens_per_shard or state.config.total_kv_tokens, aim=options.aim,
-            idle_fixed_share=options.idle_fixed_share, gain=options.feedback, burst=options.burst,
-        )  # fmt: skip
-        predictor.sizes = team_sizes(state.config.num_instances, options.team)
-        self.width = self._elastic = ElasticWidth(predictor, options.team)
+        figures = self.figures()
+        figures["kvp_tokens_per_shard"] = figures["kvp_tokens_per_shard"] or state.config.total_kv_tokens
+        predictor = ElasticPredictor(state.cost_model, state.config, **figures)
+        predictor.sizes = team_sizes(state.config.num_instances, self.options.team)
+        self.width = self._elastic = ElasticWidth(predictor, self.options.team)
         self._sharing = SharedProcessor(state.config.num_instances)
         self._rate = ServiceRate(float(state.config.num_instances))
         return predictor
@@ -116,16 +113,16 @@ class Longspan(AdaptiveChunks):
 
     def _welcome(self, state: SchedulerState, request: Request, predictor: ElasticPredictor, now: float) -> None:
         """Make a promise, or refuse the request."""
-        work_s = predictor.whole_prefill(request.num_tokens)
+        work_s, deadline_s = predictor.whole_prefill(request.num_tokens), predictor.deadline(request)
         self._sharing.arrive(request, work_s)
-        self._unserved.add(request, now + predictor.deadline(request), self._sharing.tag(request))
+        self._unserved.add(request, now + deadline_s, self._sharing.tag(request))
         forecast = self._time_to_first_token(request, now)
-        reach_s = predictor.deadline(request) + self.options.c * self._scale * work_s
+        reach_s = deadline_s + self.options.c * self._scale * work_s
         self._kinds.arrive(now, predictor.work(request.num_tokens), reach_s)
         alone_s = predictor.alone(request.num_prompt_tokens)
         promise = self._promises.make(request, alone_s, forecast.seconds, size_class(request.num_prompt_tokens))
         told = {"median_s": promise.estimate.median_s, "quote_s": promise.estimate.quote_s,
-                "promised_s": promise.due - request.arrived, "deadline_s": predictor.deadline(request),
+                "promised_s": promise.due - request.arrived, "deadline_s": deadline_s,
                 "alone_s": alone_s, "ahead": forecast.ahead, "ahead_s": forecast.ahead_s}  # fmt: skip
         state.explain(Decision("promise", (request.id,), (), told))
         late_s = self._promises.late_s(request, promise)
@@ -158,9 +155,8 @@ class Longspan(AdaptiveChunks):
     def _left(self, request: Request) -> tuple[float, float]:
         predictor, stored = self._known, request.num_stored
         assert predictor is not None
-        left_s = predictor.whole_prefill(request.num_tokens) - (predictor.prefill(stored) if stored else 0.0)
         work_s = predictor.work(request.num_tokens) - predictor.work(stored)
-        return self._elastic.quickest(request, left_s), work_s
+        return self._elastic.quickest(request, predictor.remaining(request)), work_s
 
     def standing(self, state: SchedulerState, request: Request, now: float) -> Standing[float]:
         standing = super().standing(state, request, now)

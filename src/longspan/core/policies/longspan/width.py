@@ -2,14 +2,17 @@
 
 One instance wastes least; several are faster, and what they waste on passing KV round their ring everybody else waits
 for. So a prompt gets the width with the least sum of both: the seconds that it takes itself, and those by which it
-keeps each of the others waiting. Alone it gets all instances; in a crowd a short one gets one, a long one some.
+keeps each of the others waiting. Alone a long one gets the largest team whose ring leaves it enough of an iteration; in
+a crowd it gets fewer, a short one gets one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
+from longspan.config import SchedulerConfig
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.costs.cost_model import Chunk, CostModel
 from longspan.core.policies.chunked.predictor import REMEMBERED, Predictor
@@ -28,23 +31,14 @@ class ElasticPredictor(Predictor):
 
     sizes: Sequence[int] = (1,)
 
-    def deadline(self, request: Request) -> float:
-        if request.service.ttft_s is not None:
-            return request.service.ttft_s
-        return max(self.config.ttft_slo_factor * self.alone(request.num_prompt_tokens), self.config.ttft_slo_floor_s)
+    def __init__(self, model: CostModel, config: SchedulerConfig, **figures: Any) -> None:
+        """Take what `Predictor` takes."""
+        super().__init__(model, config, **figures)
+        self.alone = lru_cache(REMEMBERED)(self._on_the_best)
 
-    def alone(self, tokens: int) -> float:
-        """Return the seconds of a prompt that has everything for itself."""
-        return self._alone(tokens)
-
-    @cached_property
-    def _alone(self) -> Callable[[int], float]:
-        @lru_cache(REMEMBERED)
-        def alone(tokens: int) -> float:
-            prompt = (Chunk(tokens),)
-            return min([self.whole_prefill(tokens), *[self.model.prefill(prompt, size) for size in self.sizes]])
-
-        return alone
+    def _on_the_best(self, tokens: int) -> float:
+        prompt = (Chunk(tokens),)
+        return min([self.whole_prefill(tokens), *[self.model.prefill(prompt, size) for size in self.sizes]])
 
 
 class ElasticWidth(Width):
@@ -58,7 +52,6 @@ class ElasticWidth(Width):
         super().__init__()
         self.num_others = 0
         self.is_decoding = False
-        self.work_rate = 0.0
         model, self.num_instances = predictor.model, predictor.config.num_instances
         paced_s, idle_s = predictor.aim * predictor.config.tpot_slo_s, predictor.idle_target
         numbers = range(self.num_instances)
