@@ -13,7 +13,7 @@ from longspan.config import SchedulerConfig
 from longspan.core.actions import RunBatch, Segment
 from longspan.core.news import News
 from longspan.core.policies import create_policy
-from longspan.core.policies.chunked.feedback import Feedback
+from longspan.core.policies.chunked.feedback import Feedback, Kind
 from longspan.core.policies.longspan.policy import Longspan
 
 from .cost_models import scaling_model
@@ -91,16 +91,17 @@ def test_instances_and_kinds_are_told_apart(
     """Whatever runs where, alone or together with slower ones: nothing drifts. It errs on the safe side."""
     rng, feedback, now, numbers = random.Random(seed), Feedback(0.1, len(factors)), 0.0, range(len(factors))
     known: dict[tuple[int, int], list[float]] = {}
+    names: tuple[Kind, Kind] = ("mixed", "prefill")
     for step in range(4000):
         group = tuple(sorted(rng.sample(numbers, rng.choice([1, 1, 2, len(factors)]))))
         of = rng.randrange(2)
-        kind = ("mixed", "prefill")[of]
-        feedback.expect(step, now, 0.05, kind)  # type: ignore[arg-type]
+        kind = names[of]
+        feedback.expect(step, now, 0.05, kind)
         now += 0.05 * kinds[of] * max(factors[n] for n in group) * (1.0 + noise * rng.uniform(-1.0, 1.0))
         feedback.learn(News((), (), (batch(step, group),)), lambda _: False, now)
         if step >= 2000:
             for n in numbers:
-                scale = feedback.scale(kind, (n,))  # type: ignore[arg-type]
+                scale = feedback.scale(kind, (n,))
                 known.setdefault((of, n), []).append(scale / (kinds[of] * factors[n]))
     for relative in known.values():
         assert 0.97 < mean(relative) < 1.03 + noise / 2

@@ -110,20 +110,21 @@ def test_off_says_nothing() -> None:
 
 
 def test_refusals_and_lateness_replay(tmp_path_factory: pytest.TempPathFactory) -> None:
-    for overload in ("enforce", "warn"):
+    both: tuple[Overload, ...] = ("enforce", "warn")
+    for overload in both:
         path = tmp_path_factory.mktemp("logs") / overload
         config = SchedulerConfig(num_instances=1, kv_tokens=200_000, policy=HARDLY_ANY_TIME, overload=overload)
         with EventLogWriter(path, config, COST) as writer:
-            for now, event, actions in serve(overload).steps:  # type: ignore[arg-type]
+            for now, event, actions in serve(overload).steps:
                 writer.write(now, event, actions)
         assert replay(path) is None
 
 
 def test_a_setting_that_there_is_not() -> None:
     with pytest.raises(ConfigError, match="overload is 'maybe', but must be one of off, warn, enforce"):
-        SchedulerConfig(overload="maybe")  # type: ignore[arg-type]
+        SchedulerConfig(overload="maybe")  # type: ignore[arg-type]  # as what is read from a file may be
     with pytest.raises(RequestError, match="if_late is 'never', but must be refuse or serve") as refused:
-        ServiceLevel(if_late="never")  # type: ignore[arg-type]
+        ServiceLevel(if_late="never")  # type: ignore[arg-type]  # as a program without types may say
     assert refused.value.param == "if_late"
 
 

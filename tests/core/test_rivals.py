@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, RunBatch
 from longspan.core.costs.load import batch_seconds
-from longspan.core.events import Event, RequestArrived
+from longspan.core.events import BatchCompleted, Event, RequestArrived
 from longspan.core.policies import create_policy
 from longspan.core.policies.chunked.policy import ChunkedPrefill
 from longspan.core.policies.chunked.ranking import Ranking
@@ -136,7 +136,8 @@ def test_preflow_goes_by_slowdown_and_work(drawn: list[tuple[float, int]], doubl
         if isinstance(event, RequestArrived):
             ages.arrive(event.request_id, event.num_prompt_tokens)
         else:
-            ages.ran(running.pop(event.batch_id))  # type: ignore[union-attr]
+            assert isinstance(event, BatchCompleted)
+            ages.ran(running.pop(event.batch_id))
         for batch in batches(actions):
             chunks = {segment.request_id: segment.length for segment in batch.segments}
             ranks = [ages.priority(name) for name in chunks]

@@ -55,7 +55,7 @@ class Busy:
         for _ in range(ENOUGH):
             assert (await self.http.post("/v1/completions", json=patient)).status_code == 200
         await self.engine.idle()
-        self.engine.core.on_reply = self._heard.append  # type: ignore[method-assign]
+        self.engine.core.on_reply = self._heard.append  # type: ignore[method-assign]  # the replies are held back
         self.crowd = [await self.begin("/v1/completions", patient | {"prompt": [6] * 400}) for _ in range(20)]
 
     async def begin(self, path: str, body: dict[str, Any]) -> asyncio.Task[httpx2.Response]:
