@@ -95,3 +95,12 @@ def test_calibration_tells_what_a_chunk_costs_whatever_its_length(
             tolerance_s = 2.0 * computing_s + 1e-3 * model.prefill(chunks, 1)
             assert found.prefill(chunks, 1) == pytest.approx(model.prefill(chunks, 1), abs=tolerance_s)
     assert found.decode(1, 0, 1, 1) == pytest.approx(model.decode(1, 0, 1, 1), abs=2.0 * computing_s)
+
+
+@pytest.mark.parametrize("seconds", [(0.001, 0.1), (0.1, 0.001)])
+def test_of_several_migrations_the_fastest_counts(seconds: tuple[float, float]) -> None:
+    decode = BatchShape(num_instances=1, num_requests=1, context_tokens=0, num_masters=1)
+    prefill = BatchShape(num_instances=1, chunks=(Chunk(1000),))
+    timed = [Timed(prefill, 1.0), Timed(decode, 0.01), *(Timed(256, each) for each in seconds)]
+    found = calibrated_hardware(LLAMA2_7B, timed)
+    assert found.link_bandwidth == pytest.approx(256 * LLAMA2_7B.kv_bytes_per_token / 0.001)

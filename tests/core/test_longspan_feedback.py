@@ -113,7 +113,7 @@ def test_a_batch_that_was_queued_behind_another_is_measured_from_its_end() -> No
     feedback.expect(0, 0.0, 0.05, "decode")
     for number, now in enumerate((0.1, 0.2, 0.3, 0.4)):
         feedback.learn(News((), (), (batch(number, (0,)),)), lambda _: False, now)
-    assert feedback.scale("decode") == pytest.approx(2.0 - 0.9**4)
+    assert feedback.scale("decode") == pytest.approx(2.0 - 0.88**4)
 
 
 @pytest.mark.parametrize("pp", [1, 2, 4])

@@ -60,6 +60,18 @@ def test_nobody_is_refused_before_enough_is_known() -> None:
     assert served >= 20
 
 
+def test_a_promise_knows_who_goes_before_whom() -> None:
+    """One of a higher priority is not told of the others' work, nor refused for it; one of a lower one is."""
+    first, last = ServiceLevel(priority=1), ServiceLevel(priority=-1)
+    asked = [arrival(20.0, "first", 200, 2, first), arrival(20.0, "last", 200, 2, last)]
+    crowd = [arrival(19.0 + 0.01 * n, f"r{n}", 300, 2, SERVE) for n in range(40)]
+    arrivals = sorted([*flood(18.0, load=0.5), *crowd, *asked], key=lambda each: each[0])
+    run = played(arrivals, plain(), max_waiting=10**6)
+    told = {decision.request_ids[0]: decision.predicted for decision in run.decisions("promise")}
+    assert told["first"]["ahead"] == 0 and "first" not in run.refused
+    assert told["last"]["ahead"] >= 30 and told["last"]["ahead_s"] > told["first"]["ahead_s"] + 3.0
+
+
 def request(at: float = 0.0) -> Request:
     return Request("r", 100, 5, at, 0)
 

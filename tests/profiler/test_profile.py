@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.core.state import SchedulerState
 from longspan.entrypoints import cli
 from longspan.entrypoints.profile import parse_seconds
-from longspan.errors import ConfigError
+from longspan.errors import ConfigError, EngineDeadError
 from longspan.metrics.event_log import read_event_log
 from longspan.models.catalog import ResolvedModel
 from longspan.sib import read_sib
+from longspan.worker.messages import BatchDone, Run
+from longspan.worker.model_runner import ModelRunner
 from tests.models.tiny import write_tiny_model
 
 # Budgets are generous where everything must be measured: a profile of this model ends by itself, after five rounds.
@@ -134,6 +137,29 @@ def test_policies_that_do_not_predict_cost_nothing(tiny: Path, caplog: pytest.Lo
     with caplog.at_level(logging.INFO), start(tiny, ElasticFcfs()) as llm:
         ask(llm)
     assert "estimated" not in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{"max_model_len": 4}, {"max_model_len": 9}, {"kv_tokens": 9, "instances": 4}])
+def test_requests_too_short_to_measure_with_are_told(tiny: Path, settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="predicts times, and to measure them takes 10"):
+        start(tiny, Predicting(), **settings)
+    with start(tiny, Predicting(), max_model_len=10, instances=2) as llm:
+        assert llm.generate([[5] * 2], SamplingParams(max_tokens=2, ignore_eos=True))
+
+
+def test_a_worker_that_fails_while_the_speed_is_measured_is_told(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ModelRunner.run
+
+    def fails(self: ModelRunner, command: Run, **hooks: Callable[[], None]) -> BatchDone:
+        if sum(segment.length for segment in command.batch.segments) > 200:
+            raise MemoryError("out of memory")
+        return run(self, command, **hooks)
+
+    monkeypatch.setattr(ModelRunner, "run", fails)
+    with pytest.raises(EngineDeadError, match="out of memory"):
+        start(tiny, Predicting(), instances=1)
 
 
 def test_one_instance_alone(tiny: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from longspan.core.costs.analytic import ModelShape, analytic_cost_model, calibr
 from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.costs.episode import Episode, Iterate, Move, Step, Timed
 from longspan.core.policies.episode import EpisodePolicy
-from longspan.errors import EngineDeadError
+from longspan.errors import ConfigError, EngineDeadError
 from longspan.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PROBE_TOKENS = (256, 1024, 4096, 16384)
 _SHORT_TOKENS = 16
+_LEAST_ROOM = 10  # a prompt of two tokens, so that one can move; and those that it generates
 _CLEARLY_LONGER = 4.0
 _COMPANY_TOKENS = 1 << 12  # generated at most; it is gone before
 
@@ -44,16 +45,20 @@ async def run_episode(engine: AsyncLLM, policy: EpisodePolicy, episode: Episode)
         async for _ in engine.generate(draw.choices(vocabulary, k=prompt_tokens), params, request_id):
             pass
 
-    async with asyncio.TaskGroup() as requests:
-        own = [
-            requests.create_task(run(*request))
-            for request in zip(request_ids, episode.prompts, episode.output_tokens(), strict=True)
-        ]
-        if other is not None:
-            prompt = sum(episode.prompts)
-            company = requests.create_task(run(other, prompt, min(_COMPANY_TOKENS, room_of_one(engine) - prompt)))
-            await asyncio.wait(own)
-            company.cancel()
+    try:
+        async with asyncio.TaskGroup() as requests:
+            own = [
+                requests.create_task(run(*request))
+                for request in zip(request_ids, episode.prompts, episode.output_tokens(), strict=True)
+            ]
+            if other is not None:
+                prompt = sum(episode.prompts)
+                most = min(_COMPANY_TOKENS, room_of_one(engine) - prompt)
+                company = requests.create_task(run(other, prompt, most))
+                await asyncio.wait(own)
+                company.cancel()
+    except ExceptionGroup as group:  # one failure fails them all alike
+        raise group.exceptions[0] from None
     await engine.idle()
     if engine.error is not None:
         raise EngineDeadError(engine.error)
@@ -63,8 +68,13 @@ async def run_episode(engine: AsyncLLM, policy: EpisodePolicy, episode: Episode)
 async def estimate_cost_model(engine: AsyncLLM, policy: EpisodePolicy, model: ModelShape) -> FittedCostModel:
     """Make the analytic model agree with a few batches that run now. A second or so.
 
-    engine: as for `run_episode`.
+    engine: as for `run_episode`. Raises ConfigError: requests are too short for it; else as that does.
     """
+    if (least := room_of_one(engine)) < _LEAST_ROOM:
+        raise ConfigError(
+            f"a request may have {least} tokens on an instance, but the policy predicts times, and to measure them "
+            f"takes {_LEAST_ROOM}; give it more (--max-model-len, --kv-tokens), or a policy such as elastic_fcfs"
+        )
     instances, tp = engine.config.instances, engine.config.tp
     room = room_of_one(engine) - 8
     lengths = [length for length in _PROBE_TOKENS if length <= room] or [max(1, room)]

@@ -125,7 +125,7 @@ def calibrated_hardware(model: ModelShape, timed: Iterable[Timed], tp: int = 1) 
     """
     prefills: dict[float, float] = {}  # operations -> seconds
     decode_s = shared_s = inf
-    link_bandwidth = inf
+    link_bandwidth = 0.0
     for step in timed:
         match step.work:
             case BatchShape(kind="prefill", num_instances=1, chunks=chunks):
@@ -136,12 +136,12 @@ def calibrated_hardware(model: ModelShape, timed: Iterable[Timed], tp: int = 1) 
             case BatchShape(kind="decode"):
                 shared_s = min(step.seconds, shared_s)
             case int() as moved:
-                link_bandwidth = moved * model.kv_bytes_per_token / (tp * step.seconds)
+                link_bandwidth = max(link_bandwidth, moved * model.kv_bytes_per_token / (tp * step.seconds))
     flops, fixed_s = _line(prefills, decode_s)
     return Hardware(
         flops=flops / tp,
         bandwidth=model.weights_bytes / (tp * decode_s),
-        link_bandwidth=link_bandwidth,
+        link_bandwidth=link_bandwidth or inf,
         chunk_s=max(0.0, fixed_s - decode_s),
         exchange_s=max(0.0, shared_s - decode_s) / model.num_layers if shared_s < inf else 0.0,
     )

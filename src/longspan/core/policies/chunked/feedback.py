@@ -21,6 +21,9 @@ Kind = Literal["prefill", "decode", "mixed", "wide"]
 
 LOW, HIGH = 0.2, 5.0
 """Corrections stay within these, whatever was measured."""
+_SOONER = 1.2
+"""A prediction that was too low is corrected so much sooner than the gain says, one that was too high so much later:
+what noise makes of the averages is then on the safe side."""
 _SURPRISE = 2.0
 """One iteration that took so many times longer, or shorter, than expected counts no more than that: it may have been
 another program's turn."""
@@ -113,7 +116,8 @@ class Feedback:
 
     def _towards(self, known: float, ratio: float) -> float:
         believed = min(_SURPRISE * known, max(known / _SURPRISE, ratio))
-        return min(HIGH, max(LOW, known + self.gain * (believed - known)))
+        weight = self.gain * _SOONER if believed > known else self.gain / _SOONER
+        return min(HIGH, max(LOW, known + weight * (believed - known)))
 
     def _note_tokens(self, request_ids: Sequence[str], took_s: float, now: float) -> None:
         """Note that these have got a token from an iteration that took so long."""

@@ -10,7 +10,7 @@ from longspan.core.books.request import Request
 from longspan.core.policies.chunked.priority import Floats
 from longspan.core.policies.longspan.eta import Unserved
 
-_DUE, _TAG, _LEFT, _WORK, _STORED = range(5)
+_DUE, _TAG, _LEFT, _WORK, _STORED, _PRIORITY = range(6)
 _FIRST = 64  # places, doubled when they are taken
 
 
@@ -25,7 +25,7 @@ class Crowd:
         self._left = left
         self._requests: list[Request] = []
         self._places: dict[str, int] = {}
-        self._columns = np.empty((5, _FIRST))
+        self._columns = np.empty((6, _FIRST))
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -35,7 +35,7 @@ class Crowd:
         self._requests.append(request)
         if place == self._columns.shape[1]:
             self._columns = np.concatenate((self._columns, np.empty_like(self._columns)), axis=1)
-        self._columns[:, place] = (due, tag, 0.0, 0.0, -1.0)
+        self._columns[:, place] = (due, tag, 0.0, 0.0, -1.0, request.service.priority)
 
     def remove(self, request_id: str) -> Request | None:
         """Return the request that it was; None if it is not there. The last one takes its place."""
@@ -52,13 +52,24 @@ class Crowd:
     def standing(self, weight: float, scale: float) -> Floats:
         """Return the fields of `Unserved`, each for all. weight, scale: see `order.rank`."""
         self._follow()
-        due, tag, left_s, work_s, _ = self._columns[:, : len(self._requests)]
+        due, tag, left_s, work_s, *_ = self._columns[:, : len(self._requests)]
         left_s = scale * left_s
         return np.stack((left_s, work_s, due + weight * left_s, due, tag))
 
     def one(self, request: Request, standing: Floats) -> Unserved:
         """Return one of them. standing: of all."""
         return Unserved(*standing[:, self._places[request.id]].tolist())
+
+    def rivals(self, request: Request, standing: Floats) -> Floats:
+        """Return those that may go before it: of its own priority as they stand, of a higher one ahead of it anyway.
+
+        standing: of all.
+        """
+        higher = self._columns[_PRIORITY, : len(self._requests)] - request.service.priority
+        found = standing[:, higher >= 0]
+        for row in ("key", "tag"):
+            found[Unserved._fields.index(row), higher[higher >= 0] > 0] = -np.inf
+        return found
 
     def _follow(self) -> None:
         stored = np.array([request.num_stored for request in self._requests], dtype=float)

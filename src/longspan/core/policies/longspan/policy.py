@@ -134,9 +134,10 @@ class Longspan(AdaptiveChunks):
             state.explain(Decision(SERVED_LATE, (request.id,), (), {"late_s": late_s}))
 
     def _refuse(self, state: SchedulerState, request: Request, promise: Promise, late_s: float) -> None:
+        promised_s = promise.due - request.arrived
         message = (
-            f"The server is overloaded: the first token would come after {promise.estimate.median_s:.0f} s, but is "
-            f"promised within {promise.due - request.arrived:.0f} s; try again in {math.ceil(late_s)} s."
+            f"The server is overloaded: the first token would come after {promised_s + late_s:.0f} s, but is promised "
+            f"within {promised_s:.0f} s; try again in {math.ceil(late_s)} s."
         )
         state.refuse(request.id, message, "late", late_s)
         self._sharing.end(request)
@@ -149,8 +150,8 @@ class Longspan(AdaptiveChunks):
 
     def _time_to_first_token(self, request: Request, now: float) -> Forecast:
         crowd = self._unserved.standing(self.options.c, self._scale)
-        mine = self._unserved.one(request, crowd)
-        return time_to_first_token(mine, crowd, self._kinds.now(now), self._rate(), self._wait_s, now)
+        mine, rivals = self._unserved.one(request, crowd), self._unserved.rivals(request, crowd)
+        return time_to_first_token(mine, rivals, self._kinds.now(now), self._rate(), self._wait_s, now)
 
     def _left(self, request: Request) -> tuple[float, float]:
         predictor, stored = self._known, request.num_stored
