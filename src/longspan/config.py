@@ -41,7 +41,8 @@ class SchedulingKnobs:
     max_waiting: int = 1024
     """Requests that may wait; more are refused, by a server with status 429."""
     max_batch_tokens: int = 8192
-    """Prefill tokens in one batch, for each instance that takes part; a longer prompt runs alone."""
+    """Prefill tokens in one batch, for each instance that takes part; a longer prompt is cut into chunks, or runs alone
+    under policies that cut none."""
     max_batch_requests: int = 256
     """Requests in one decode batch."""
     max_requests_per_master: int = 16
@@ -57,7 +58,7 @@ class SchedulingKnobs:
     ttft_slo_floor_s: float = 1.0
     """but not before so many seconds."""
     tpot_slo_s: float = 0.05
-    """Seconds for each further token, of requests that name none. Policies that chunk prompts fill iterations up to
+    """Seconds for each further token, of requests that name none. Policies that chunk prompts size iterations by
     it."""
     overload: Overload = "enforce"
     """What becomes of a request whose first token would come later than its policy promises: enforce refuses it (a
@@ -142,7 +143,7 @@ class EngineConfig(SchedulingConfig):
     """Tensor-parallel devices inside each instance, or inside each of its pipeline stages."""
     pp: int = 1
     """Pipeline stages of each instance: consecutive layers, on devices of their own. Under policies that chunk prompts,
-    such as medha, the chunks of one follow each other through them (Medha's SPP)."""
+    such as longspan, the chunks of one follow each other through them (Medha's SPP)."""
     pp_layers: tuple[int, ...] | None = None
     """Decoder layers of each stage, in order; by default balanced by the measured cost of a layer and the head."""
     dtype: DType = "auto"
