@@ -46,7 +46,7 @@ def error_of(answer: httpx2.Response, status: int) -> dict[str, Any]:
         ({"prompt": "x", "top_k": 10**400}, "top_k", "less than or equal"),
         ({"prompt": "x", "logprobs": 21}, "logprobs", "less than or equal to 20"),
         ({"prompt": "x", "stop": [""]}, "stop[0]", "at least 1 character"),
-        ({"prompt": "x", "seed": 2**63}, "seed", "less than or equal"),
+        ({"prompt": "x", "seed": 0.5}, "seed", "valid integer"),
         ({"prompt": "x", "echo": True}, "echo", "not supported"),
         ({"prompt": "x", "suffix": "y"}, "suffix", "not supported"),
         ({"prompt": "x", "best_of": 3}, "best_of", "not supported"),

@@ -15,6 +15,7 @@ from longspan.entrypoints.openai.api_keys import charge_tokens
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.errors import ModelNotFoundError, ending
 from longspan.entrypoints.openai.limits import choices_at_once
+from longspan.entrypoints.openai.protocol import as_seed
 from longspan.entrypoints.openai.quoting import quoted
 from longspan.entrypoints.openai.responses import Usage
 from longspan.errors import EngineDeadError, EngineDrainingError, RequestError
@@ -109,7 +110,7 @@ def make_jobs(
     for prompt, settled in zip(prompts, resolved, strict=True):
         for choice in range(n):
             # Choices of one prompt with the same seed would be the same text: each has its own, as in vLLM.
-            own = settled if settled.seed is None else replace(settled, seed=settled.seed + choice)
+            own = settled if settled.seed is None else replace(settled, seed=as_seed(settled.seed + choice))
             index = len(jobs)
             jobs.append(Job(index, prompt, own, f"{run_id}-{index}", arrival.request()))
     return jobs

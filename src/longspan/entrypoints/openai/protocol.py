@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
 
 from longspan.entrypoints.openai.bounds import (
     MAX_NAME_CHARS,
@@ -26,13 +26,20 @@ from longspan.service_level import IfLate, ServiceLevel
 
 MAX_CHOICES = 128
 INT32_MAX = 2**31 - 1
-INT64_MAX = 2**63 - 1
 COMPLETION_DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
 def whole(value: object) -> object:
     """Return a whole number written with a point as an integer: 16.0 is one in JSON."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def as_seed(number: int) -> int:
+    """Return the seed that `number` stands for: itself, or what is left of it in 64 bits, from -2**63 to 2**63 - 1.
+
+    Any whole number is one, since JSON readers differ in what they take for the last of 64 bits.
+    """
+    return (number + 2**63) % 2**64 - 2**63
 
 
 WHOLE = BeforeValidator(whole)  # behind the bounds, so that the schema has them
@@ -67,7 +74,7 @@ class SamplingFields(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=INT32_MAX), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-INT64_MAX, le=INT64_MAX), WHOLE] | None = None
+    seed: Annotated[int, AfterValidator(as_seed), WHOLE] | None = None
     repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -107,11 +114,6 @@ class SamplingFields(BaseModel):
             raise RequestError(
                 "min_tokens is supported only with ignore_eos: true and no stop or stop_token_ids",
                 param="min_tokens", code="invalid_value",
-            )  # fmt: skip
-        if self.seed is not None and self.seed > INT64_MAX - self.choices_per_prompt + 1:
-            raise RequestError(
-                f"seed is {self.seed}, but each of n choices has the next one, and none may lie above {INT64_MAX}",
-                param="seed", code="integer_above_max_value",
             )  # fmt: skip
         if (chars := sum(map(len, self.stop or ()))) > MAX_STOPS_CHARS:
             raise RequestError(
