@@ -129,7 +129,9 @@ def test_odd_json(
         ("1" + "0" * 4000 + "7", 1, [7]),
     ],
 )
-def test_any_whole_number_is_a_seed(http: httpx2.Client, server: LiveServer, seed: str, n: int, meant: list[int]) -> None:
+def test_any_whole_number_is_a_seed(
+    http: httpx2.Client, server: LiveServer, seed: str, n: int, meant: list[int]
+) -> None:
     body = f'{{"prompt": "x", "seed": {seed}, "n": {n}, "max_tokens": 1}}'.encode()
     assert post(http, COMPLETIONS, body).status_code == 200
     assert [params.seed for params in server.engine.params.values()] == meant
