@@ -29,7 +29,7 @@ asked = st.tuples(st.floats(0, 50), st.floats(0.1, 50), st.floats(0.001, 20), st
 
 def standing(now: float, one: Asked) -> Standing[float]:
     arrived, deadline_s, work_s, tag = one
-    return Standing(now, arrived, deadline_s, work_s, work_s, work_s, tag)
+    return Standing(now, arrived, deadline_s, work_s, work_s, work_s, tag, 0.0)
 
 
 @given(
@@ -50,7 +50,8 @@ def test_feasible_before_hopeless(drawn: list[Asked], now: float, c: float, scal
     assert all(keys[place] < HOPELESS for _, place in feasible)
     columns = [np.array(column) for column in zip(*drawn, strict=True)]
     arrived, deadline_s, work_s, tag = columns
-    many = rank(Standing(np.float64(now), arrived, deadline_s, work_s, work_s, work_s, tag), c, scale, wait_s)
+    alike = np.zeros_like(tag)
+    many = rank(Standing(np.float64(now), arrived, deadline_s, work_s, work_s, work_s, tag, alike), c, scale, wait_s)
     assert many.tolist() == keys
 
 

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 SERVED_LATE = "late"
 """The step of a policy that serves a request though its first token will come later than is promised."""
 
+OVER_SHARE, WITHIN_SHARE = "over its share", "within its share"
+"""The steps of a policy that has a tenant's requests go behind those of tenants within their shares, and lets them go
+back. One request stands for all that its tenant has, and will have, at its priority."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

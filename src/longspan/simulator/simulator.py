@@ -32,13 +32,14 @@ _REPORT_EVERY = 1024  # events
 class SimulatedRequest:
     """A request's course.
 
-    began_s: when the first batch that it is in began; None if it was refused. refusal: why it was.
+    began_s: when the first batch that it is in began; None if it was refused. refusal: why it was. tenant: whose it is.
     """
 
     record: RequestRecord
     began_s: float | None = None
     num_preemptions: int = 0
     refusal: RefuseReason | None = None
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class _Life:
     num_output_tokens: int
     arrived_s: float
     token_times_s: array[float]
+    tenant: str | None
     began_s: float | None = None
     num_preemptions: int = 0
 
@@ -137,10 +139,10 @@ class Simulator(Driver):
                 raise ConfigError("the workload has lengths only, no arrivals: draw them first")
             prompt, output = request.num_prompt_tokens, request.num_output_tokens
             if prompt + output > self.max_model_len:
-                self._ended.append(_refused(at, at, prompt, "too_long"))
+                self._ended.append(_refused(at, at, prompt, "too_long", request.service.tenant))
                 continue
             request_id = f"r{number}"
-            self._lives[request_id] = _Life(TokenOutput(request_id), prompt, output, at, array("d"))
+            self._lives[request_id] = _Life(TokenOutput(request_id), prompt, output, at, array("d"), request.service.tenant)
             most = min(max_tokens(self.limit, output, longest), self.max_model_len - prompt)
             yield at, RequestArrived(request_id, prompt, most, request.service)
 
@@ -166,7 +168,7 @@ class Simulator(Driver):
             arrived_s=life.arrived_s, ended_s=self.now, num_prompt_tokens=life.num_prompt_tokens,
             num_output_tokens=life.num_output_tokens, token_times_s=life.token_times_s,
         )  # fmt: skip
-        self._ended.append(SimulatedRequest(record, life.began_s, life.num_preemptions))
+        self._ended.append(SimulatedRequest(record, life.began_s, life.num_preemptions, tenant=life.tenant))
         return TokenOutput(request_id, "length")
 
     def _submitted(self, work: Work, begin_s: float, end_s: float, seconds: Seconds) -> None:
@@ -182,7 +184,8 @@ class Simulator(Driver):
     def _told(self, action: FreeKV | StopRequest | RefuseRequest) -> None:
         if isinstance(action, RefuseRequest):
             life = self._lives.pop(action.request_id)
-            self._ended.append(_refused(life.arrived_s, self.now, life.num_prompt_tokens, action.reason))
+            refused = _refused(life.arrived_s, self.now, life.num_prompt_tokens, action.reason, life.tenant)
+            self._ended.append(refused)
         elif isinstance(action, StopRequest) and action.reason == "preempted":
             self._lives[action.request_id].num_preemptions += 1
 
@@ -196,8 +199,10 @@ class Simulator(Driver):
             self.on_progress(len(self._ended), self.now)
 
 
-def _refused(arrived_s: float, now: float, num_prompt_tokens: int, reason: RefuseReason) -> SimulatedRequest:
+def _refused(
+    arrived_s: float, now: float, num_prompt_tokens: int, reason: RefuseReason, tenant: str | None
+) -> SimulatedRequest:
     record = RequestRecord(
         arrived_s=arrived_s, ended_s=now, num_prompt_tokens=num_prompt_tokens, num_output_tokens=0, outcome="refused"
     )
-    return SimulatedRequest(record, refusal=reason)
+    return SimulatedRequest(record, refusal=reason, tenant=tenant)

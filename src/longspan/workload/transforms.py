@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,16 @@ def at_rate(requests: Sequence[TraceRequest], rate: float) -> list[TraceRequest]
         return list(requests)
     factor = (len(requests) - 1) / rate / span
     return [replace(request, arrived_at_s=_arrival(request) * factor) for request in requests]
+
+
+def of_tenant(requests: Iterable[TraceRequest], tenant: str | None) -> Iterator[TraceRequest]:
+    """Yield the same requests, for one tenant (`ServiceLevel`)."""
+    return (replace(request, service=replace(request.service, tenant=tenant)) for request in requests)
+
+
+def merged(*workloads: Iterable[TraceRequest]) -> Iterator[TraceRequest]:
+    """Yield the requests of several workloads with arrivals as they come. Each is in order itself."""
+    return heapq.merge(*workloads, key=_arrival)
 
 
 def clipped_to(requests: Iterable[TraceRequest], max_tokens: int) -> Iterator[TraceRequest]:

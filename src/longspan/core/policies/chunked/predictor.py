@@ -117,7 +117,7 @@ class Predictor:
 
     def standing(self, request: Request, now: float) -> Standing[float]:
         total, remaining = self.whole_prefill(request.num_tokens), self.remaining(request)
-        return Standing(now, request.arrived, self.deadline(request), remaining, total, max(total, 1e-9), 0.0)
+        return Standing(now, request.arrived, self.deadline(request), remaining, total, max(total, 1e-9), 0.0, 0.0)
 
     def remaining(self, request: Request) -> float:
         """Return the seconds of what is left of its prefill, alone on one instance."""

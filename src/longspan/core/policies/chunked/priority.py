@@ -22,7 +22,8 @@ class Standing(Generic[N]):
 
     arrived: time. deadline_s: seconds from then to when its first token is due. remaining_s, total_s: predicted seconds
     of what is left of its prefill, and of all of it, alone. scale_s: total_s, but never zero. tag: when it would end
-    under processor sharing, on that one's clock; 0 where the rule does not use it.
+    under processor sharing, on that one's clock; 0 where the rule does not use it. place: of its tenant, see
+    `TenantShares`; 0 where tenants are all alike.
     """
 
     now: float
@@ -32,6 +33,7 @@ class Standing(Generic[N]):
     total_s: N
     scale_s: N
     tag: N
+    place: N
 
     @property
     def slack_s(self) -> N:

@@ -14,7 +14,7 @@ from longspan.core.books.request import Request
 from longspan.core.policies.chunked.priority import Floats, Standing
 from longspan.core.state import SchedulerState
 
-_WIDTH = 8
+_WIDTH = 9
 _NOBODY = np.empty(0, dtype=np.intp)
 
 Stand = Callable[[Request], Standing[float]]
@@ -87,8 +87,8 @@ class Backlog:
         """Return places in the queue by priority, rule and arrival."""
         if not self.queue:
             return _NOBODY
-        arrived, deadline_s, total_s, scale_s, tag, index, priority, _ = self._columns
-        standing = Standing(now, arrived, deadline_s, total_s, total_s, scale_s, tag)
+        arrived, deadline_s, total_s, scale_s, tag, place, index, priority, _ = self._columns
+        standing = Standing(now, arrived, deadline_s, total_s, total_s, scale_s, tag, place)
         keys = (index, rule(standing))
         return np.lexsort((*keys, -priority) if self.by_priority else keys)
 
@@ -97,6 +97,6 @@ def _column(state: SchedulerState, request: Request, standing: Standing[float]) 
     need = request.slots_to_take + state.headroom(request)
     priority = request.service.priority
     return (
-        standing.arrived, standing.deadline_s, standing.total_s, standing.scale_s, standing.tag, request.arrival_index,
-        priority, need,
+        standing.arrived, standing.deadline_s, standing.total_s, standing.scale_s, standing.tag, standing.place,
+        request.arrival_index, priority, need,
     )  # fmt: skip

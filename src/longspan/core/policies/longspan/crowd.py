@@ -9,8 +9,10 @@ import numpy as np
 from longspan.core.books.request import Request
 from longspan.core.policies.chunked.priority import Floats
 from longspan.core.policies.longspan.eta import Unserved
+from longspan.core.policies.longspan.fair_eta import limited
+from longspan.core.policies.longspan.tenants import TenantShares
 
-_DUE, _TAG, _LEFT, _WORK, _STORED, _PRIORITY = range(6)
+_DUE, _TAG, _LEFT, _WORK, _STORED, _PRIORITY, _PLACE = range(7)
 _FIRST = 64  # places, doubled when they are taken
 
 
@@ -25,17 +27,18 @@ class Crowd:
         self._left = left
         self._requests: list[Request] = []
         self._places: dict[str, int] = {}
-        self._columns = np.empty((6, _FIRST))
+        self._columns = np.empty((7, _FIRST))
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def add(self, request: Request, due: float, tag: float) -> None:
+    def add(self, request: Request, due: float, tag: float, tenant: int = 0) -> None:
+        """Add one. due, tag: see `Unserved`. tenant: the place of its tenant in `TenantShares`."""
         place = self._places[request.id] = len(self._requests)
         self._requests.append(request)
         if place == self._columns.shape[1]:
             self._columns = np.concatenate((self._columns, np.empty_like(self._columns)), axis=1)
-        self._columns[:, place] = (due, tag, 0.0, 0.0, -1.0, request.service.priority)
+        self._columns[:, place] = (due, tag, 0.0, 0.0, -1.0, request.service.priority, tenant)
 
     def remove(self, request_id: str) -> Request | None:
         """Return the request that it was; None if it is not there. The last one takes its place."""
@@ -60,16 +63,21 @@ class Crowd:
         """Return one of them. standing: of all."""
         return Unserved(*standing[:, self._places[request.id]].tolist())
 
-    def rivals(self, request: Request, standing: Floats) -> Floats:
+    def rivals(self, request: Request, standing: Floats, shares: TenantShares | None = None) -> Floats:
         """Return those that may go before it: of its own priority as they stand, of a higher one ahead of it anyway.
 
-        standing: of all.
+        standing: of all. shares: of the service; then of another tenant's work so much as is served before it.
         """
         higher = self._columns[_PRIORITY, : len(self._requests)] - request.service.priority
         found = standing[:, higher >= 0]
+        above = higher[higher >= 0] > 0
         for row in ("key", "tag"):
-            found[Unserved._fields.index(row), higher[higher >= 0] > 0] = -np.inf
-        return found
+            found[Unserved._fields.index(row), above] = -np.inf
+        if shares is None:
+            return found
+        places = self._columns[_PLACE, : len(self._requests)][higher >= 0][~above]
+        equals = limited(found[:, ~above], places, self.one(request, standing), shares.place(request), shares)
+        return np.concatenate((found[:, above], equals), axis=1)
 
     def _follow(self) -> None:
         stored = np.array([request.num_stored for request in self._requests], dtype=float)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from longspan.config import check_count, check_seconds
 from longspan.core.actions import RunBatch
 from longspan.core.books.request import Request
-from longspan.core.decision import SERVED_LATE, Decision
+from longspan.core.decision import OVER_SHARE, SERVED_LATE, WITHIN_SHARE, Decision
 from longspan.core.estimate import Estimate
 from longspan.core.news import News
 from longspan.core.policies.chunked.adaptive import AdaptiveChunks
@@ -17,8 +17,11 @@ from longspan.core.policies.chunked.priority import N, Standing
 from longspan.core.policies.chunked.ranking import Candidate
 from longspan.core.policies.longspan.crowd import Crowd
 from longspan.core.policies.longspan.eta import Forecast, Kinds, ServiceRate, time_to_first_token
+from longspan.core.policies.longspan.fair_eta import TenantKinds
 from longspan.core.policies.longspan.order import HOPELESS, INTERRUPTED, SharedProcessor, rank
 from longspan.core.policies.longspan.promise import Promise, Promises, size_class
+from longspan.core.policies.longspan.served import served_seconds
+from longspan.core.policies.longspan.tenants import OVER, TenantShares, behind, read_weights
 from longspan.core.policies.longspan.width import ElasticPredictor, ElasticWidth, team_sizes
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
@@ -33,7 +36,9 @@ class Longspan(AdaptiveChunks):
         remaining first. team: the most instances that compute a prompt together; none: as many as pay.
         promise_factor: the first token is promised within so many times what the prompt takes alone.
         promise_floor_s: but not within less seconds. margin: a request is late when so many times its estimate is
-        beyond the promise."""
+        beyond the promise. fair_shares: whether tenants of one priority share the service while several wait.
+        tenant_weights: their shares, as in chat=4,batch=0.5; who is not named has 1. share_slack_s: a tenant is beyond
+        its share when it has had so many seconds of every instance's work more than the least-served."""
 
         c: float = 2.0
         max_fixed_share: float = 0.3
@@ -45,13 +50,19 @@ class Longspan(AdaptiveChunks):
         promise_factor: float = 25.0
         promise_floor_s: float = 15.0
         margin: float = 1.3
+        fair_shares: bool = False
+        tenant_weights: str | None = None
+        share_slack_s: float = 0.5
 
         def __post_init__(self) -> None:
             super().__post_init__()
             for name, least in (("c", 0.0), ("promise_factor", 1.0), ("margin", 1.0)):
                 if not least <= getattr(self, name) <= 1e6:
                     raise ConfigError(f"{name} is {getattr(self, name)}, but must be {least:g} to 1000000")
-            check_seconds("promise_floor_s", self.promise_floor_s)
+            for name in ("promise_floor_s", "share_slack_s"):
+                check_seconds(name, getattr(self, name))
+            if read_weights(self.tenant_weights) and not self.fair_shares:
+                raise ConfigError("tenant_weights needs fair_shares=true")
             if self.team is not None:
                 check_count("team", self.team)
 
@@ -63,6 +74,8 @@ class Longspan(AdaptiveChunks):
         self._sharing = SharedProcessor(1)
         self._unserved = Crowd(self._left)
         self._kinds = Kinds()
+        self._shares = TenantShares({}, math.inf)
+        self._tenant_kinds = TenantKinds()
         self._promises = Promises(self.options.promise_factor, self.options.promise_floor_s, self.options.margin)
         self._hopeless: set[str] = set()  # of which that was told
         self._scale = 1.0
@@ -77,6 +90,9 @@ class Longspan(AdaptiveChunks):
         self.width = self._elastic = ElasticWidth(predictor, self.options.team)
         self._sharing = SharedProcessor(state.config.num_instances)
         self._rate = ServiceRate(float(state.config.num_instances))
+        if self.options.fair_shares:
+            slack_s = self.options.share_slack_s * state.config.num_instances
+            self._shares = TenantShares(read_weights(self.options.tenant_weights), slack_s)
         return predictor
 
     def observe(self, state: SchedulerState, news: News, now: float) -> None:
@@ -88,13 +104,18 @@ class Longspan(AdaptiveChunks):
         self._sharing.advance(now)
         for batch in news.completed:
             self._note_progress(batch, predictor, now)
+            self._count_service(batch, predictor)
         for request in news.ended:
             self._sharing.end(request)
             self._promises.drop(request)
             self._unserved.remove(request.id)
             self._hopeless.discard(request.id)
+            self._shares.end(request)
         for request in news.arrived:
             self._welcome(state, request, predictor, now)
+        for shift in self._shares.shifts():
+            step = OVER_SHARE if shift.is_over else WITHIN_SHARE
+            state.explain(Decision(step, (shift.request_id,), (), {"lead_s": shift.lead_s}))
         self._elastic.num_others = max(0, len(self._unserved) - 1)
         self._elastic.is_decoding = len(state.placement) + len(state.waiting) > len(self._unserved)
 
@@ -108,19 +129,27 @@ class Longspan(AdaptiveChunks):
                 self._sharing.serve(request)
                 self._promises.keep(request, now)
                 self._hopeless.discard(request.id)
+                self._shares.answer(request.id)
         if is_full and (took_s := predictor.feedback.took_s.get(batch.batch_id)):
             self._rate.note(work_s / len(batch.group), took_s)
+
+    def _count_service(self, batch: RunBatch, predictor: Predictor) -> None:
+        if self.options.fair_shares:
+            for request_id, work_s in served_seconds(batch, predictor):
+                self._shares.serve(request_id, work_s)
 
     def _welcome(self, state: SchedulerState, request: Request, predictor: ElasticPredictor, now: float) -> None:
         """Make a promise, or refuse the request."""
         work_s, deadline_s = predictor.whole_prefill(request.num_tokens), predictor.deadline(request)
         self._sharing.arrive(request, work_s)
-        self._unserved.add(request, now + deadline_s, self._sharing.tag(request))
+        self._shares.arrive(request)
+        self._unserved.add(request, now + deadline_s, self._sharing.tag(request), self._shares.place(request))
         forecast = self._time_to_first_token(request, now)
         reach_s = deadline_s + self.options.c * self._scale * work_s
-        self._kinds.arrive(now, predictor.work(request.num_tokens), reach_s)
+        kinds = self._tenant_kinds.of(request) if self.options.fair_shares else self._kinds
+        kinds.arrive(now, predictor.work(request.num_tokens), reach_s)
         alone_s = predictor.alone(request.num_prompt_tokens)
-        promise = self._promises.make(request, alone_s, forecast.seconds, size_class(request.num_prompt_tokens))
+        promise = self._promises.make(request, alone_s, forecast.seconds, self._kind(request))
         told = {"median_s": promise.estimate.median_s, "quote_s": promise.estimate.quote_s,
                 "promised_s": promise.due - request.arrived, "deadline_s": deadline_s,
                 "alone_s": alone_s, "ahead": forecast.ahead, "ahead_s": forecast.ahead_s}  # fmt: skip
@@ -143,15 +172,25 @@ class Longspan(AdaptiveChunks):
         self._sharing.end(request)
         self._promises.drop(request)
         self._unserved.remove(request.id)
+        self._shares.end(request)
 
     def estimate(self, state: SchedulerState, request: Request, now: float) -> Estimate | None:
         predicted_s = now - request.arrived + self._time_to_first_token(request, now).seconds
-        return self._promises.calibration.estimate(predicted_s, size_class(request.num_prompt_tokens))
+        return self._promises.calibration.estimate(predicted_s, self._kind(request))
 
     def _time_to_first_token(self, request: Request, now: float) -> Forecast:
-        crowd = self._unserved.standing(self.options.c, self._scale)
-        mine, rivals = self._unserved.one(request, crowd), self._unserved.rivals(request, crowd)
-        return time_to_first_token(mine, rivals, self._kinds.now(now), self._rate(), self._wait_s, now)
+        crowd, rate = self._unserved.standing(self.options.c, self._scale), self._rate()
+        mine = self._unserved.one(request, crowd)
+        if self.options.fair_shares:
+            rivals = self._unserved.rivals(request, crowd, self._shares)
+            coming = self._tenant_kinds.now(now, request, self._shares, rate)
+        else:
+            rivals, coming = self._unserved.rivals(request, crowd), self._kinds.now(now)
+        return time_to_first_token(mine, rivals, coming, rate, self._wait_s, now)
+
+    def _kind(self, request: Request) -> int:
+        """Whose predictions err alike: those of a size, and of tenants that are alike within their shares, or not."""
+        return size_class(request.num_prompt_tokens) + 3 * self._shares.is_over(request)
 
     def _left(self, request: Request) -> tuple[float, float]:
         predictor, stored = self._known, request.num_stored
@@ -167,6 +206,7 @@ class Longspan(AdaptiveChunks):
         return replace(
             standing, remaining_s=quickest(request, standing.remaining_s),
             total_s=quickest(request, standing.total_s), tag=self._sharing.tag(request),
+            place=float(self._shares.place(request)),
         )  # fmt: skip
 
     def candidate(self, state: SchedulerState, request: Request, now: float) -> Candidate:
@@ -182,11 +222,12 @@ class Longspan(AdaptiveChunks):
     @staticmethod
     def is_hopeless(candidate: Candidate) -> bool:
         """Tell whether it is ranked behind those that can be in time."""
-        return candidate.key[1] >= HOPELESS
+        return candidate.key[1] >= 0.0 and candidate.key[1] % OVER >= HOPELESS
 
     def yields(self, victim: Standing[float], beneficiary: Standing[float]) -> bool:
         """Only if no more work is lost than is served by it."""
         return victim.total_s - victim.remaining_s <= beneficiary.total_s
 
     def rule(self, standing: Standing[N]) -> N:
-        return rank(standing, self.options.c, self._scale, self._wait_s)
+        key = rank(standing, self.options.c, self._scale, self._wait_s)
+        return key if not self.options.fair_shares else behind(key, self._shares.part(standing.place))
