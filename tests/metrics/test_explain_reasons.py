@@ -113,3 +113,17 @@ def test_the_command_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert cli.run(["explain", str(path), "mine"]) == 0
     assert "sooner went first" in capsys.readouterr().out
     assert cli.run(["explain", str(path)]) == 0
+
+
+def test_that_its_tenant_had_more_than_its_share(tmp_path: Path) -> None:
+    """Told with the wait, and of those who went first."""
+    busy = [arrival(0.0, f"busy{n}", 400, 1, ServiceLevel(tenant="busy", if_late="serve")) for n in range(10)]
+    others = [arrival(0.3, f"other{n}", 700, 1, ServiceLevel(tenant="other", if_late="serve")) for n in range(3)]
+    path = write(played([*busy, *others], plain(), policy="longspan:fair_shares=true"), tmp_path / "log.jsonl")
+    story = told(explain(path, "busy9"))
+    assert " s of that its tenant busy had had more than its share of the service" in story
+    assert "went first: its tenant was within its share" in story
+    assert "because: over its share" not in story
+    assert "more than its share" not in told(explain(path, "other0"))
+    alone = write(played(busy, plain(), policy="longspan:fair_shares=true"), tmp_path / "alone.jsonl")
+    assert "share" not in told(explain(alone, "busy9"))

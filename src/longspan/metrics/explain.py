@@ -18,7 +18,7 @@ from longspan.core.decision import Decision
 from longspan.core.events import BatchCompleted, FirstStageFree, KVMigrated, RequestAborted, RequestArrived
 from longspan.errors import ReplayError
 from longspan.metrics.event_log import EventLog, LogRecord, Piece
-from longspan.metrics.reasons import Rank, in_words, rank_of, why_first
+from longspan.metrics.reasons import SHARE_STEPS, Rank, Ranks, in_words, why_first
 
 Kind = Literal["waits", "prefill", "decode", "scales", "pauses", "migrates", "preempted", "refused", "ended", "missing"]
 
@@ -57,7 +57,8 @@ class Chapter:
 
     group: the instances that ran it, or that it scaled or migrated to. before: those that it had until then.
     count: iterations. tokens: new tokens of a prefill, or tokens that moved. others: most requests that shared a batch.
-    delayers: requests that ran while it waited or paused, the longest first. detail: why it ended, or how it began.
+    delayers: requests that ran while it waited or paused, the longest first. over_share_s: how long of that its tenant
+    was beyond its share. detail: why it ended, or how it began.
     """
 
     kind: Kind
@@ -70,6 +71,7 @@ class Chapter:
     tokens: int = 0
     others: int = 0
     delayers: tuple[Delayer, ...] = ()
+    over_share_s: float = 0.0
     detail: str = ""
     why: tuple[Decision, ...] = ()
 
@@ -91,6 +93,12 @@ class Story:
             yield f"  {chapter.start - begin:+10.3f} s  {_describe(chapter)}"
             if chapter.delayers:
                 yield f"{'':16}meanwhile: {', '.join(map(_describe_delayer, chapter.delayers))}"
+            if chapter.over_share_s > 0.0:
+                tenant = "its tenant" if asked.service.tenant is None else f"its tenant {asked.service.tenant}"
+                yield (
+                    f"{'':16}for {chapter.over_share_s:.3f} s of that {tenant} had had more than its share of the "
+                    "service: those of tenants within theirs went first"
+                )
             for delayer in chapter.delayers:
                 if delayer.why:
                     yield f"{'':16}{delayer.request_id} went first: {delayer.why}"
@@ -223,7 +231,7 @@ class _Reader:
         self._left: set[_Ran] | None = None  # once it has ended: work from before that is not done
         self._group: tuple[int, ...] = ()
         self._notes: list[tuple[float, Decision]] = []
-        self._ranks: dict[str, Rank] = {}  # of those that are alive
+        self._ranks = Ranks()
         self._rank = Rank(0)
         self._now = 0.0
 
@@ -234,7 +242,8 @@ class _Reader:
 
     def read(self, record: LogRecord) -> None:
         self._now = record.now
-        self._rank_anew(record)
+        self._ranks.learn(record)
+        self._rank = self._ranks.known.get(self.request_id, self._rank)
         match record.event:
             case RequestArrived(self.request_id) if self.arrived is None:
                 self.arrived = record.event
@@ -253,33 +262,19 @@ class _Reader:
                 self._end("ended", "aborted by the client")
         for action in record.actions:
             self._act(action)
-        self._notes += [(record.now, decision) for decision in record.why if self.request_id in decision.request_ids]
-        self._forget(record)
-
-    def _rank_anew(self, record: LogRecord) -> None:
-        """Learn what requests are ranked by."""
-        if isinstance(record.event, RequestArrived):
-            self._ranks[record.event.request_id] = rank_of(record.event)
-        for decision in record.why:
-            for request_id in decision.request_ids:
-                if request_id in self._ranks:
-                    self._ranks[request_id] = self._ranks[request_id].learn(decision, record.now)
-        self._rank = self._ranks.get(self.request_id, self._rank)
-
-    def _forget(self, record: LogRecord) -> None:
-        """Nothing is kept of the ranks of those that have ended."""
-        for action in record.actions:
-            if isinstance(action, RefuseRequest) or (isinstance(action, StopRequest) and action.reason != "preempted"):
-                self._ranks.pop(action.request_id, None)
-        if isinstance(record.event, RequestAborted):
-            self._ranks.pop(record.event.request_id, None)
+        self._notes += [
+            (record.now, decision)
+            for decision in record.why
+            if self.request_id in decision.request_ids and decision.step not in SHARE_STEPS
+        ]
+        self._ranks.forget(record)
 
     def skip_to(self, piece: Piece, now: float) -> None:
         """What was between is missing. What runs at `now` is taken for begun then."""
         before, self._now = self._now, now
         self._batches, self._migrations, self._last_end = {}, {}, {}
         self._own, self._since_own = set(), []
-        self._ranks = {}
+        self._ranks = Ranks()
         if self._left is not None:
             self._left = set()
             return
@@ -305,11 +300,13 @@ class _Reader:
             begin = max([ran.issued, *(self._last_end.get(number, ran.issued) for number in ran.instances)])
             for wait in self._waits.values():
                 if ran in wait.pending:
-                    wait.add(_Ran(ran.action, ran.issued, begin=begin, end=self._now), self._ranks)
+                    wait.add(_Ran(ran.action, ran.issued, begin=begin, end=self._now), self._ranks.known)
         for place, chapter in enumerate(_told(self.chapters, self._notes)):
             waited = self._waits.get(place)
             yield chapter if waited is None else replace(
-                chapter, delayers=waited.delayers(self.request_id, self._rank)
+                chapter,
+                delayers=waited.delayers(self.request_id, self._rank),
+                over_share_s=self._rank.over_share_s(chapter.start, chapter.end),
             )
         if self.chapters and self._left is None:
             yield Chapter("ended", self._now, self._now, detail="not yet: the log ends here")
@@ -348,12 +345,12 @@ class _Reader:
         for wait in [wait for wait in self._waits.values() if wait.pending]:
             if ran in wait.pending:
                 wait.pending.discard(ran)
-                wait.add(ran, self._ranks)
+                wait.add(ran, self._ranks.known)
         if self._wait is not None:
             if self._own:
                 self._since_own.append(ran)
             else:  # nothing of the request's own can have begun before this end
-                self._wait.add(ran, self._ranks)
+                self._wait.add(ran, self._ranks.known)
 
     def _act(self, action: object) -> None:
         match action:
@@ -387,7 +384,7 @@ class _Reader:
             return
         wait.end = until
         for ran in self._since_own:
-            wait.add(ran, self._ranks)
+            wait.add(ran, self._ranks.known)
         wait.pending = {*self._batches.values(), *self._migrations.values()}
         self._waits[len(self.chapters)] = wait
         kind: Kind = "pauses" if self._group else "waits"

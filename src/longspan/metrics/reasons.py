@@ -1,15 +1,27 @@
 """Why a request waits, in words: what it was promised, when it became hopeless, and why others went first.
 
-The numbers come from the decisions "promise", "late" and "hopeless", which the policy `longspan` notes; where none
-does, there is nothing to tell.
+The numbers come from the decisions "promise", "late", "hopeless", and of tenants beyond their shares, which the policy
+`longspan` notes; where none does, there is nothing to tell.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import NamedTuple
 
-from longspan.core.decision import Decision
-from longspan.core.events import RequestArrived
+from longspan.core.actions import RefuseRequest, StopRequest
+from longspan.core.decision import OVER_SHARE, WITHIN_SHARE, Decision
+from longspan.core.events import RequestAborted, RequestArrived
+from longspan.metrics.event_log import LogRecord
+
+
+class Shift(NamedTuple):
+    """Since when a tenant was beyond its share, or within it."""
+
+    at: float
+    is_over: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +29,15 @@ class Rank:
     """What a request was ranked by. Seconds; times are the log's.
 
     due: its deadline; None if the policy told nothing of it. alone_s: what its prompt takes alone. hopeless_at: when it
-    was seen that it cannot be in time.
+    was seen that it cannot be in time. shifts: of its tenant, so far.
     """
 
     priority: int
     due: float | None = None
     alone_s: float = 0.0
     hopeless_at: float | None = None
+    tenant: str | None = None
+    shifts: Sequence[Shift] = field(default=(), compare=False, repr=False)
 
     def learn(self, decision: Decision, now: float) -> Rank:
         if decision.step == "promise" and "deadline_s" in decision.predicted:
@@ -36,15 +50,66 @@ class Rank:
     def is_hopeless(self, at: float) -> bool:
         return self.hopeless_at is not None and self.hopeless_at <= at
 
+    def is_over_share(self, at: float) -> bool:
+        return next((shift.is_over for shift in reversed(self.shifts) if shift.at <= at), False)
 
-def rank_of(arrived: RequestArrived) -> Rank:
-    return Rank(arrived.service.priority)
+    def over_share_s(self, start: float, end: float) -> float:
+        """Return for how long, between two times, its tenant was beyond its share."""
+        ends = [*self.shifts, Shift(end, False)]
+        return sum([max(0.0, min(b.at, end) - max(a.at, start)) for a, b in pairwise(ends) if a.is_over])
+
+
+class Ranks:
+    """What the requests that are alive were ranked by, as a log goes on."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Rank] = {}
+        self._shifts: dict[tuple[int, str | None], list[Shift]] = {}  # of the tenants of those that are alive
+        self._alive: dict[tuple[int, str | None], int] = {}
+
+    def learn(self, record: LogRecord) -> None:
+        if isinstance(record.event, RequestArrived):
+            service = record.event.service
+            flow = service.priority, service.tenant
+            shifts = self._shifts.setdefault(flow, [])
+            self._alive[flow] = self._alive.get(flow, 0) + 1
+            self.known[record.event.request_id] = Rank(service.priority, tenant=service.tenant, shifts=shifts)
+        for decision in record.why:
+            for request_id in decision.request_ids:
+                rank = self.known.get(request_id)
+                if rank is not None and decision.step in SHARE_STEPS:
+                    shift = Shift(record.now, decision.step == OVER_SHARE)
+                    self._shifts[rank.priority, rank.tenant].append(shift)
+                elif rank is not None:
+                    self.known[request_id] = rank.learn(decision, record.now)
+
+    def forget(self, record: LogRecord) -> None:
+        """Keep nothing of those that have ended."""
+        for action in record.actions:
+            if isinstance(action, RefuseRequest) or (isinstance(action, StopRequest) and action.reason != "preempted"):
+                self._forget(action.request_id)
+        if isinstance(record.event, RequestAborted):
+            self._forget(record.event.request_id)
+
+    def _forget(self, request_id: str) -> None:
+        rank = self.known.pop(request_id, None)
+        if rank is None:
+            return
+        flow = rank.priority, rank.tenant
+        self._alive[flow] -= 1
+        if not self._alive[flow]:
+            del self._alive[flow], self._shifts[flow]
+
+
+SHARE_STEPS = (OVER_SHARE, WITHIN_SHARE)
 
 
 def why_first(other: Rank, mine: Rank, at: float) -> str:
     """Return why another prompt ran while this one waited; "" if that is not known."""
     if other.priority > mine.priority:
         return f"its priority is {other.priority}"
+    if other.priority == mine.priority and other.is_over_share(at) != mine.is_over_share(at):
+        return "there was time for it, too" if other.is_over_share(at) else "its tenant was within its share"
     if other.due is None or mine.due is None:
         return ""
     if other.is_hopeless(at):

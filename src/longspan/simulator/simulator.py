@@ -142,9 +142,10 @@ class Simulator(Driver):
                 self._ended.append(_refused(at, at, prompt, "too_long", request.service.tenant))
                 continue
             request_id = f"r{number}"
-            self._lives[request_id] = _Life(TokenOutput(request_id), prompt, output, at, array("d"), request.service.tenant)
+            service = request.service
+            self._lives[request_id] = _Life(TokenOutput(request_id), prompt, output, at, array("d"), service.tenant)
             most = min(max_tokens(self.limit, output, longest), self.max_model_len - prompt)
-            yield at, RequestArrived(request_id, prompt, most, request.service)
+            yield at, RequestArrived(request_id, prompt, most, service)
 
     def _push_next(self) -> None:
         for at, event in self._coming:
