@@ -5,7 +5,7 @@ Measured facts (cost models, machine profiles) live elsewhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -65,7 +65,13 @@ class SchedulingKnobs:
     server answers with status 429), unless it asks to be served; warn serves it, and a server's log tells how many;
     off serves it. The policy longspan promises, others do not."""
 
+    node_instances: int | None = None
+    """Cut the fleet into nodes of at most so many instances, each with a scheduler of its own; arrivals are divided
+    among them, and a request may be no longer than a node holds. By default one scheduler has all instances."""
+
     def __post_init__(self) -> None:
+        if self.node_instances is not None:
+            check_count("node_instances", self.node_instances)
         for name in ("max_waiting", "max_batch_tokens", "max_batch_requests", "max_requests_per_master",
                      "min_tokens_per_instance"):
             check_count(name, getattr(self, name))
@@ -123,6 +129,19 @@ class SchedulerConfig(SchedulingConfig):
     @property
     def total_kv_tokens(self) -> int:
         return self.num_instances * self.kv_tokens
+
+    @property
+    def num_nodes(self) -> int:
+        """Schedulers that the instances are divided among."""
+        return -(-self.num_instances // (self.node_instances or self.num_instances))
+
+    def of_node(self, node: int = 0) -> SchedulerConfig:
+        """Return what a node's own scheduler is told; itself, if it is the only one. The first node is no smaller than
+        others."""
+        if self.num_nodes == 1:
+            return self
+        share, more = divmod(self.num_instances, self.num_nodes)
+        return replace(self, num_instances=share + (node < more), node_instances=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

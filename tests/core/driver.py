@@ -22,8 +22,8 @@ from longspan.core.events import (
     RequestArrived,
     TokenOutput,
 )
+from longspan.core.hierarchy import make_scheduler
 from longspan.core.policies.base import Policy
-from longspan.core.scheduler import Scheduler
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 
 from .worker_model import WorkerModel
@@ -60,7 +60,7 @@ class Driver:
     ) -> None:
         self.config = config
         self.policy_may_rest = False
-        self.scheduler = Scheduler(config, policy, cost_model)
+        self.scheduler = make_scheduler(config, policy, cost_model)
         self.model = WorkerModel(config.num_instances, config.kv_tokens, config.pp)
         self.rng = random.Random(seed)
         self.now = 0.0

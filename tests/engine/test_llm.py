@@ -15,6 +15,7 @@ from longspan.config import EngineConfig
 from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
 from longspan.errors import ConfigError, EngineDeadError, EngineDrainingError, QueueFullError, RequestError
+from longspan.metrics.event_log import replay
 from longspan.models.catalog import ResolvedModel
 from tests.models.tiny import write_tiny_model
 
@@ -93,6 +94,20 @@ def test_a_seed_gives_the_same_text_whatever_the_parallelism(tiny: Path) -> None
             answers = llm.generate([list(range(10, 150)), "Hello there", [3, 4, 5]], params)
             texts.add(tuple(answer.token_ids for answer in answers))
     assert len(texts) == 1
+
+
+def test_nodes_change_no_token_and_bound_a_request(tiny: Path, tmp_path: Path) -> None:
+    """Each instance is a node of its own."""
+    prompts, answers = [list(range(10, 10 + length)) for length in (100, 3, 50, 80)], []
+    for nodes in ({}, {"node_instances": 1, "event_log": tmp_path / "log"}):
+        with LLM(str(tiny), instances=2, executor="inproc", dtype="float32", kv_tokens=200, threads_per_device=1,
+                 **nodes) as llm:  # fmt: skip
+            answers.append([answer.token_ids for answer in llm.generate(prompts, greedy(20))])
+            if nodes:
+                with pytest.raises(RequestError, match="one node"):
+                    llm.generate([[5] * 190], greedy(11))
+    assert answers[0] == answers[1]
+    assert replay(tmp_path / "log") is None
 
 
 def test_preemption_changes_no_token(tiny: Path) -> None:

@@ -11,6 +11,8 @@ SERVED_LATE = "late"
 OVER_SHARE, WITHIN_SHARE = "over its share", "within its share"
 """The steps of a policy that has a tenant's requests go behind those of tenants within their shares, and lets them go
 back. One request stands for all that its tenant has, and will have, at its priority."""
+ROUTED = "node"
+"""The step that says to which node an arrival goes, where there are several: `first` and `instances` tell its own."""
 
 
 @dataclass(frozen=True, slots=True)

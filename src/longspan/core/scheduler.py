@@ -12,6 +12,7 @@ from longspan.core.actions import Action
 from longspan.core.books.invariants import check_invariants
 from longspan.core.books.ledger import Ledger
 from longspan.core.books.lifecycle import abort, arrive, complete_batch, complete_migration, free_first_stage
+from longspan.core.books.numbering import Numbering
 from longspan.core.costs.cost_model import CostModel
 from longspan.core.decision import Decision
 from longspan.core.estimate import Estimate
@@ -40,18 +41,20 @@ class Scheduler:
     """One scheduler for all instances. Two that are given the same calls decide the same, in any process."""
 
     def __init__(
-        self, config: SchedulerConfig, policy: Policy | None = None, cost_model: CostModel | None = None
+        self, config: SchedulerConfig, policy: Policy | None = None, cost_model: CostModel | None = None,
+        *, first_instance: int = 0, numbering: Numbering | None = None,
     ) -> None:
         """Schedule by `policy`, if one is given; else by the one that `config` names, with its options.
 
-        cost_model: for policies that predict; the rest runs without. Raises ConfigError.
+        cost_model: for policies that predict; the rest runs without. first_instance, numbering: where this is one of
+        several schedulers of a fleet, see `core/hierarchy`. Raises ConfigError.
         """
         self.policy = policy if policy is not None else create_policy(config.policy)
         self.config = replace(config, policy=self.policy.name)
-        self._ledger = Ledger(self.config)
+        self._ledger = Ledger(self.config, first_instance, numbering)
         self._state = SchedulerState(self._ledger, cost_model)
         self._may_look_ahead = may_look_ahead(config)
-        self._news = News(self._ledger.arrived, self._ledger.ended, self._ledger.completed)
+        self.news = News(self._ledger.arrived, self._ledger.ended, self._ledger.completed)
         self._now = float("-inf")
         self.decisions: tuple[Decision, ...] = ()
 
@@ -67,12 +70,27 @@ class Scheduler:
         ledger.ended.clear()
         ledger.completed.clear()
         self._apply(event, now)
-        self.policy.schedule(self._state, self._news, now)
+        self.policy.schedule(self._state, self.news, now)
         started = ledger.take_started()
         if started and self._may_look_ahead and self.policy.looks_ahead(self._state, now):
             look_ahead(ledger, started)
         self.decisions = ledger.take_decisions()
         return ledger.take_actions()
+
+    @property
+    def first_instance(self) -> int:
+        """The number of its first instance: above 0 if others of a fleet have those before."""
+        return self._ledger.cluster.instances[0].id
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._ledger.waiting)
+
+    @property
+    def finished_outputs(self) -> tuple[int, int]:
+        """How many requests have finished, and the tokens that they generated, all together."""
+        return self._state.finished_outputs
 
     @property
     def request_limit(self) -> int:

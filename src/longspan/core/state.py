@@ -48,8 +48,8 @@ class SchedulerState:
 
     @property
     def num_batches(self) -> int:
-        """Batches issued so far; the next one gets this number."""
-        return self._ledger.num_batches
+        """The number that the next batch gets; it never falls."""
+        return self._ledger.numbering.batches
 
     @property
     def finished_outputs(self) -> tuple[int, int]:

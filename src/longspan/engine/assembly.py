@@ -6,14 +6,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from longspan.config import EngineConfig, SchedulerConfig
 from longspan.core.costs.cost_model import FittedCostModel
+from longspan.core.hierarchy import make_scheduler
 from longspan.core.policies import create_policy, told_of_alias
 from longspan.core.policies.base import Policy
 from longspan.core.policies.episode import EpisodePolicy
-from longspan.core.scheduler import Scheduler
 from longspan.engine.async_llm import AsyncLLM, to_its_end
 from longspan.engine.deployment import describe_deployment
 from longspan.engine.detokenizer import Detokenizer
@@ -163,7 +164,10 @@ class _Start:
         self, policy: Policy, cost_model: FittedCostModel | None, log: EventLogWriter | None = None
     ) -> AsyncLLM:
         """An engine over the workers, which report to it from now on."""
-        scheduler = Scheduler(self.scheduler_config, policy, cost_model)
+        config = self.scheduler_config
+        if isinstance(policy, EpisodePolicy):
+            config = replace(config, node_instances=None)  # what it runs is for any instances
+        scheduler = make_scheduler(config, policy, cost_model)
         core = EngineCore(
             scheduler, self.executor, Detokenizer(self.tokenizer.backend), time.monotonic, log, cost_model,
             self.config.stall_after_s,

@@ -182,6 +182,8 @@ class AsyncLLM:
         policy = self.core.scheduler.policy
         if policy.keeps_on_one_instance and self.config.instances > 1:
             return f"what an instance holds, on which the policy {policy.name!r} keeps a request,"
+        if self.core.scheduler.config.num_nodes > 1:
+            return "the KV pool of one node's instances together"
         return "the KV pool of all instances together"
 
     @property

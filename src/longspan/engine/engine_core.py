@@ -30,7 +30,7 @@ from longspan.core.events import (
     RequestArrived,
     TokenOutput,
 )
-from longspan.core.scheduler import Scheduler
+from longspan.core.hierarchy import AnyScheduler
 from longspan.engine.detokenizer import Detokenizer
 from longspan.engine.request import EngineRequest
 from longspan.engine.watchdog import Watchdog
@@ -95,7 +95,7 @@ class EngineCore:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: AnyScheduler,
         executor: Executor,
         detokenizer: Detokenizer,
         clock: Callable[[], float],

@@ -18,7 +18,7 @@ from longspan.core.decision import Decision
 from longspan.core.events import BatchCompleted, FirstStageFree, KVMigrated, RequestAborted, RequestArrived
 from longspan.errors import ReplayError
 from longspan.metrics.event_log import EventLog, LogRecord, Piece
-from longspan.metrics.reasons import SHARE_STEPS, Rank, Ranks, in_words, why_first
+from longspan.metrics.reasons import SHARE_STEPS, Rank, Ranks, home_of, in_words, why_first
 
 Kind = Literal["waits", "prefill", "decode", "scales", "pauses", "migrates", "preempted", "refused", "ended", "missing"]
 
@@ -230,6 +230,7 @@ class _Reader:
         self._since_own: list[_Ran] = []  # done while some of that is not: perhaps after it began
         self._left: set[_Ran] | None = None  # once it has ended: work from before that is not done
         self._group: tuple[int, ...] = ()
+        self._home: frozenset[int] | None = None  # its node's instances, where there are several nodes
         self._notes: list[tuple[float, Decision]] = []
         self._ranks = Ranks()
         self._rank = Rank(0)
@@ -247,7 +248,7 @@ class _Reader:
         match record.event:
             case RequestArrived(self.request_id) if self.arrived is None:
                 self.arrived = record.event
-                self._group = ()
+                self._group, self._home = (), home_of(record.why)
                 self._begin_wait()
             case FirstStageFree(batch_id):
                 self._leave_first_stage(self._batches.get(batch_id))
@@ -374,7 +375,7 @@ class _Reader:
     # chapters
 
     def _begin_wait(self) -> None:
-        self._wait = _Wait(self._now, frozenset(self._group) if self._group else None)
+        self._wait = _Wait(self._now, frozenset(self._group) if self._group else self._home)
         self._since_own = []
 
     def _rest(self, until: float) -> None:

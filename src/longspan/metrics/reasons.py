@@ -1,4 +1,4 @@
-"""Why a request waits, in words: what it was promised, when it became hopeless, and why others went first.
+"""Why a request waits, in words: its node, what it was promised, when it became hopeless, and why others went first.
 
 The numbers come from the decisions "promise", "late", "hopeless", and of tenants beyond their shares, which the policy
 `longspan` notes; where none does, there is nothing to tell.
@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from longspan.core.actions import RefuseRequest, StopRequest
-from longspan.core.decision import OVER_SHARE, WITHIN_SHARE, Decision
+from longspan.core.decision import OVER_SHARE, ROUTED, WITHIN_SHARE, Decision
 from longspan.core.events import RequestAborted, RequestArrived
 from longspan.metrics.event_log import LogRecord
 
@@ -124,6 +124,19 @@ def why_first(other: Rank, mine: Rank, at: float) -> str:
     return "it had begun" if less_s < 0.0 else "it came first"
 
 
+def home_of(decisions: Sequence[Decision]) -> frozenset[int] | None:
+    """Return the instances of the node to which an arrival went; None if that is not told: all may be its own."""
+    for decision in decisions:
+        if decision.step == ROUTED:
+            return frozenset(_node(decision))
+    return None
+
+
+def _node(decision: Decision) -> range:
+    first = int(decision.predicted["first"])
+    return range(first, first + int(decision.predicted["instances"]))
+
+
 def in_words(decision: Decision) -> list[str]:
     """Return sentences about a decision; none if there are none for such."""
     told = {name: f"{value:.3f} s" for name, value in decision.predicted.items()}
@@ -134,6 +147,12 @@ def in_words(decision: Decision) -> list[str]:
                 f"first token within {told['promised_s']}",
                 f"half of its like have theirs within {told['median_s']}, 95 of 100 within {told['quote_s']}"
                 f"{_ahead(decision)}",
+            ]
+        case "node":
+            node = _node(decision)
+            return [
+                f"it belongs to node {decision.predicted['node']:.0f}, instances {node[0]} to {node[-1]}, each of "
+                f"which has {told['before_s']} of work before it; elsewhere it would be up to {told['most_s']}"
             ]
         case "hopeless" if "late_s" in told:
             return [f"it would be {told['late_s']} late: from here on it gets what those leave that can be in time"]

@@ -18,13 +18,14 @@ from longspan.simulator.spread import evenly_spread
 
 
 def fit_simulated(cost: IterationCost, config: SchedulerConfig, max_model_len: int) -> FittedCostModel:
-    return fit_cost_model(measure_simulated(cost, config, max_model_len), config.num_instances)
+    """Fit it for as many instances as the largest node has."""
+    return fit_cost_model(measure_simulated(cost, config, max_model_len), config.of_node().num_instances)
 
 
 def measure_simulated(cost: IterationCost, config: SchedulerConfig, max_model_len: int) -> Measurements:
     works = {
         work
-        for group in fit_groups(config, max_model_len)
+        for group in fit_groups(config.of_node(), max_model_len)
         for episode in group
         for work, _ in episode.work()
     }

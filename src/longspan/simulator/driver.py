@@ -26,7 +26,7 @@ from longspan.core.events import (
     RequestArrived,
     TokenOutput,
 )
-from longspan.core.scheduler import Scheduler
+from longspan.core.hierarchy import AnyScheduler
 from longspan.simulator.cost import Seconds
 from longspan.simulator.interference import Interference, Neighbours
 
@@ -43,7 +43,7 @@ class Driver(ABC):
     """
 
     def __init__(
-        self, scheduler: Scheduler, seconds: Callable[[Work], Seconds], interference: Interference | None = None
+        self, scheduler: AnyScheduler, seconds: Callable[[Work], Seconds], interference: Interference | None = None
     ) -> None:
         self.scheduler = scheduler
         self.now = 0.0

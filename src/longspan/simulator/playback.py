@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from longspan.core.actions import Action
 from longspan.core.events import Event, RequestArrived, TokenOutput
-from longspan.core.scheduler import Scheduler
+from longspan.core.hierarchy import AnyScheduler
 from longspan.simulator.cost import Seconds
 from longspan.simulator.driver import Driver, Work
 
@@ -33,7 +33,7 @@ class Played:
 
 
 def play(
-    scheduler: Scheduler,
+    scheduler: AnyScheduler,
     arrivals: Iterable[tuple[float, RequestArrived]],
     seconds: Callable[[Work], float],
     on_step: Callable[[float, Event, list[Action]], None] = lambda now, event, actions: None,
@@ -53,7 +53,7 @@ def play(
 class _Playback(Driver):
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: AnyScheduler,
         seconds: Callable[[Work], float],
         on_step: Callable[[float, Event, list[Action]], None],
     ) -> None:

@@ -13,9 +13,9 @@ from longspan.config import SchedulerConfig
 from longspan.core.actions import Action, FreeKV, RefuseReason, RefuseRequest, RunBatch, StopRequest
 from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.events import Event, RequestArrived, TokenOutput
+from longspan.core.hierarchy import make_scheduler
 from longspan.core.internal_error import InternalError
 from longspan.core.policies.base import Policy
-from longspan.core.scheduler import Scheduler
 from longspan.errors import ConfigError
 from longspan.metrics.event_log import EventLogWriter
 from longspan.metrics.request_metrics import RequestRecord
@@ -101,10 +101,10 @@ class Simulator(Driver):
             raise ConfigError(f"the scheduler has {config.num_instances} instances, the fleet {cost.fleet.instances}")
         if config.pp != cost.fleet.pp:
             raise ConfigError(f"the scheduler has {config.pp} pipeline stages, the fleet {cost.fleet.pp}")
-        super().__init__(Scheduler(config, policy, cost_model), cost.duration, cost.fleet.machine.interference)
+        super().__init__(make_scheduler(config, policy, cost_model), cost.duration, cost.fleet.machine.interference)
         self.config = config
         self.cost = cost
-        self.max_model_len = min(config.total_kv_tokens, max_model_len or config.total_kv_tokens)
+        self.max_model_len = min(config.of_node().total_kv_tokens, max_model_len or config.total_kv_tokens)
         self.limit = limit
         self.event_log = event_log
         self.on_progress = on_progress

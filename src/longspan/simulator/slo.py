@@ -30,12 +30,14 @@ class LengthAwareSLO(SLO):
     def of(cls, config: SchedulerConfig, costs: Sequence[IterationCost]) -> LengthAwareSLO:
         """Return the scheduler's own promise. Alone is on the best fleet, on as many instances as are best."""
 
+        most = config.node_instances or max([cost.fleet.instances for cost in costs])
+
         @lru_cache(maxsize=1 << 16)
         def alone(tokens: int) -> float:
             return min(
                 cost.batch(evenly_spread(BatchShape(num_instances=instances, chunks=(Chunk(tokens),)))).total
                 for cost in costs
-                for instances in range(1, cost.fleet.instances + 1)
+                for instances in range(1, min(most, cost.fleet.instances) + 1)
             )
 
         return cls(

@@ -100,10 +100,13 @@ class Cluster:
     total_capacity, largest_capacity: KV slots of all instances together, and of the one that has most.
     """
 
-    def __init__(self, num_instances: int, capacity: int, stages: int = 1) -> None:
-        self.instances = tuple(Instance(number, capacity, stages) for number in range(num_instances))
+    def __init__(self, num_instances: int, capacity: int, stages: int = 1, first: int = 0) -> None:
+        """Begin with all of them idle. first: the number of the first; it is above 0 where others have those before."""
+        numbers = range(first, first + num_instances)
+        self.instances = tuple(Instance(number, capacity, stages) for number in numbers)
+        self._numbered = {instance.id: instance for instance in self.instances}
         self._idle = list(self.instances)
-        self._idle_numbers = set(range(num_instances))
+        self._idle_numbers = set(numbers)
         self._decoding: list[Instance] = []
         self._resting: set[int] = set()
         self._engaged: set[int] = set()
@@ -111,7 +114,10 @@ class Cluster:
         self.largest_capacity = max(instance.capacity for instance in self.instances)
 
     def __getitem__(self, instance: int) -> Instance:
-        return self.instances[instance]
+        return self._numbered[instance]
+
+    def __contains__(self, instance: int) -> bool:
+        return instance in self._numbered
 
     def __len__(self) -> int:
         return len(self.instances)
@@ -127,7 +133,7 @@ class Cluster:
 
     def resting(self) -> list[Instance]:
         """Return the idle instances that have requests which are ready or flow."""
-        return [self.instances[number] for number in sorted(self._resting)] if self._resting else []
+        return [self._numbered[number] for number in sorted(self._resting)] if self._resting else []
 
     def decoding(self) -> list[Instance]:
         """Return those that decode: busy, but back at their iteration's end, soon."""
@@ -139,47 +145,47 @@ class Cluster:
         return self._engaged
 
     def take(self, instance: int, tokens: int) -> None:
-        taker = self.instances[instance]
+        taker = self._numbered[instance]
         taker.used += tokens
         if taker.used > taker.capacity:
             raise InternalError(f"instance {instance} has no room for {tokens} tokens more")
 
     def give_back(self, instance: int, tokens: int) -> None:
-        self.instances[instance].used -= tokens
-        if self.instances[instance].used < 0:
+        self._numbered[instance].used -= tokens
+        if self._numbered[instance].used < 0:
             raise InternalError(f"instance {instance} frees more than it holds")
 
     def list_ready(self, request: Request, holders: Iterable[int]) -> None:
         for number in holders:
-            instance = self.instances[number]
+            instance = self._numbered[number]
             instance.ready[request.id] = request
             if number in self._idle_numbers:
                 self._resting.add(number)
 
     def unlist_ready(self, request: Request, holders: Iterable[int]) -> None:
         for number in holders:
-            instance = self.instances[number]
+            instance = self._numbered[number]
             instance.ready.pop(request.id, None)
             if not instance.ready and not instance.flowing:
                 self._resting.discard(number)
 
     def list_flowing(self, request: Request, holders: Iterable[int]) -> None:
         for number in holders:
-            instance = self.instances[number]
+            instance = self._numbered[number]
             instance.flowing[request.id] = request
             if number in self._idle_numbers:
                 self._resting.add(number)
 
     def unlist_flowing(self, request: Request, holders: Iterable[int]) -> None:
         for number in holders:
-            instance = self.instances[number]
+            instance = self._numbered[number]
             del instance.flowing[request.id]
             if not instance.ready and not instance.flowing:
                 self._resting.discard(number)
 
     def start(self, work: Work[RunBatch] | Work[MigrateKV]) -> None:
         for number in work.instances:
-            instance = self.instances[number]
+            instance = self._numbered[number]
             if not instance.is_idle:
                 raise InternalError(f"instance {number} is busy")
             instance.running = work
@@ -193,18 +199,18 @@ class Cluster:
 
     def queue(self, work: Work[RunBatch]) -> None:
         """Put a batch behind the running one of the very same group."""
-        ahead = self.instances[work.instances[0]].running
+        ahead = self._numbered[work.instances[0]].running
         if ahead is None or ahead.instances != work.instances:
             raise InternalError(f"no batch of group {work.instances} runs that another could queue behind")
         for number in work.instances:
-            if self.instances[number].queued is not None:
+            if self._numbered[number].queued is not None:
                 raise InternalError(f"instance {number} has a queued batch already")
-            self.instances[number].queued = work
+            self._numbered[number].queued = work
 
     def pass_on(self, work: Work[RunBatch]) -> None:
         """Note that a running batch leaves the first stage."""
         for number in work.instances:
-            instance = self.instances[number]
+            instance = self._numbered[number]
             if instance.running is not work:
                 raise InternalError(f"{work.action} leaves the first stage of instance {number}, but is not there")
             instance.running = None
@@ -213,18 +219,18 @@ class Cluster:
 
     def finish(self, work: Work[RunBatch] | Work[MigrateKV]) -> Work[RunBatch] | None:
         """Complete the work; returns the batch behind it, which runs now."""
-        if work in self.instances[work.instances[0]].later:
+        if work in self._numbered[work.instances[0]].later:
             for number in work.instances:
-                instance = self.instances[number]
+                instance = self._numbered[number]
                 was_idle = instance.is_idle
                 instance.later = [other for other in instance.later if other is not work]
                 if instance.is_idle and not was_idle:
                     self._engaged.remove(number)
                     self._rest(instance)
             return None
-        promoted = self.instances[work.instances[0]].queued
+        promoted = self._numbered[work.instances[0]].queued
         for number in work.instances:
-            instance = self.instances[number]
+            instance = self._numbered[number]
             if instance.running is not work:
                 raise InternalError(f"{work.action} completed, but does not run on instance {number}")
             instance.running, instance.queued = promoted, None

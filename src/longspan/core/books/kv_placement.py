@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from longspan.core.actions import KVRange
+from longspan.core.books.numbering import Numbering
 from longspan.core.books.residence import Residence
 from longspan.core.internal_error import InternalError
 
@@ -18,9 +19,9 @@ class KVPlacement:
     own: by request, the residence that it writes; only for reading. A request that holds no KV has none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, numbering: Numbering | None = None) -> None:
         self.own: dict[str, Residence] = {}
-        self._num_begun = 0
+        self._numbering = Numbering() if numbering is None else numbering
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self.own
@@ -71,8 +72,8 @@ class KVPlacement:
         """Store the next tokens of a request, in order from where its KV ends; returns its residence."""
         residence = self.own.get(request_id)
         if residence is None:
-            residence = self.own[request_id] = Residence(self._num_begun)
-            self._num_begun += 1
+            residence = self.own[request_id] = Residence(self._numbering.residences)
+            self._numbering.residences += 1
         residence.append(store)
         return residence
 

@@ -15,6 +15,7 @@ from longspan.config import SchedulerConfig
 from longspan.core.actions import OWN, Action, FreeKV, KVRange, MigrateKV, RunBatch, Segment, StopRequest
 from longspan.core.books.cluster import Cluster, Work
 from longspan.core.books.kv_placement import KVPlacement
+from longspan.core.books.numbering import Numbering
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.books.residence import Residence
 from longspan.core.books.waiting_queue import WaitingQueue
@@ -35,10 +36,14 @@ class Ledger:
     decisions: why the policy decided as it did in this call.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(
+        self, config: SchedulerConfig, first_instance: int = 0, numbering: Numbering | None = None
+    ) -> None:
+        """Open them. first_instance: the number of the first. numbering: shared with others' books; else its own."""
         self.config = config
-        self.cluster = Cluster(config.num_instances, config.kv_tokens, config.pp)
-        self.placement = KVPlacement()
+        self.numbering = Numbering() if numbering is None else numbering
+        self.cluster = Cluster(config.num_instances, config.kv_tokens, config.pp, first_instance)
+        self.placement = KVPlacement(self.numbering)
         self.requests: dict[str, Request] = {}
         self.waiting = WaitingQueue()
         self.batches: dict[int, Work[RunBatch]] = {}
@@ -46,7 +51,6 @@ class Ledger:
         self.actions: list[Action] = []
         self.started: list[Work[RunBatch]] = []
         self.num_arrivals = 0
-        self.num_batches = 0
         self.num_prefills = 0
         self.num_migrations = 0
         self.num_preemptions = 0
@@ -110,8 +114,8 @@ class Ledger:
             request.num_computed += segment.length
 
     def _new_batch(self, group: tuple[int, ...], segments: Sequence[Segment], is_decode: bool) -> Work[RunBatch]:
-        batch = RunBatch(self.num_batches, group, tuple([self._enter(segment) for segment in segments]))
-        self.num_batches += 1
+        batch = RunBatch(self.numbering.batches, group, tuple([self._enter(segment) for segment in segments]))
+        self.numbering.batches += 1
         self.num_prefills += not is_decode
         return Work(batch, group, is_decode)
 
@@ -153,8 +157,9 @@ class Ledger:
     ) -> MigrateKV:
         """Start it: the target's slots are taken now, the source's are given back when the migration is done."""
         residence = self.placement.own[request.id].number
-        action = MigrateKV(self.num_migrations, request.id, source, target, ranges, residence)
+        action = MigrateKV(self.numbering.migrations, request.id, source, target, ranges, residence)
         work = Work(action, (source, target))
+        self.numbering.migrations += 1
         self.num_migrations += 1
         self._leave_ready(request)
         request.become(RequestStatus.MIGRATING)

@@ -82,10 +82,15 @@ def _refusal(ledger: Ledger, event: RequestArrived) -> RefuseRequest | None:
             f"{wanted} tokens together, but this server holds {total} at most."
         )
         return RefuseRequest(event.request_id, message, "too_long")
-    if len(ledger.waiting) >= ledger.config.max_waiting:
-        message = f"{len(ledger.waiting)} requests are waiting, and at most {ledger.config.max_waiting} may."
-        return RefuseRequest(event.request_id, message, "queue_full")
-    return None
+    return refuse_when_full(event, len(ledger.waiting), ledger.config.max_waiting)
+
+
+def refuse_when_full(event: RequestArrived, num_waiting: int, max_waiting: int) -> RefuseRequest | None:
+    """Refuse an arrival that may not wait, since so many do already."""
+    if num_waiting < max_waiting:
+        return None
+    message = f"{num_waiting} requests are waiting, and at most {max_waiting} may."
+    return RefuseRequest(event.request_id, message, "queue_full")
 
 
 def _outputs(batch: RunBatch, event: BatchCompleted) -> list[TokenOutput | None]:

@@ -42,7 +42,7 @@ def check_reservation(ledger: Ledger, request: Request, planned: Sequence[KVRang
     needed: Counter[int] = Counter()
     position = request.num_stored
     for piece in planned:
-        if piece.start != position or piece.end <= piece.start or not 0 <= piece.instance < len(ledger.cluster):
+        if piece.start != position or piece.end <= piece.start or piece.instance not in ledger.cluster:
             raise InternalError(f"request {request.id}: {piece} is no plan for the tokens from {position} on")
         position = piece.end
         needed[piece.instance] += piece.length
@@ -77,11 +77,10 @@ def involved_instances(segments: Sequence[Segment]) -> set[int]:
 def _check_idle(ledger: Ledger, group: tuple[int, ...]) -> None:
     if len(set(group)) != len(group):
         raise InternalError(f"group {group} names an instance twice")
-    instances = ledger.cluster.instances
     for number in group:
-        if not 0 <= number < len(instances):
+        if number not in ledger.cluster:
             raise InternalError(f"there is no instance {number}")
-        if not instances[number].is_idle:
+        if not ledger.cluster[number].is_idle:
             raise InternalError(f"instance {number} is busy")
 
 

@@ -57,8 +57,8 @@ class Replicated(OneInstanceEach):
     name = "replicated"
 
     def queue(self, state: SchedulerState, instance: Instance) -> Iterator[Request]:
-        instances = len(state.cluster)
-        return (request for request in state.waiting if request.arrival_index % instances == instance.id)
+        instances = state.cluster.instances
+        return (request for request in state.waiting if instances[request.arrival_index % len(instances)] is instance)
 
 
 def _gather(state: SchedulerState, instance: Instance, queue: Iterator[Request]) -> list[Request]:

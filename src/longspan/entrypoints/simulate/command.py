@@ -70,7 +70,7 @@ def run(
     max_model_len = options.max_model_len or fleet.model.max_model_len
     cost = IterationCost(fleet)
     measurements = measure_simulated(cost, config, max_model_len)
-    cost_model = fit_cost_model(measurements, config.num_instances)
+    cost_model = fit_cost_model(measurements, config.of_node().num_instances)
     log = (
         nullcontext()
         if options.event_log is None

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longspan.core.actions import Action
+from longspan.core.hierarchy import AnyScheduler, make_scheduler
 from longspan.core.internal_error import InternalError
 from longspan.core.policies import POLICIES
 from longspan.core.policies.base import Policy
-from longspan.core.scheduler import Scheduler
 from longspan.errors import ReplayError
 from longspan.metrics.event_log.reader import EventLog, LogRecord
 
@@ -50,7 +50,7 @@ def replay_log(log: EventLog, policy: Policy | None = None) -> Difference | None
     _require_whole(log)
     if policy is None:
         _require_known(log)
-    scheduler = Scheduler(log.config, policy, log.cost_model)
+    scheduler = make_scheduler(log.config, policy, log.cost_model)
     for number, piece in enumerate(log.pieces, start=1):
         for record in piece:
             got = _decide(scheduler, record)
@@ -61,7 +61,7 @@ def replay_log(log: EventLog, policy: Policy | None = None) -> Difference | None
     return None
 
 
-def _decide(scheduler: Scheduler, record: LogRecord) -> tuple[Action, ...]:
+def _decide(scheduler: AnyScheduler, record: LogRecord) -> tuple[Action, ...]:
     try:
         return tuple(scheduler.handle(record.event, record.now))
     except InternalError as error:

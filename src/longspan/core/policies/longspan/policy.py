@@ -87,7 +87,7 @@ class Longspan(AdaptiveChunks):
         figures["kvp_tokens_per_shard"] = figures["kvp_tokens_per_shard"] or state.config.total_kv_tokens
         predictor = ElasticPredictor(state.cost_model, state.config, **figures)
         predictor.sizes = team_sizes(state.config.num_instances, self.options.team)
-        self.width = self._elastic = ElasticWidth(predictor, self.options.team)
+        self.width = self._elastic = ElasticWidth(predictor, self.options.team, state.cluster.instances[0].id)
         self._sharing = SharedProcessor(state.config.num_instances)
         self._rate = ServiceRate(float(state.config.num_instances))
         if self.options.fair_shares:

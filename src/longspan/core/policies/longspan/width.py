@@ -48,16 +48,17 @@ class ElasticWidth(Width):
     decodes, so that iterations must be short.
     """
 
-    def __init__(self, predictor: Predictor, most: int | None = None) -> None:
+    def __init__(self, predictor: Predictor, most: int | None = None, first: int = 0) -> None:
+        """Make them of `predictor`'s instances. most: of a team. first: the first instance's number."""
         super().__init__()
         self.num_others = 0
         self.is_decoding = False
         model, self.num_instances = predictor.model, predictor.config.num_instances
         paced_s, idle_s = predictor.aim * predictor.config.tpot_slo_s, predictor.idle_target
-        numbers = range(self.num_instances)
+        numbers = range(first, first + self.num_instances)
         self.sizes = team_sizes(self.num_instances, most)
         self._teams = {
-            size: [tuple(numbers[first : first + size]) for first in numbers[::size]] for size in self.sizes
+            size: [tuple(range(begin, begin + size)) for begin in numbers[::size]] for size in self.sizes
         }
         self._efficiency = {
             is_decoding: {size: efficiency(model, size, seconds) for size in self.sizes}

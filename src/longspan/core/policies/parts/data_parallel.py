@@ -24,7 +24,7 @@ class DataParallel(Policy):
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
-        self._lanes: list[Lane] = []
+        self._lanes: dict[int, Lane] = {}
         self._lane_of: dict[str, Lane] = {}
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:
@@ -69,11 +69,11 @@ class DataParallel(Policy):
 
     def _take_in(self, state: SchedulerState, news: News, now: float) -> None:
         if not self._lanes:
-            self._lanes = [Lane() for _ in state.cluster.instances]
+            self._lanes = {instance.id: Lane() for instance in state.cluster.instances}
         refuse_the_too_long(state, news)
         for newcomer in news.arrived:
             if newcomer.status is RequestStatus.WAITING:
-                lane = min(self._lanes, key=lambda lane: lane.load)
+                lane = min(self._lanes.values(), key=lambda lane: lane.load)
                 self._lane_of[newcomer.id] = lane
                 lane.wait(newcomer, self.rank(state, newcomer, now))
 
