@@ -256,7 +256,7 @@ def test_weights_as_they_are_written() -> None:
     ("text", "said"),
     [
         ("chat", "written as in chat=4"), ("=1", "written as in"), ("chat=x", "written as in"),
-        ("chat=0", "a weight is"), ("chat=-1", "a weight is"), ("chat=inf", "a weight is"), ("chat=nan", "a weight is"),
+        ("chat=0", "the weight"), ("chat=-1", "the weight"), ("chat=inf", "the weight"), ("chat=nan", "the weight"),
         ("a=1,a=2", "names a twice"), ("a b=1", "no name of 1"), (f"{'n' * 65}=1", "no name of 1 to 64"),
     ],
 )  # fmt: skip

@@ -219,4 +219,4 @@ def test_a_variable_that_was_meant_to_hold_a_key(value: str, monkeypatch: pytest
     monkeypatch.setenv("LONGSPAN_SERVE_API_KEY", value)
     with pytest.raises(ConfigError, match="LONGSPAN_SERVE_API_KEY is set, but holds no key"):
         read_keys(ServerConfig())
-    assert read_keys(ServerConfig(api_key=(KEY,))) == [KEY]
+    assert read_keys(ServerConfig(api_key=(KEY,))) == [(KEY, "key-1")]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
-from longspan.config import check_seconds
+from longspan.config import check_choice, check_seconds
 from longspan.errors import ConfigError
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+TenantsBy = Literal["auto", "key", "header", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +40,16 @@ class ServerConfig:
     """A key that requests must carry; may be given several times. Better in the environment, as
     LONGSPAN_SERVE_API_KEY, or in a file, since others may see a command line."""
     api_key_file: Path | None = None
-    """A file of such keys, one a line; lines that start with # are comments."""
+    """A file of such keys, one a line, each with tenant=NAME behind it if it shall have a name; lines that start with #
+    are comments."""
     key_max_requests: int | None = None
     """Requests in flight for each key; more get status 429."""
     key_max_tokens: int | None = None
     """Tokens in flight for each key, prompts and max_tokens; more get status 429."""
+    tenants: TenantsBy = "auto"
+    """By what a request's tenant is told, for policies that keep fair shares (longspan:fair_shares=true): key, by its
+    API key, called key-1, key-2 ... or as the file of keys says; header, by what the header Longspan-Tenant says, for
+    servers behind a proxy that sets it; auto, by key where there are keys, else by header; none."""
     allowed_hosts: tuple[str, ...] = ()
     """Names of the Host header that are answered, * and *.example.com being patterns. By default all; this
     machine's only where no other reaches the server, and no key is asked for."""
@@ -90,12 +96,10 @@ class ServerConfig:
             raise ConfigError(f"max_header_kb is {self.max_header_kb}, but must lie in [1, 1024]")
         if self.max_connections < 1:
             raise ConfigError(f"max_connections is {self.max_connections}, but must be at least 1")
-        for name, chosen, choices in (
-            ("log_level", self.log_level, get_args(LogLevel)),
-            ("log_format", self.log_format, get_args(LogFormat)),
-        ):
-            if chosen not in choices:
-                raise ConfigError(f"{name} is {chosen!r}, but must be one of {', '.join(choices)}")
+        for name, choices in (("log_level", LogLevel), ("log_format", LogFormat), ("tenants", TenantsBy)):
+            check_choice(name, getattr(self, name), choices)
+        if self.tenants == "key" and not self.has_keys:
+            raise ConfigError("tenants is key, so it needs api_key or api_key_file")
         self._check_access()
 
     def _check_access(self) -> None:
@@ -117,6 +121,14 @@ class ServerConfig:
     @property
     def has_keys(self) -> bool:
         return bool(self.api_key) or self.api_key_file is not None
+
+    @property
+    def tenants_by_key(self) -> bool:
+        return self.tenants == "key" or (self.tenants == "auto" and self.has_keys)
+
+    @property
+    def tenants_by_header(self) -> bool:
+        return self.tenants == "header" or (self.tenants == "auto" and not self.has_keys)
 
     @property
     def is_local(self) -> bool:

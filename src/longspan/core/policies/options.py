@@ -103,7 +103,7 @@ def _written(name: str, value: object) -> str:
 
 def _read(name: str, hint: Any, value: object) -> object:
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for kind in kinds:
+    for kind in sorted(kinds, key=lambda kind: kind is not NoneType):  # any text is a str
         read, _ = _reader(kind)
         found = read(value)
         if found is not _NOT_ONE:

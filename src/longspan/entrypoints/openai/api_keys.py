@@ -9,13 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longspan.entrypoints.openai.errors import ErrorAnswer, Refusal, refuse
+from longspan.entrypoints.openai.tenants import set_tenant
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.errors import ConfigError, RequestError
 from longspan.metrics.prometheus import ServerMetrics
+from longspan.service_level import check_tenant
 
 # As with other servers: what probes and scrapers ask needs no key.
 FREE = frozenset(("/health", "/ready", "/version", "/metrics"))
@@ -23,10 +26,18 @@ RETRY_AFTER_S = 1
 VARIABLE = "LONGSPAN_SERVE_API_KEY"  # what the command line reads keys from, too
 
 
-class KeyUse:
-    """The requests and tokens that one key has in flight. No limit where None."""
+class ApiKey(NamedTuple):
+    """A key, and what its tenant is called: a name that, other than the key, may be told."""
 
-    def __init__(self, max_requests: int | None, max_tokens: int | None) -> None:
+    key: str
+    tenant: str
+
+
+class KeyUse:
+    """The requests and tokens that one key has in flight. No limit where None. tenant: whose key it is."""
+
+    def __init__(self, max_requests: int | None, max_tokens: int | None, tenant: str | None = None) -> None:
+        self.tenant = tenant
         self.max_requests = max_requests
         self.max_tokens = max_tokens
         self.requests = 0
@@ -97,8 +108,8 @@ def charge_tokens(tokens: int) -> None:
 class ApiKeys:
     """The keys of one server. Only their digests are kept."""
 
-    def __init__(self, keys: Sequence[str], max_requests: int | None, max_tokens: int | None) -> None:
-        self._uses = [(_digest(key.encode()), KeyUse(max_requests, max_tokens)) for key in keys]
+    def __init__(self, keys: Sequence[ApiKey], max_requests: int | None, max_tokens: int | None) -> None:
+        self._uses = [(_digest(each.key.encode()), KeyUse(max_requests, max_tokens, each.tenant)) for each in keys]
 
     def find(self, presented: bytes) -> KeyUse | None:
         """Return the use of this key. It looks at all keys always, so that the time tells nothing."""
@@ -111,12 +122,16 @@ class ApiKeys:
 
 
 class ApiKeyMiddleware:
-    """Status 401 without a key, 429 where a key has too much in flight."""
+    """Status 401 without a key, 429 where a key has too much in flight.
 
-    def __init__(self, app: ASGIApp, *, keys: ApiKeys, metrics: ServerMetrics) -> None:
+    tells_tenant: whether a request is that of its key's tenant.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: ApiKeys, metrics: ServerMetrics, tells_tenant: bool) -> None:
         self.app = app
         self.keys = keys
         self.metrics = metrics
+        self.tells_tenant = tells_tenant
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in FREE or scope["method"] == "OPTIONS":
@@ -135,6 +150,8 @@ class ApiKeyMiddleware:
         try:
             with use.request() as ticket:
                 _ticket.set(ticket)
+                if self.tells_tenant:
+                    set_tenant(use.tenant)
 
                 async def send_and_release(message: Message) -> None:
                     if message["type"] == "http.response.body" and not message.get("more_body", False):
@@ -146,19 +163,33 @@ class ApiKeyMiddleware:
             await refuse(self.metrics, refusal).response()(scope, receive, send)
 
 
-def read_keys(config: ServerConfig) -> list[str]:
+def read_keys(config: ServerConfig) -> list[ApiKey]:
     """Return the keys that were given, and those in the file. Raises ConfigError, which never holds a key."""
     if os.environ.get(VARIABLE) is not None and not config.has_keys:
         raise ConfigError(f"{VARIABLE} is set, but holds no key; unset it to serve without one")
-    keys = [("api_key", number, key) for number, key in enumerate(config.api_key, 1)]
+    given: list[tuple[str, int, str, str | None]] = [
+        ("api_key", number, key, None) for number, key in enumerate(config.api_key, 1)
+    ]
     if config.api_key_file is not None:
-        keys += [(str(config.api_key_file), number, key) for number, key in _lines(config.api_key_file)]
-    for place, number, key in keys:
+        given += [(str(config.api_key_file), number, *_split(line)) for number, line in _lines(config.api_key_file)]
+    keys: list[ApiKey] = []
+    for place, number, key, tenant in given:
         if not (0 < len(key) <= 1024 and key.isascii() and key.isprintable() and " " not in key):
             raise ConfigError(
                 f"{place}: number {number} is not a key that a client can send; use 1 to 1024 letters, digits and signs"
             )
-    return [key for _, _, key in keys]
+        try:
+            check_tenant(tenant := f"key-{len(keys) + 1}" if tenant is None else tenant)
+        except RequestError as error:
+            raise ConfigError(f"{place}: number {number}: {error}") from None
+        keys.append(ApiKey(key, tenant))
+    return keys
+
+
+def _split(line: str) -> tuple[str, str | None]:
+    """The key, and the tenant's name behind it, if there is one."""
+    key, named, tenant = line.partition(" tenant=")
+    return (key.rstrip(), tenant) if named else (line, None)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

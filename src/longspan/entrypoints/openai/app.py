@@ -24,6 +24,7 @@ from longspan.entrypoints.openai.origins import (
     host_check,
 )
 from longspan.entrypoints.openai.request_id import RequestIdMiddleware
+from longspan.entrypoints.openai.tenants import TenantHeaderMiddleware
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.metrics.prometheus import ServerMetrics
 
@@ -53,9 +54,11 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     # Added last, called first: every answer has its id and its line in the log, whoever refuses.
     routes = [*app.routes, *(route for router in routers for route in router.routes)]
     app.add_middleware(MethodMiddleware, routes=routes, metrics=metrics)
+    if config.tenants_by_header:
+        app.add_middleware(TenantHeaderMiddleware, metrics=metrics)
     if keys := read_keys(config):
         limited = ApiKeys(keys, config.key_max_requests, config.key_max_tokens)
-        app.add_middleware(ApiKeyMiddleware, keys=limited, metrics=metrics)
+        app.add_middleware(ApiKeyMiddleware, keys=limited, metrics=metrics, tells_tenant=config.tenants_by_key)
     if is_allowed := host_check(config):
         app.add_middleware(HostMiddleware, is_allowed=is_allowed, metrics=metrics)
     if config.cors_origins:

@@ -18,6 +18,7 @@ from longspan.entrypoints.openai.limits import choices_at_once
 from longspan.entrypoints.openai.protocol import as_seed
 from longspan.entrypoints.openai.quoting import quoted
 from longspan.entrypoints.openai.responses import Usage
+from longspan.entrypoints.openai.tenants import tenant_of_request
 from longspan.errors import EngineDeadError, EngineDrainingError, RequestError
 from longspan.metrics.prometheus import Arrival, RequestMetrics
 from longspan.outputs import PositionLogprobs, RequestOutput
@@ -102,6 +103,8 @@ def make_jobs(
 ) -> list[Job]:
     """Make `n` choices for each prompt, all checked before the first one runs. Raises RequestError."""
     engine = context.engine
+    if (tenant := tenant_of_request()) is not None:
+        params = replace(params, service=replace(params.service, tenant=tenant))
     resolved = [_validate(engine, prompt, params, names) for prompt in prompts]
     lengths = (len(prompt) + (settled.max_tokens or 0) for prompt, settled in zip(prompts, resolved, strict=True))
     charge_tokens(n * sum(lengths))

@@ -216,17 +216,18 @@ def behind(key: N, part: N) -> N:
 def read_weights(text: str | None) -> dict[str, float]:
     """Read `chat=4,batch=0.5`. Raises ConfigError."""
     weights: dict[str, float] = {}
+    wrong = f"tenant_weights is {text!r}, but must be written as in chat=4,batch=0.5"
     for item in filter(None, map(str.strip, (text or "").split(","))):
         name, _, value = map(str.strip, item.rpartition("="))
         try:
             weight = float(value)
             check_tenant(name)
         except (ValueError, RequestError) as error:
-            raise ConfigError(f"tenant_weights has {item!r}, but is written as in chat=4,batch=0.5: {error}") from None
+            raise ConfigError(f"{wrong}: {error}") from None
         if not 1.0 / MOST_WEIGHT <= weight <= MOST_WEIGHT:
-            raise ConfigError(f"tenant_weights has {item!r}, but a weight is {1 / MOST_WEIGHT:g} to {MOST_WEIGHT:g}")
+            raise ConfigError(f"{wrong}: the weight of {name} is {value}, not {1 / MOST_WEIGHT:g} to {MOST_WEIGHT:g}")
         if name in weights:
-            raise ConfigError(f"tenant_weights names {name} twice")
+            raise ConfigError(f"{wrong}: it names {name} twice")
         weights[name] = weight
     return weights
 

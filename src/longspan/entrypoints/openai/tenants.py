@@ -1,0 +1,58 @@
+"""Whose a request is, for policies that keep fair shares: of its API key, or of a header."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from longspan.entrypoints.openai.errors import refuse
+from longspan.errors import RequestError
+from longspan.metrics.prometheus import ServerMetrics
+from longspan.service_level import check_tenant
+
+HEADER = "Longspan-Tenant"
+_NAME = HEADER.lower().encode()
+
+_tenant: ContextVar[str | None] = ContextVar("tenant", default=None)
+
+
+def tenant_of_request() -> str | None:
+    """Return the tenant of the request that is being answered; None if nobody has said."""
+    return _tenant.get()
+
+
+def set_tenant(tenant: str | None) -> None:
+    """Say whose the request is that is being answered."""
+    _tenant.set(tenant)
+
+
+class TenantHeaderMiddleware:
+    """Reads the tenant from the header; status 400 where it is no name, or there are several."""
+
+    def __init__(self, app: ASGIApp, *, metrics: ServerMetrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            try:
+                set_tenant(_read([value for name, value in scope["headers"] if name == _NAME]))
+            except RequestError as error:
+                await refuse(self.metrics, error).response()(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def _read(values: list[bytes]) -> str | None:
+    """Raises RequestError."""
+    if not values:
+        return None
+    if len(values) > 1:
+        raise RequestError(f"the header {HEADER} is there {len(values)} times; send it once", param=HEADER)
+    tenant = values[0].decode("latin-1").strip()
+    try:
+        check_tenant(tenant)
+    except RequestError as error:
+        raise RequestError(f"the header {HEADER}: {error}", param=HEADER, code="invalid_value") from None
+    return tenant
