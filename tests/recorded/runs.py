@@ -253,7 +253,7 @@ SEEDS: dict[str, int] = {
     **{f"{policy}-half_done": 18 for policy in SPECIAL["half_done"]},
     **{f"{policy}-surprise": 4 for policy in SPECIAL["surprise"]},
     "fsp-crowd": 24,
-    "longspan-half_done": 13,
+    "longspan-half_done": 9,
     "loongserve-crowd": 9,
     "preflow-crowd": 2,
     "splitfuse-crowd": 9,

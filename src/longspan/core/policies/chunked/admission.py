@@ -12,6 +12,7 @@ from longspan.core.books.request import Request
 from longspan.core.policies.chunked.chunk_size import Chunks
 from longspan.core.policies.chunked.memory.clearing import Clearing
 from longspan.core.policies.chunked.memory.kvp import plan_shards
+from longspan.core.policies.chunked.memory.pool_shares import PoolShares, PoolUse
 from longspan.core.policies.chunked.ranking import Candidate
 from longspan.core.policies.chunked.width import ALONE, Team, Width, plan_evenly
 from longspan.core.state import SchedulerState
@@ -39,9 +40,11 @@ class Admissions:
     """
 
     def __init__(
-        self, state: SchedulerState, chunks: Chunks, clearings: Mapping[str, Clearing], width: Width
-    ) -> None:
+        self, state: SchedulerState, chunks: Chunks, clearings: Mapping[str, Clearing], width: Width,
+        shares: PoolShares,
+    ) -> None:  # fmt: skip
         self.state = state
+        self.pool = PoolUse(state, shares)
         self.width = width
         self.chunks = chunks
         self.iteration = chunks.iteration
@@ -62,6 +65,8 @@ class Admissions:
             return
         headroom = self.state.headroom(request)
         need = request.slots_to_take + headroom
+        if not self.pool.admits(request, need):
+            return
         if sum(self.rooms.values()) < need:
             self.blocked = candidate
             return
@@ -79,7 +84,7 @@ class Admissions:
                 self.admitted.append(Admission(request, planned))
                 for shard in planned:
                     self.pending[shard.instance] += self._work(shard)
-        self._set_aside(planned, headroom)
+        self._set_aside(request, planned, headroom)
 
     def _admit_wide(
         self, request: Request, team: Team, headroom: int, limit: Callable[[int], float]
@@ -92,10 +97,11 @@ class Admissions:
             is_next = self.chunks.is_next(*team)
             if self.chunks.add_wide(request, team, is_next, min(map(limit, team))):
                 self.admitted.append(Admission(request, planned, team))
-        self._set_aside(planned, headroom)
+        self._set_aside(request, planned, headroom)
         return True
 
-    def _set_aside(self, planned: tuple[KVRange, ...], headroom: int) -> None:
+    def _set_aside(self, request: Request, planned: tuple[KVRange, ...], headroom: int) -> None:
+        self.pool.take(request, request.slots_to_take + headroom)
         for shard in planned:
             self.rooms[shard.instance] -= shard.length
         last = planned[-1].instance

@@ -14,6 +14,7 @@ from longspan.core.policies.chunked.chunk_size import Chunks
 from longspan.core.policies.chunked.iteration import Iteration
 from longspan.core.policies.chunked.memory.clearing import Clearing
 from longspan.core.policies.chunked.memory.kvp import span
+from longspan.core.policies.chunked.memory.pool_shares import PoolShares
 from longspan.core.policies.chunked.ranking import Candidate, Ranking
 from longspan.core.policies.chunked.space_sharing import SpaceSharing
 from longspan.core.policies.chunked.width import Width
@@ -23,19 +24,19 @@ from longspan.core.state import SchedulerState
 class Packer:
     """Fills one iteration, which has its decodes already.
 
-    max_share: see `SpaceSharing`. clearings: by waiting request, see `Clearings`.
+    max_share: see `SpaceSharing`. clearings: by waiting request, see `Clearings`. shares: of the pool.
     """
 
     def __init__(
         self, state: SchedulerState, iteration: Iteration, max_share: float, clearings: Mapping[str, Clearing],
-        width: Width,
+        width: Width, shares: PoolShares,
     ) -> None:  # fmt: skip
         self.state = state
         self.iteration = iteration
         self.chunks = Chunks(iteration, state.config.max_batch_tokens)
         self.sharing = SpaceSharing(iteration, max_share)
         self.width = width
-        self.admissions = Admissions(state, self.chunks, clearings, width)
+        self.admissions = Admissions(state, self.chunks, clearings, width, shares)
 
     def pack(self, ranking: Ranking) -> None:
         waiting = ranking.waiting()

@@ -24,6 +24,7 @@ from longspan.core.policies.chunked.feedback import Kind
 from longspan.core.policies.chunked.iteration import Iteration, Part, PlannedChunk
 from longspan.core.policies.chunked.memory.clearing import Clearings
 from longspan.core.policies.chunked.memory.kvp import free_to_start
+from longspan.core.policies.chunked.memory.pool_shares import PoolShares, PoolUse
 from longspan.core.policies.chunked.memory.pressure import Concessions, Relief, junior_victim
 from longspan.core.policies.chunked.packing import Packer
 from longspan.core.policies.chunked.predictor import Predictor
@@ -79,6 +80,7 @@ class ChunkedPrefill(Policy):
         self._clearings = Clearings()
         self._giving_way: set[str] = set()
         self.width = Width()
+        self.pool_shares = PoolShares()
         self._holds_back = False
         self._tightest: dict[int, float] = {}  # by batch with decodes, in a pipeline
 
@@ -107,7 +109,7 @@ class ChunkedPrefill(Policy):
             if victim is not None and self._give_way(state, victim, Decision("preempt for decodes", (victim.id,))):
                 continue
             add_decodes(state, iteration, decodes)
-            packer = Packer(state, iteration, self.max_space_share, clearings, self.width)
+            packer = Packer(state, iteration, self.max_space_share, clearings, self.width, self.pool_shares)
             packer.pack(ranking)
             if self.makes_room and self._relieve(state, packer, now):
                 continue
@@ -231,7 +233,8 @@ class ChunkedPrefill(Policy):
         rooms = {instance.id: instance.room for instance in state.cluster.instances}
         need = first.request.slots_to_take + state.headroom(first.request)
         team = self.width.choose(first, rooms)
-        return [team] if team and sum([max(0, rooms[number]) for number in team]) >= need else []
+        has_room = sum([max(0, rooms[number]) for number in team]) >= need
+        return [team] if team and has_room and PoolUse(state, self.pool_shares).admits(first.request, need) else []
 
     # acts
 

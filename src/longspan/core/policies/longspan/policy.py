@@ -12,6 +12,7 @@ from longspan.core.decision import OVER_SHARE, SERVED_LATE, WITHIN_SHARE, Decisi
 from longspan.core.estimate import Estimate
 from longspan.core.news import News
 from longspan.core.policies.chunked.adaptive import AdaptiveChunks
+from longspan.core.policies.chunked.memory.pool_shares import PoolShares
 from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.priority import N, Standing
 from longspan.core.policies.chunked.ranking import Candidate
@@ -26,6 +27,8 @@ from longspan.core.policies.longspan.width import ElasticPredictor, ElasticWidth
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
 
+_CLOSED_TO_LONG = 0.15  # of the pool, where several instances share the work
+
 
 class Longspan(AdaptiveChunks):
     """Feasible requests by deadline and remaining work, in chunks sized in time, corrected by what iterations took."""
@@ -38,7 +41,10 @@ class Longspan(AdaptiveChunks):
         promise_floor_s: but not within less seconds. margin: a request is late when so many times its estimate is
         beyond the promise. fair_shares: whether tenants of one priority share the service while several wait.
         tenant_weights: their shares, as in chat=4,batch=0.5; who is not named has 1. share_slack_s: a tenant is beyond
-        its share when it has had so many seconds of every instance's work more than the least-served."""
+        its share when it has had so many seconds of every instance's work more than the least-served.
+        closed_to_medium: part of the pool that prompts of more than 8192 tokens, or a sixteenth of it, leave to
+        smaller ones, unless one of them alone needs more. closed_to_long: the same of 65536 tokens, or a quarter of it;
+        none: .15 where there are several instances."""
 
         c: float = 2.0
         max_fixed_share: float = 0.3
@@ -53,6 +59,8 @@ class Longspan(AdaptiveChunks):
         fair_shares: bool = False
         tenant_weights: str | None = None
         share_slack_s: float = 0.5
+        closed_to_medium: float = 0.0
+        closed_to_long: float | None = None
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -61,6 +69,9 @@ class Longspan(AdaptiveChunks):
                     raise ConfigError(f"{name} is {getattr(self, name)}, but must be {least:g} to 1000000")
             for name in ("promise_floor_s", "share_slack_s"):
                 check_seconds(name, getattr(self, name))
+            for name in ("closed_to_medium", "closed_to_long"):
+                if not 0.0 <= (getattr(self, name) or 0.0) <= 0.5:
+                    raise ConfigError(f"{name} is {getattr(self, name)}, but must be 0 to 0.5")
             if read_weights(self.tenant_weights) and not self.fair_shares:
                 raise ConfigError("tenant_weights needs fair_shares=true")
             if self.team is not None:
@@ -87,6 +98,10 @@ class Longspan(AdaptiveChunks):
         figures["kvp_tokens_per_shard"] = figures["kvp_tokens_per_shard"] or state.config.total_kv_tokens
         predictor = ElasticPredictor(state.cost_model, state.config, **figures)
         predictor.sizes = team_sizes(state.config.num_instances, self.options.team)
+        closed_to_long = self.options.closed_to_long
+        if closed_to_long is None:
+            closed_to_long = _CLOSED_TO_LONG if state.config.num_instances > 1 else 0.0
+        self.pool_shares = PoolShares(self.options.closed_to_medium, closed_to_long)
         self.width = self._elastic = ElasticWidth(predictor, self.options.team, state.cluster.instances[0].id)
         self._sharing = SharedProcessor(state.config.num_instances)
         self._rate = ServiceRate(float(state.config.num_instances))
