@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rendering import cpu, grid, loongserve_paper, medha, medha_paper, policies, rerun, robustness, simulator
+from rendering import cpu, grid, loongserve_paper, medha, medha_paper, policies, rerun, robustness, scale, simulator
 from rendering.record import DOCS, Record, load
 
 Section = Callable[[Record], str]
@@ -27,6 +27,7 @@ SECTIONS: tuple[Section, ...] = (
     grid.grid,
     policies.scaling,
     policies.deciding,
+    scale.scale,
     policies.against_version,
     simulator.simulator_against_engine,
     simulator.simulator_speed,

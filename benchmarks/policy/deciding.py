@@ -99,7 +99,9 @@ def prompts(seed: int) -> Iterator[tuple[int, int]]:
 
 
 def measure(policy: str, instances: int, waiting: int, events: int) -> dict[str, Any]:
-    config = SchedulerConfig(num_instances=instances, kv_tokens=KV_TOKENS, policy=policy, max_waiting=2 * waiting)
+    config = SchedulerConfig(
+        num_instances=instances, kv_tokens=KV_TOKENS, policy=policy, max_waiting=2 * waiting, overload="off"
+    )
     model = lwm(instances)
     scheduler = TimedScheduler(config, model)
     crowd = Crowd(scheduler, model, prompts(seed=1))

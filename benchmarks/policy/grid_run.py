@@ -109,7 +109,7 @@ def _simulate(task: Task, load: Workload, begin: float) -> dict[str, Any]:
     due = {request.arrived_at_s: request.service.ttft_s or 0.0 for request in load.requests}
     counted = [record for record in simulation.records() if record.arrived_s >= load.counted_from_s]
     return {
-        **_figures(counted, due, task),
+        **figures(counted, due, task),
         "simulated_s": simulation.ended_s,
         "events": simulation.num_events,
         "iterations": simulation.num_batches,
@@ -117,7 +117,7 @@ def _simulate(task: Task, load: Workload, begin: float) -> dict[str, Any]:
     }
 
 
-def _figures(counted: Sequence[RequestRecord], due: dict[float | None, float], task: Task) -> dict[str, Any]:
+def figures(counted: Sequence[RequestRecord], due: dict[float | None, float], task: Task) -> dict[str, Any]:
     _, alone = yardsticks(WORKLOADS[task.workload])
     tpot = SLO(tpot_s=TPOT_S)
     met = {name: [] for name in CLASSES}  # type: dict[str, list[bool]]

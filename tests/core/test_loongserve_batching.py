@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.core.policies.loongserve.batching import (
+    GREEDY,
     Batching,
     BatchPlan,
     Objective,
@@ -263,3 +264,32 @@ def test_the_papers_pruning_misses_the_optimum() -> None:
             assert plan is not None
             missed[name] += pruned_by_equation_6(problem) > plan.cost * (1 + 1e-9)
     assert missed["roomy"] > 0 and missed["tight"] > 0, missed
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.integers(100, 200_000), min_size=1, max_size=4), st.integers(GREEDY + 1, 40),
+    st.sampled_from([0.0, 0.3, 0.5, 0.9]), st.sampled_from([0.0, 0.002, 0.05]),
+)  # fmt: skip
+def test_more_than_eight_instances_are_not_wasted(
+    lengths: list[int], instances: int, min_efficiency: float, fixed_step: float
+) -> None:
+    """And a plan that wastes nothing is what it would be anyway."""
+    lengths.sort(reverse=True)
+    times = PrefillTimes(scaling_model(instances, fixed_step=fixed_step), instances)
+    prompts = Prompts(lengths, lengths, [times.work(tokens) for tokens in lengths])
+
+    def planned(least: float) -> BatchPlan:
+        plan = plan_batches(prompts, [10**6] * instances, times.fixed, 10**9, 0, "latency", least)
+        assert plan is not None
+        return plan
+
+    def is_wasteful(first: int, last: int, taken: int) -> bool:
+        spent = [n * times.batch(lengths[first:last], n) for n in range(1, instances + 1)]
+        return taken > GREEDY and min_efficiency * spent[taken - 1] > min(spent) * (1 + 1e-9)
+
+    greedy, frugal = planned(0.0), planned(min_efficiency)
+    assert not any(is_wasteful(batch.first, batch.last, batch.num_instances) for batch in frugal.batches)
+    if not any(is_wasteful(batch.first, batch.last, batch.num_instances) for batch in greedy.batches):
+        assert frugal == greedy
+    assert frugal.cost >= greedy.cost

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from longspan.config import SchedulerConfig
+from longspan.core.actions import Action
+from longspan.core.events import Event
 from longspan.entrypoints.cli import run
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
 from longspan.metrics.explain import explain
 from longspan.profiler.simulated import fit_simulated
+from longspan.simulator.cost import IterationCost
+from longspan.simulator.fleet import Fleet
+from longspan.simulator.hardware import A800_80G
+from longspan.simulator.load import offered_load
+from longspan.simulator.models import MODELS
 from longspan.simulator.simulator import Simulation, Simulator
-from longspan.workload.traces import TraceRequest
+from longspan.workload.arrivals import poisson
+from longspan.workload.traces import TraceRequest, read_trace
+from longspan.workload.transforms import with_arrivals
 
 from .examples import small_world, workload
+
+DATA = Path(__file__).parents[1] / "data"
 
 NODES = [{0, 1, 2}, {3, 4}, {5, 6}]
 
@@ -81,3 +95,29 @@ def test_it_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "every decision is the same" in capsys.readouterr().out
     assert run([*arguments[:-2], "--node-instances", "0"]) == 2
     assert "node_instances is 0, but must be at least 1" in capsys.readouterr().err
+
+
+def test_the_queue_of_loongserve_stays_bounded_in_nodes_of_a_host(tmp_path: Path) -> None:
+    """At an offered load of .8, where a single scheduler puts groups together over slow links between hosts."""
+    fleet = Fleet(machine=A800_80G, model=MODELS["lwm-1m"], instances=256)
+    config = SchedulerConfig(
+        policy="loongserve", num_instances=256, node_instances=8, kv_tokens=fleet.kv_tokens_that_fit(),
+    )  # fmt: skip
+    cost = IterationCost(fleet)
+    lengths = read_trace(DATA / "loongserve_mixed_200.csv.gz") * 4
+    random.Random(0).shuffle(lengths)
+    requests = list(with_arrivals(lengths, poisson(1.0, 0)))
+    slower = (offered_load(requests, cost, config) or 0.0) / 0.8
+    requests = [replace(request, arrived_at_s=(request.arrived_at_s or 0.0) * slower) for request in requests]
+    simulator = Simulator(config, cost, cost_model=fit_simulated(cost, config, fleet.model.max_model_len))
+    most = 0
+
+    def look(event: Event, now: float, handle: Any = simulator.scheduler.handle) -> list[Action]:
+        nonlocal most
+        actions: list[Action] = handle(event, now)
+        most = max(most, simulator.scheduler.stats().num_waiting)
+        return actions
+
+    simulator.scheduler.handle = look  # type: ignore[method-assign]
+    simulator.run(requests)
+    assert 0 < most < 60  # of 800

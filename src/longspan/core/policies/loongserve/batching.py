@@ -28,6 +28,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+GREEDY = 8
+"""So many instances a batch may have however little more of them help: the paper has no more (16 GPUs, two each)."""
+
 Objective = Literal["latency", "normalised"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -70,7 +73,7 @@ class BatchPlan:
     cells: int
 
 
-Batching = Callable[[Prompts, Sequence[int], Sequence[float], int, int, Objective], BatchPlan | None]
+Batching = Callable[[Prompts, Sequence[int], Sequence[float], int, int, Objective, float], BatchPlan | None]
 """How a step 3 is called; see `plan_batches`."""
 
 
@@ -81,19 +84,23 @@ def plan_batches(
     max_batch_tokens: int,
     min_tokens_per_instance: int = 0,
     objective: Objective = "latency",
+    min_efficiency: float = 0.0,
 ) -> BatchPlan | None:
     """Return the best plan, or None if memory or batch limits allow none.
 
     rooms: slots free on each instance, most first. fixed: seconds that a batch costs beside its prompts' work, on
         1, 2, ... |E| instances. max_batch_tokens: tokens of a batch for each of its instances; one longer prompt
-        runs alone. min_tokens_per_instance: a batch has no more instances than give each so many.
+        runs alone. min_tokens_per_instance: a batch has no more instances than give each so many. min_efficiency: nor
+        more than GREEDY, if it would use less than this share of their time for what fewer could do.
     """
     R, E = len(prompts.lengths), len(rooms)
     if R == 1:
-        return plan_one_batch(prompts, rooms, fixed, max_batch_tokens, min_tokens_per_instance, objective)
+        return plan_one_batch(
+            prompts, rooms, fixed, max_batch_tokens, min_tokens_per_instance, objective, min_efficiency
+        )
     need, room = _sums(prompts.needs), _sums(rooms)
     # [E, R, R]: by number of instances - 1, i - 1, j
-    cost = _costs(prompts, fixed, max_batch_tokens, min_tokens_per_instance, objective, E)
+    cost = _costs(prompts, fixed, max_batch_tokens, min_tokens_per_instance, objective, E, min_efficiency)
     slots = need[1:, None] - need[None, :-1]  # [R, R]: D[j, i] by i - 1, j
     E = _enough(cost, slots, rooms)
     f = np.full((E + 1, R + 1), np.inf)
@@ -119,13 +126,14 @@ def plan_one_batch(
     max_batch_tokens: int,
     min_tokens_per_instance: int = 0,
     objective: Objective = "latency",
+    min_efficiency: float = 0.0,
 ) -> BatchPlan | None:
     """Plan all prompts in one batch, on as many instances as are best for it: all that the released code ever plans.
 
     Arguments as in `plan_batches`.
     """
     R, E = len(prompts.lengths), len(rooms)
-    cost = _costs(prompts, fixed, max_batch_tokens, min_tokens_per_instance, objective, E)[:, R - 1, 0]
+    cost = _costs(prompts, fixed, max_batch_tokens, min_tokens_per_instance, objective, E, min_efficiency)[:, R - 1, 0]
     cost[_sums(rooms)[1:] < sum(prompts.needs)] = np.inf
     n = int(cost.argmin()) + 1
     if not np.isfinite(cost[n - 1]):
@@ -173,6 +181,7 @@ def _costs(
     min_tokens_per_instance: int,
     objective: Objective,
     E: int,
+    min_efficiency: float,
 ) -> Floats:
     """[E, R, R]: what the batch of prompts j to i costs on n instances, at [n - 1, i - 1, j]; infinite if forbidden."""
     R = len(prompts.lengths)
@@ -187,6 +196,9 @@ def _costs(
     crowded = (tokens > max_batch_tokens * n) & (size > 1)
     idling = (tokens < min_tokens_per_instance * n) & (n > 1)
     cost[(size < 1) | crowded | idling] = np.inf
+    if E > GREEDY:
+        spent = n * seconds
+        cost[(n > GREEDY) & (min_efficiency * spent > spent.min(axis=0))] = np.inf
     return cost
 
 

@@ -31,6 +31,7 @@ from longspan.core.policies.parts.patience import somebody_is_overdue
 from longspan.core.policies.parts.predictions import OutputLengths, longest_prefix, peak_kv
 from longspan.core.policies.parts.prefill_batch import run_prefill
 from longspan.core.state import SchedulerState
+from longspan.errors import ConfigError
 
 Retention = Callable[[Sequence[Prompt], Mapping[int, int]], Kept]
 """Prompts of a batch, room of its instances -> who keeps what."""
@@ -72,6 +73,8 @@ class LoongServe(Policy):
         scale_down: proactive, a prefill's KV is kept by the fewest instances that hold it (section 4.1); reactive, it
             stays on the whole group, and migrates afterwards.
         max_masters: of a decode batch (section 4.2, figure 14), unless they lack the slots; none sets no limit.
+        min_efficiency: a prefill takes more than eight instances only if it uses at least this share of their time
+            for what fewer could do; 0 is the paper's, which takes all that make it faster.
         """
 
         objective: Objective = "latency"
@@ -79,8 +82,11 @@ class LoongServe(Policy):
         scale_up: bool = True
         scale_down: Literal["proactive", "reactive"] = "proactive"
         max_masters: int | None = None
+        min_efficiency: float = 0.5
 
         def __post_init__(self) -> None:
+            if not 0.0 <= self.min_efficiency <= 1.0:
+                raise ConfigError(f"min_efficiency is {self.min_efficiency}, but must be 0 to 1")
             if self.max_masters is not None:
                 check_count("max_masters", self.max_masters)
 
@@ -212,10 +218,11 @@ class LoongServe(Policy):
                 [prompt.need for prompt in prompts],
                 [times.work(prompt.tokens) for prompt in prompts],
             )
-            # So few tokens for each instance only where memory asks for it.
-            for least in (state.config.min_tokens_per_instance, 0):
+            # So few tokens for each instance, or so much waste, only where memory asks for it.
+            least, efficiency = state.config.min_tokens_per_instance, self.options.min_efficiency
+            for fewest, wanted in ((least, efficiency), (least, 0.0), (0, 0.0)):
                 most = state.config.max_batch_tokens
-                plan = self._batching(columns, rooms, times.fixed, most, least, self.options.objective)
+                plan = self._batching(columns, rooms, times.fixed, most, fewest, self.options.objective, wanted)
                 if plan is not None:
                     return prompts, plan
         raise AssertionError("dispatching let a prompt through that has no room")
