@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from longspan.errors import ConfigError
 
@@ -18,8 +18,13 @@ Quantization = Literal["auto", "none", "gguf", "int8"]
 ExecutorName = Literal["multiproc", "inproc"]
 TransportName = Literal["auto", "shared_memory", "gloo", "nccl"]
 Overload = Literal["off", "warn", "enforce"]
+Objective = Literal["latency", "balanced", "throughput"]
 
 DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_TTFT_FLOOR_S = 1.0
+DEFAULT_TPOT_S = 0.05
+"""Where no machine is there to be measured, as in simulations."""
+DEFAULT_INSTANCES = 2
 MOST_DEVICES = 4096
 MOST_INSTANCES = 1 << 16
 _MOST = 2**31 - 1  # of anything that is counted: it travels as an int32 somewhere
@@ -55,11 +60,11 @@ class SchedulingKnobs:
     """Queue the next decode step behind the running one, so that the device never waits."""
     ttft_slo_factor: float = 5.0
     """A request that names no TTFT should start to answer after so many times what its prompt takes alone,"""
-    ttft_slo_floor_s: float = 1.0
-    """but not before so many seconds."""
-    tpot_slo_s: float = 0.05
-    """Seconds for each further token, of requests that name none. Policies that chunk prompts size iterations by
-    it."""
+    ttft_slo_floor_s: float | None = None
+    """but not before so many seconds; by default 1, and more on a machine that takes longer for any prompt."""
+    tpot_slo_s: float | None = None
+    """Seconds for each further token, of requests that name none. Policies that chunk prompts size iterations by it. By
+    default what suits the objective on the machine that serves; 0.05 in simulations."""
     overload: Overload = "enforce"
     """What becomes of a request whose first token would come later than its policy promises: enforce refuses it (a
     server answers with status 429), unless it asks to be served; warn serves it, and a server's log tells how many;
@@ -80,8 +85,9 @@ class SchedulingKnobs:
             raise ConfigError(
                 f"ttft_slo_factor is {self.ttft_slo_factor}, but no prompt takes less than 1 times its time alone"
             )
-        check_seconds("ttft_slo_floor_s", self.ttft_slo_floor_s)
-        check_seconds("tpot_slo_s", self.tpot_slo_s)
+        for name in ("ttft_slo_floor_s", "tpot_slo_s"):
+            if (seconds := getattr(self, name)) is not None:
+                check_seconds(name, seconds)
         check_choice("overload", self.overload, Overload)
 
 
@@ -110,11 +116,17 @@ class SchedulerConfig(SchedulingConfig):
     kv_tokens: KV slots of each instance, tokens.
     """
 
-    num_instances: int = 2
+    num_instances: int = DEFAULT_INSTANCES
     pp: int = 1
     kv_tokens: int = 16384
+    if TYPE_CHECKING:  # knobs that may be left out have their defaults here
+        ttft_slo_floor_s: float = DEFAULT_TTFT_FLOOR_S
+        tpot_slo_s: float = DEFAULT_TPOT_S
 
     def __post_init__(self) -> None:
+        for name, default in (("ttft_slo_floor_s", DEFAULT_TTFT_FLOOR_S), ("tpot_slo_s", DEFAULT_TPOT_S)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         SchedulingConfig.__post_init__(self)
         for name in ("num_instances", "pp", "kv_tokens"):
             check_count(name, getattr(self, name))
@@ -156,13 +168,19 @@ class EngineConfig(SchedulingConfig):
     argument."""
     served_model_name: str | None = None
     """The name that requests give; by default the model's own."""
-    instances: int = 2
-    """Elastic instances: full copies of the model, among which the work of one request is spread as it needs."""
+    objective: Objective = "balanced"
+    """What the start chooses for, where instances, pp, threads_per_device or tpot_slo_s are left out: latency, short
+    waits and an even pace; throughput, many tokens a second; balanced, both."""
+    instances: int | None = None
+    """Elastic instances: full copies of the model, among which the work of one request is spread as it needs. By
+    default, under the policy longspan on a CPU, what serves the objective best as measured, with pp and
+    threads_per_device; else 2."""
     tp: int = 1
     """Tensor-parallel devices inside each instance, or inside each of its pipeline stages."""
-    pp: int = 1
+    pp: int | None = None
     """Pipeline stages of each instance: consecutive layers, on devices of their own. Under policies that chunk prompts,
-    such as longspan, the chunks of one follow each other through them (Medha's SPP)."""
+    such as longspan, the chunks of one follow each other through them (Medha's SPP). By default
+    as instances; else 1."""
     pp_layers: tuple[int, ...] | None = None
     """Decoder layers of each stage, in order; by default balanced by the measured cost of a layer and the head."""
     dtype: DType = "auto"
@@ -212,22 +230,22 @@ class EngineConfig(SchedulingConfig):
         self._check_event_log()
         for name, allowed in (("dtype", DType), ("device", Device), ("quantization", Quantization),
                               ("generation_config", GenerationDefaults), ("executor", ExecutorName),
-                              ("transport", TransportName)):
+                              ("transport", TransportName), ("objective", Objective)):
             check_choice(name, getattr(self, name), allowed)
         for name in ("worker_timeout_s", "stall_after_s"):
             check_seconds(name, getattr(self, name))
 
     def _check_devices(self) -> None:
-        for name in ("instances", "tp", "pp"):
-            check_count(name, getattr(self, name))
+        for name, value in (("instances", self.num_instances), ("tp", self.tp), ("pp", self.num_stages)):
+            check_count(name, value)
         if self.world_size > MOST_DEVICES:
             raise ConfigError(
-                f"instances {self.instances}, pp {self.pp} and tp {self.tp} make {self.world_size} devices, but there "
-                f"may be at most {MOST_DEVICES}"
+                f"instances {self.num_instances}, pp {self.num_stages} and tp {self.tp} make {self.world_size} "
+                f"devices, but there may be at most {MOST_DEVICES}"
             )
-        if self.pp_layers is not None and (len(self.pp_layers) != self.pp or min(self.pp_layers) < 1):
+        if self.pp_layers is not None and (len(self.pp_layers) != self.num_stages or min(self.pp_layers) < 1):
             raise ConfigError(
-                f"pp_layers is {self.pp_layers}, but must name at least 1 layer for each of {self.pp} stages"
+                f"pp_layers is {self.pp_layers}, but must name at least 1 layer for each of {self.num_stages} stages"
             )
 
     def _check_event_log(self) -> None:
@@ -238,9 +256,25 @@ class EngineConfig(SchedulingConfig):
                 raise ConfigError(f"{name} needs {needed}")
 
     @property
+    def num_instances(self) -> int:
+        """Instances: as many as are given or were chosen, else the default."""
+        return DEFAULT_INSTANCES if self.instances is None else self.instances
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages of each instance, likewise."""
+        return 1 if self.pp is None else self.pp
+
+    @property
+    def has_shape(self) -> bool:
+        """Whether anything is said of how devices are cut up, so that nothing is left to choose."""
+        given = (self.instances, self.pp, self.threads_per_device, self.pp_layers, self.sib)
+        return any(value is not None for value in given) or self.tp > 1
+
+    @property
     def world_size(self) -> int:
         """Device processes: one for each tensor-parallel rank of each stage of each instance."""
-        return self.instances * self.pp * self.tp
+        return self.num_instances * self.num_stages * self.tp
 
 
 def check_seconds(name: str, seconds: float, *, may_be_0: bool = False) -> None:

@@ -19,6 +19,7 @@ FLOORS = [
     ["core"],
     ["outputs", "workload", "metrics", "sib"],
     ["simulator"],
+    ["tuning"],
     ["native"],
     ["distributed"],
     ["attention"],

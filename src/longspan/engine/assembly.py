@@ -22,6 +22,7 @@ from longspan.engine.engine_core import EngineCore
 from longspan.engine.episodes import estimate_cost_model
 from longspan.engine.fingerprint import fingerprint
 from longspan.engine.preflight import check_model, check_settings
+from longspan.engine.shaping import with_shape
 from longspan.engine.tokenizer import Tokenizer
 from longspan.executor.base import DeviceInfo, Executor
 from longspan.executor.choice import make_executor
@@ -32,6 +33,7 @@ from longspan.models.config import load_model_config
 from longspan.models.generation_config import load_generation_config
 from longspan.phases import OnPhase, Phase, ignore
 from longspan.sib import Deployment, read_sib
+from longspan.tuning.targets import targets
 from longspan.worker.messages import Reply, WorkerSpec
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ async def start_engine(
     model = await asyncio.to_thread(resolve_model, config.model, on_phase)
     on_phase(Phase(f"reading the configuration of {model.name}"))
     model_config = load_model_config(model.path)
+    config = await with_shape(config, policy, model, model_config, on_phase)
     check_model(config, policy, model, model_config)
     start = _Start(config, policy, model, model_config, on_phase)
     try:
@@ -70,6 +73,8 @@ async def start_engine(
         cost_model = sib.cost_model if sib is not None else None
         if cost_model is None and policy.needs_cost_model:
             cost_model = await start.estimate()
+        if cost_model is not None:
+            start.take_aim(cost_model)
         engine = start.assemble(policy, cost_model, start.event_log(cost_model))
         engine.fingerprint = await asyncio.to_thread(fingerprint, model.path, deployment)
         if config.generation_config == "auto":
@@ -134,7 +139,7 @@ class _Start:
         await asyncio.to_thread(self.executor.allocate_kv, kv_tokens)
         config = self.config
         self.scheduler_config = SchedulerConfig.of(
-            config, num_instances=config.instances, pp=config.pp, kv_tokens=kv_tokens
+            config, num_instances=config.num_instances, pp=config.num_stages, kv_tokens=kv_tokens
         )
 
     async def estimate(self) -> FittedCostModel:
@@ -148,6 +153,18 @@ class _Start:
             "`longspan profile` measures them, for --sib", self.policy.name,
         )  # fmt: skip
         return cost_model
+
+    def take_aim(self, cost_model: FittedCostModel) -> None:
+        """What requests that name no service level are served by, where nobody says, follows from the costs here."""
+        config = self.config
+        if self.policy.name != "longspan" or None not in (config.tpot_slo_s, config.ttft_slo_floor_s):
+            return
+        aims = targets(cost_model, config.objective)
+        if config.tpot_slo_s is None:
+            self.scheduler_config = replace(self.scheduler_config, tpot_slo_s=aims.tpot_s)
+            logger.info("a TPOT of %g s for requests that name none: %s", aims.tpot_s, aims.reason)
+        if config.ttft_slo_floor_s is None:
+            self.scheduler_config = replace(self.scheduler_config, ttft_slo_floor_s=aims.ttft_floor_s)
 
     def event_log(self, cost_model: FittedCostModel | None) -> EventLogWriter | None:
         """Begin it, if one is asked for."""
@@ -183,7 +200,7 @@ class _Start:
         device = self.device
         logger.info(
             "%s on %d instances x %s layers x tp %d, %s %s, %d KV tokens each, context up to %d",
-            self.model.name, self.config.instances, "+".join(map(str, device.pp_layers)), self.config.tp,
+            self.model.name, self.config.num_instances, "+".join(map(str, device.pp_layers)), self.config.tp,
             device.device, device.dtype, self.scheduler_config.kv_tokens, self.max_model_len,
         )  # fmt: skip
         if engine.request_limit < self.max_model_len:
@@ -198,12 +215,12 @@ def _specs(config: EngineConfig, model: Path) -> list[WorkerSpec]:
     return [
         WorkerSpec(
             model_path=str(model), instance=instance, stage=stage, tp_rank=tp_rank,
-            num_instances=config.instances, tp=config.tp, pp=config.pp, pp_layers=config.pp_layers,
+            num_instances=config.num_instances, tp=config.tp, pp=config.num_stages, pp_layers=config.pp_layers,
             dtype=config.dtype, device=config.device, threads=config.threads_per_device,
             transport=config.transport, quantization=config.quantization,
         )
-        for instance in range(config.instances)
-        for stage in range(config.pp)
+        for instance in range(config.num_instances)
+        for stage in range(config.num_stages)
         for tp_rank in range(config.tp)
     ]  # fmt: skip
 
@@ -227,5 +244,5 @@ def _kv_tokens(config: EngineConfig, max_model_len: int, device: DeviceInfo) -> 
         return config.kv_tokens
     if device.device.startswith("cuda"):
         return device.kv_tokens_fit
-    wanted = max(_MIN_KV_TOKENS, _CONTEXTS_IN_POOL * max_model_len // config.instances)
+    wanted = max(_MIN_KV_TOKENS, _CONTEXTS_IN_POOL * max_model_len // config.num_instances)
     return max(1, min(device.kv_tokens_fit, wanted))

@@ -180,7 +180,7 @@ class AsyncLLM:
     def room(self) -> str:
         """The place where the KV of one request has to fit, in words, with a comma if a clause ends there."""
         policy = self.core.scheduler.policy
-        if policy.keeps_on_one_instance and self.config.instances > 1:
+        if policy.keeps_on_one_instance and self.config.num_instances > 1:
             return f"what an instance holds, on which the policy {policy.name!r} keeps a request,"
         if self.core.scheduler.config.num_nodes > 1:
             return "the KV pool of one node's instances together"

@@ -75,7 +75,7 @@ async def estimate_cost_model(engine: AsyncLLM, policy: EpisodePolicy, model: Mo
             f"a request may have {least} tokens on an instance, but the policy predicts times, and to measure them "
             f"takes {_LEAST_ROOM}; give it more (--max-model-len, --kv-tokens), or a policy such as elastic_fcfs"
         )
-    instances, tp = engine.config.instances, engine.config.tp
+    instances, tp = engine.config.num_instances, engine.config.tp
     room = room_of_one(engine) - 8
     lengths = [length for length in _PROBE_TOKENS if length <= room] or [max(1, room)]
     timed: list[Timed] = []

@@ -22,11 +22,16 @@ def fingerprint(model: Path, deployment: Deployment) -> str:
     for value in (_version("longspan"), _version("torch"), deployment.model, deployment.architecture, deployment.dtype,
                   deployment.quantization, deployment.device, deployment.processor, deployment.kernels):  # fmt: skip
         digest.update(f"{value}\0".encode())
+    add_model(digest, model)
+    return f"fp_{digest.hexdigest()[:10]}"
+
+
+def add_model(digest: hashlib._Hash, model: Path) -> None:
+    """Add a model's file, or the files of its folder, by their sizes and parts of them."""
     files = sorted(path for path in model.iterdir() if path.is_file()) if model.is_dir() else [model]
     for path in files:
         if path.suffix in (".json", ".safetensors", ".gguf", ".model", ".jinja"):
             _add_file(digest, path)
-    return f"fp_{digest.hexdigest()[:10]}"
 
 
 def _add_file(digest: hashlib._Hash, path: Path) -> None:

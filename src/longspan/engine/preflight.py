@@ -101,10 +101,10 @@ def _check_pool(config: EngineConfig, policy: Policy) -> None:
     if config.kv_tokens is None:
         return
     needed = min(SMALLEST_REQUEST, config.max_model_len or SMALLEST_REQUEST)
-    alone = policy.keeps_on_one_instance or config.instances == 1
-    room = config.kv_tokens if alone else config.kv_tokens * config.instances
+    alone = policy.keeps_on_one_instance or config.num_instances == 1
+    room = config.kv_tokens if alone else config.kv_tokens * config.num_instances
     if room < needed:
-        where = "an instance" if alone else f"{config.instances} instances"
+        where = "an instance" if alone else f"{config.num_instances} instances"
         raise ConfigError(
             f"kv_tokens is {config.kv_tokens}, so that {where} would hold {room} tokens, and no request of {needed} "
             f"could be served; give thousands, or leave --kv-tokens out for what fits"
@@ -112,8 +112,8 @@ def _check_pool(config: EngineConfig, policy: Policy) -> None:
 
 
 def _check_stages(config: EngineConfig, num_layers: int) -> None:
-    if config.pp > num_layers:
-        raise ConfigError(f"pp is {config.pp}, but the model has only {num_layers} layers")
+    if config.num_stages > num_layers:
+        raise ConfigError(f"pp is {config.num_stages}, but the model has only {num_layers} layers")
     if config.pp_layers is not None and sum(config.pp_layers) != num_layers:
         raise ConfigError(f"pp_layers adds up to {sum(config.pp_layers)}, but the model has {num_layers} layers")
 
@@ -155,9 +155,16 @@ def _check_gpus(config: EngineConfig, machine: Machine) -> None:
         )
     if config.executor == "multiproc" and 1 < config.world_size > found:
         raise ConfigError(
-            f"instances {config.instances}, pp {config.pp} and tp {config.tp} need {config.world_size} GPUs, but here "
-            f"are {found}; use fewer, or --executor inproc for several instances on one GPU"
+            f"instances {config.num_instances}, pp {config.num_stages} and tp {config.tp} need {config.world_size} "
+            f"GPUs, but here are {found}; use fewer, or --executor inproc for several instances on one GPU"
         )
+
+
+def runs_on_cpu(config: EngineConfig, machine: Machine) -> bool:
+    """Tell whether workers will compute on the CPU."""
+    if config.device == "auto":
+        return _torch_is_for_cpus() or not machine.count_gpus()
+    return config.device == "cpu"
 
 
 def count_gpus() -> int:
@@ -194,16 +201,17 @@ def _check_memory(config: EngineConfig, model: ResolvedModel, model_config: Mode
     kv_bytes = (config.kv_tokens or 0) * model_config.kv_bytes_per_token(
         number_bytes, model_config.num_kv_heads, model_config.num_layers
     )
-    if config.instances * kv_bytes > machine.memory_bytes:
-        fit = config.kv_tokens * machine.memory_bytes // (config.instances * kv_bytes) if config.kv_tokens else 0
+    if config.num_instances * kv_bytes > machine.memory_bytes:
+        fit = config.kv_tokens * machine.memory_bytes // (config.num_instances * kv_bytes) if config.kv_tokens else 0
         raise ConfigError(
-            f"kv_tokens is {config.kv_tokens}, which takes {_gb(kv_bytes)} on each of {config.instances} instances, "
-            f"but this machine has {_gb(machine.memory_bytes)}: not even {fit} would leave room for the weights"
+            f"kv_tokens is {config.kv_tokens}, which takes {_gb(kv_bytes)} on each of {config.num_instances} "
+            f"instances, but this machine has {_gb(machine.memory_bytes)}: not even {fit} would leave room for the "
+            "weights"
         )
-    copies = config.instances if config.executor == "multiproc" else 1
+    copies = config.num_instances if config.executor == "multiproc" else 1
     processes = config.world_size if config.executor == "multiproc" else 1
     weights = copies * weight_bytes(config, model, model_config)
-    needed = weights + config.instances * kv_bytes + processes * _WORKER_BYTES
+    needed = weights + config.num_instances * kv_bytes + processes * _WORKER_BYTES
     if needed > machine.free_bytes:
         logger.warning(
             "this takes about %s (weights of %d copies: %s), but %s of memory are free: it may be killed, or swap; "

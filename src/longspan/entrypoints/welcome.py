@@ -28,7 +28,7 @@ def print_welcome(engine: EngineClient, url: str, *, asks_for_key: bool = False)
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": _QUESTION}], "temperature": 0})
     console.print(
         f"[bold green]Longspan[/] serves [bold]{escape(model)}[/] at [bold]{url}/v1[/]: "
-        f"{_plural(config.instances, 'instance')}, requests of up to {engine.request_limit} tokens, "
+        f"{_plural(config.num_instances, 'instance')}, requests of up to {engine.request_limit} tokens, "
         f"{engine.total_kv_tokens} KV tokens in all.\n"
     )
     headers = "-H 'Content-Type: application/json'"

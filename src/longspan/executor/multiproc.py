@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 _CHECK_S = 0.5  # how often beats are looked at
 _GRACE_S = 5.0  # for workers to end by themselves
 # glibc then asks for large pages. A decode step walks through all weights; small pages cost it a tenth in page tables.
-_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(slots=True)
@@ -151,7 +151,7 @@ class MultiprocExecutor:
     def _start_processes(self) -> None:
         context = multiprocessing.get_context("spawn")
         log_level = logging.getLogger("longspan").getEffectiveLevel()
-        with _default_environment(_LARGE_PAGES), socket.create_server(("127.0.0.1", 0)) as listener:
+        with default_environment(LARGE_PAGES), socket.create_server(("127.0.0.1", 0)) as listener:
             port: int = listener.getsockname()[1]
             self.specs = [replace(spec, rendezvous_port=port) for spec in self.specs]
             for spec in self.specs:
@@ -305,7 +305,7 @@ class MultiprocExecutor:
 
 
 @contextmanager
-def _default_environment(variables: dict[str, str]) -> Iterator[None]:
+def default_environment(variables: dict[str, str]) -> Iterator[None]:
     """For processes started meanwhile; what the user has set stays."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)

@@ -42,13 +42,13 @@ async def profile(
 
         def fit(measurements: Measurements) -> FittedCostModel | None:
             try:
-                return fit_cost_model(measurements, config.instances)
+                return fit_cost_model(measurements, config.num_instances)
             except ConfigError:
                 return None
 
-        alone_s = budget_s if config.instances == 1 else _ALONE * budget_s
+        alone_s = budget_s if config.num_instances == 1 else _ALONE * budget_s
         measurements = await Measurer(engine, policy, fit, begun, alone_s, report).measure(groups)
-        if config.instances > 1:
+        if config.num_instances > 1:
             interference = await measure_interference(engine, policy, begun, budget_s, report)
             measurements = replace(measurements, interference=interference)
         return ScalingInformationBase(
@@ -56,7 +56,7 @@ async def profile(
             versions=package_versions(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             measurements=measurements,
-            cost_model=fit_cost_model(measurements, config.instances),
+            cost_model=fit_cost_model(measurements, config.num_instances),
         )
 
 

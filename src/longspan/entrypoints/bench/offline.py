@@ -42,6 +42,7 @@ def latency(
     check_writable(json_path)
     lengths = [TraceRequest(None, input_len, output_len)] * batch_size
     with _start(engine) as llm:
+        engine = llm.engine.config
         measured = [_measure_iteration(llm, lengths, seed) for seed in range(iterations + 1)][1:]
     figures = {
         "e2e_s": Distribution.of(each.e2e_s for each in measured),
@@ -52,8 +53,8 @@ def latency(
     assert rate is not None
     out = console()
     out.print(
-        f"{engine.model} on {engine.instances} instances: {batch_size} x {input_len} prompt and {output_len} output "
-        f"tokens, {iterations} iterations", markup=False,
+        f"{engine.model} on {engine.num_instances} instances: {batch_size} x {input_len} prompt and {output_len} "
+        f"output tokens, {iterations} iterations", markup=False,
     )  # fmt: skip
     names = {"e2e_s": "e2e", "ttft_s": "TTFT", "decode_step_s": "decode step"}
     out.print(distribution_table("ms", [(names[name], figure) for name, figure in figures.items()]))
@@ -73,6 +74,7 @@ def throughput(engine: EngineConfig, lengths: LengthOptions, *, num_prompts: int
     check_writable(json_path)
     requests = fitted(list(islice(make_lengths(lengths), num_prompts)), lengths)
     with _start(engine) as llm:
+        engine = llm.engine.config
         _generate(llm, requests[:1], lengths.seed + 1)  # what is done on first use only
         prompts, params = _prompts(llm, requests, lengths.seed)
         begin = time.perf_counter()
@@ -91,8 +93,8 @@ def throughput(engine: EngineConfig, lengths: LengthOptions, *, num_prompts: int
     }
     out = console()
     out.print(
-        f"{engine.model} on {engine.instances} instances: {len(completions)} requests with {prompt_tokens:,} prompt "
-        f"and {output_tokens:,} output tokens in {seconds:.2f} s", markup=False,
+        f"{engine.model} on {engine.num_instances} instances: {len(completions)} requests with {prompt_tokens:,} "
+        f"prompt and {output_tokens:,} output tokens in {seconds:.2f} s", markup=False,
     )  # fmt: skip
     out.print(
         f"{results['requests_per_s']:.2f} requests/s, {results['prompt_tokens_per_s']:,.1f} prompt tokens/s, "
