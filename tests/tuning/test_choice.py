@@ -74,8 +74,8 @@ def test_a_model_says_what_was_measured(
                       gain=lambda threads: threads**scaling, crowding=crowding)  # fmt: skip
     alone = modelled(Shape(1, 1, 2), measured, 30)
     (of_two,) = [speed for speed in measured if speed.threads == 2]
-    assert alone.prefill((Chunk(256, 768),), 1) == pytest.approx(of_two.later_chunk_s, abs=2e-3, rel=0.01)
+    assert alone.prefill((Chunk(256, 768),), 1) == pytest.approx(of_two.later_chunk_s, abs=4e-3, rel=0.02)
     assert alone.decode(8, 0, 1, 1) == pytest.approx(of_two.decodes_s, rel=0.01)
     crowded = modelled(Shape(2, 1, 1), measured, 30)
     (of_one,) = [speed for speed in measured if speed.threads == 1]
-    assert crowded.prefill((Chunk(256),), 1) == pytest.approx(crowding * of_one.chunk_s, abs=2e-3, rel=0.01)
+    assert crowded.prefill((Chunk(256),), 1) == pytest.approx(crowding * of_one.chunk_s, abs=4e-3, rel=0.02)

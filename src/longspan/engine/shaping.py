@@ -58,13 +58,15 @@ async def with_shape(
         on_phase(Phase("measuring how to cut up the cores, once for this model and machine"))
         probed = await _probed(config, model, model_config, machine)
         if isinstance(probed, str) or not probed.speeds:
-            why = probed if isinstance(probed, str) else "it runs on no CPU"
+            why = probed if isinstance(probed, str) else "too slow beside other work" if probed.is_busy else "no CPU"
             logger.warning("how to cut up %d cores is measured at the next start: %s", machine.cores, why)
             return config
         known = Known(speeds=probed.speeds)
         how = f"measured in {time.monotonic() - begun:.1f} s"
         if probed.is_busy:
             how += ", on a busy machine, so that the next start measures anew"
+    measured = {speed.threads for speed in known.speeds}
+    shapes = [shape for shape in shapes if shape.threads in measured]
     choice = choose_shape(shapes, known.speeds, model_config.num_layers, config.objective)
     chosen = Chosen(shape=choice.shape, reason=choice.reason)
     if "anew" not in how:

@@ -7,7 +7,7 @@ import signal
 import threading
 from multiprocessing.context import SpawnProcess
 
-from longspan.executor.multiproc import LARGE_PAGES, default_environment
+from longspan.executor.multiproc import WORKER_ENVIRONMENT, default_environment
 from longspan.tuning.probing import Probed, ProbeSettings
 from longspan.worker import probe_process
 
@@ -31,7 +31,7 @@ class Probe:
             # Ctrl-C is the engine's to handle.
             held_back = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
-                with default_environment(LARGE_PAGES):
+                with default_environment(WORKER_ENVIRONMENT):
                     process = context.Process(
                         target=probe_process.main, args=(self._settings, theirs), name="probe", daemon=True
                     )

@@ -18,7 +18,6 @@ import torch
 
 from longspan.core.actions import FreeKV, KVRange, RunBatch, Segment
 from longspan.distributed.transport import SoleDevice
-from longspan.errors import LongspanError
 from longspan.models.config import load_model_config
 from longspan.sampling_params import SamplingParams
 from longspan.tuning.probing import Probed, ProbeSettings
@@ -31,8 +30,8 @@ _LAYER_BYTES = 256 << 20  # of weights at least, where there are so many: more t
 _SHORT, _LONG, _LATER = 16, 256, 2  # tokens of chunks; and how many long ones are between the first and the last
 _REQUESTS, _STEPS = 8, 4
 _SLOTS = (_LATER + 2) * _LONG + _REQUESTS * (_SHORT + 4 * _STEPS)
-_MOST_S = 10.0
-"""Of measuring: where it takes longer the machine has other things to do."""
+_MOST_S = 5.0
+"""Of measuring workers of so many threads: where it takes longer the machine has other things to do."""
 _GREEDY = SamplingParams(temperature=0.0)
 _BUSY = 1.15
 """Where the time that work took is so many times what its thread got of a core, something else ran there."""
@@ -46,17 +45,23 @@ def measure(settings: ProbeSettings) -> Probed:
     first = Worker(_spec(settings), SoleDevice(), only_layers=layers)
     if first.device.type != "cpu":
         return Probed((), is_busy=False)
-    cores = len(os.sched_getaffinity(0))
+    cores, is_busy = len(os.sched_getaffinity(0)), False
     workers = [first] + [
         Worker(_spec(settings), SoleDevice(), model=first.model, only_layers=layers)
         for _ in range(1, cores // min(settings.threads))
     ]
     probes = [_Probe(worker, config.num_layers / len(layers)) for worker in workers]
     speeds = []
-    for threads in sorted(settings.threads, reverse=True):
-        speed = probes[0].speed(threads)
-        speeds.append(replace(speed, crowding=_crowding(probes[: cores // threads], threads)))
-    return Probed(tuple(speeds), is_busy=probes[0].is_busy)
+    for threads in sorted(settings.threads):
+        for probe in probes:
+            probe.wall_s = probe.own_s = 0.0
+        try:
+            speed = probes[0].speed(threads)
+            speeds.append(replace(speed, crowding=_crowding(probes[: cores // threads], threads)))
+        except _TooSlow:  # threads that wait for each other suffer most where cores have other work: no such shape then
+            is_busy = True
+        is_busy |= probes[0].is_busy
+    return Probed(tuple(speeds), is_busy)
 
 
 def _spec(settings: ProbeSettings) -> WorkerSpec:
@@ -81,6 +86,10 @@ def _crowding(probes: Sequence[_Probe], threads: int) -> float:
     with ThreadPoolExecutor(len(probes)) as pool:
         together = list(pool.map(run, probes))
     return max(1.0, sum(together) / len(together) / alone)
+
+
+class _TooSlow(Exception):
+    """What was measured would take too long."""
 
 
 class _Probe:
@@ -151,7 +160,7 @@ class _Probe:
         wall, own = time.perf_counter() - wall, time.thread_time() - own
         self.wall_s, self.own_s = self.wall_s + wall, self.own_s + own
         if self.wall_s > _MOST_S:
-            raise LongspanError(f"a few iterations took more than {_MOST_S:g} s")
+            raise _TooSlow
         if self.depth == 1.0:
             return wall
         head_s = min(wall, self._head_s(emits))
