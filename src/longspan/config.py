@@ -268,7 +268,7 @@ class EngineConfig(SchedulingConfig):
     @property
     def has_shape(self) -> bool:
         """Whether anything is said of how devices are cut up, so that nothing is left to choose."""
-        given = (self.instances, self.pp, self.threads_per_device, self.pp_layers, self.sib)
+        given = (self.instances, self.pp, self.threads_per_device, self.pp_layers, self.node_instances, self.sib)
         return any(value is not None for value in given) or self.tp > 1
 
     @property

@@ -32,9 +32,12 @@ COMMANDS = ["serve", "simulate", "plan", "bench latency", "bench throughput"]
 def other(knob: Field[Any]) -> Any:
     """A value that is not the default."""
     default = DEFAULTS[knob.name]
-    if knob.default is not None and (choices := get_args(knob.type)):
+    choices = [choice for choice in get_args(knob.type) if choice is not type(None)]
+    if choices and not isinstance(choices[0], type):
         return choices[0]
     match default:
+        case None:
+            return choices[0](3)
         case bool():
             return not default
         case int():
