@@ -4,7 +4,7 @@ Five tenants may use a fleet alike. Four send `load` together, the fifth ten tim
 the four are there without him. Deadlines and loads are those of the grid (grid_workloads.py).
 
     python -m benchmarks.policy.tenants --traces DIR
-    python -m benchmarks.policy.tenants --traces DIR --workloads medha_5 --policies longspan:fair_shares=true
+    python -m benchmarks.policy.tenants --traces DIR --workloads azure_code --policies longspan:fair_shares=true
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ def run(name: str, shape: str, policy: str, requests: Sequence[TraceRequest], k:
 def main() -> None:
     options = arguments(
         __doc__ or "",
-        [("traces", "", "folder of traces"), ("workloads", "azure_conv,medha_5", "of the grid, with commas"),
+        [("traces", "", "folder of traces"), ("workloads", "azure_conv", "of the grid, with commas"),
          ("shapes", "replicas,spp", "with commas"), ("policies", POLICIES, "with commas"),
          ("load", 0.5, "of the four together"), ("k", 5.0, "deadlines are so many times what a prompt takes alone"),
-         ("seconds", 60.0, "of arrivals"), ("seed", 0, "of all that is drawn"), ("name", "tenants", "result")],
+         ("seconds", 20.0, "of arrivals"), ("seed", 0, "of all that is drawn"), ("name", "tenants", "result")],
     )  # fmt: skip
     results: dict[str, Any] = {}
     for name in options.workloads.split(","):
