@@ -231,6 +231,9 @@ class IterationCost:
         ring: tuple[int, ...] = ()
         ring_tokens, ring_pieces, ring_s = 0, 0, 0.0
         for segment in batch.segments:
+            if segment.length == len(segment.compute) == 1:
+                self._add_decode(loads, segment)
+                continue
             computing = segment.computing
             size = len(computing)
             if size > 1:
@@ -251,6 +254,22 @@ class IterationCost:
         reply_s = latency_s + asked * self._reply_bytes / bandwidth
         slowest_s = max(max(load.own_s, query_s) + load.serving_s for load in loads.values())
         return list(loads.values()), slowest_s + reply_s
+
+    def _add_decode(self, loads: dict[int, _Load], segment: Segment) -> None:
+        """A single token of one instance: what `_add_across` does, but most segments are that."""
+        load, context_s = loads[segment.compute[0]], self._context_s
+        load.emitting += segment.emits
+        load.rows += 1.0
+        load.own_s += context_s
+        for holder, tokens in segment.context:
+            attend_s = tokens * context_s
+            holding = loads[holder]
+            if holding is load:
+                load.own_s += attend_s
+            else:
+                holding.serving_s += attend_s
+                holding.answered += 1.0
+                load.asked += 1.0
 
     def _add_across(self, loads: dict[int, _Load], segment: Segment, computing: tuple[int, ...]) -> None:
         """All of a segment but what passes in a ring."""

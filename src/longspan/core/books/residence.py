@@ -51,11 +51,18 @@ class Residence:
         """Return [start, end) of the tokens that no instance holds."""
         return tuple(self.held(_NOBODY))
 
-    def append(self, store: Iterable[KVRange]) -> None:
+    def append(self, store: Sequence[KVRange]) -> None:
         """Take in the next tokens, in order from where the residence ends."""
         if self.sealed:
             raise InternalError(f"residence {self.number} is sealed: nothing can be appended")
         owners, counts, end = self.owners, self.counts, self.end
+        if len(store) == len(counts) == 1:  # as nearly all are: one instance has all
+            owner, behind = store[0].instance, store[0].end
+            if owners[-1] == owner and store[0].start == end < behind:
+                counts[owner] += behind - end
+                self.end = behind
+                self.context = ((owner, counts[owner]),)
+                return
         num_holders = len(counts)
         for new in store:
             owner, behind = new.instance, new.end

@@ -180,7 +180,13 @@ class ChunkedPrefill(Policy):
         self._backlog.follow(state, lambda request: self.standing(state, request, now))
         if not state.waiting:
             return False
-        return self._backlog.least_need() <= sum([max(0, instance.room) for instance in state.cluster.instances])
+        lacking = self._backlog.least_need()
+        for instance in state.cluster.instances:
+            if (room := instance.room) > 0:
+                lacking -= room
+                if lacking <= 0:
+                    return True
+        return False
 
     # memory
 

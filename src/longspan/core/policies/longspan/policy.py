@@ -218,10 +218,10 @@ class Longspan(AdaptiveChunks):
         if request.num_output_tokens:
             return replace(standing, deadline_s=0.0, tag=INTERRUPTED)
         quickest = self._elastic.quickest
-        return replace(
-            standing, remaining_s=quickest(request, standing.remaining_s),
-            total_s=quickest(request, standing.total_s), tag=self._sharing.tag(request),
-            place=float(self._shares.place(request)),
+        return Standing(
+            now, standing.arrived, standing.deadline_s, quickest(request, standing.remaining_s),
+            quickest(request, standing.total_s), standing.scale_s, self._sharing.tag(request),
+            float(self._shares.place(request)),
         )  # fmt: skip
 
     def candidate(self, state: SchedulerState, request: Request, now: float) -> Candidate:

@@ -55,7 +55,7 @@ class ElasticWidth(Width):
         self.is_decoding = False
         model, self.num_instances = predictor.model, predictor.config.num_instances
         paced_s, idle_s = predictor.aim * predictor.config.tpot_slo_s, predictor.idle_target
-        numbers = range(first, first + self.num_instances)
+        self._numbers = numbers = range(first, first + self.num_instances)
         self.sizes = team_sizes(self.num_instances, most)
         self._teams = {
             size: [tuple(range(begin, begin + size)) for begin in numbers[::size]] for size in self.sizes
@@ -80,7 +80,10 @@ class ElasticWidth(Width):
         size = self.size(self._whole_prefill(candidate.request.num_tokens))
         if size == 1:
             return ALONE
-        return max(self._teams[size], key=lambda team: sum([max(0, rooms[number]) for number in team]))
+        teams = self._teams[size]
+        free = [room if room > 0 else 0 for room in map(rooms.__getitem__, self._numbers)]
+        together = [sum(free[begin : begin + size]) for begin in range(0, len(free), size)]
+        return teams[together.index(max(together))]
 
     def size(self, work_s: float) -> int:
         """Return the number of instances for so much work, seconds of one instance."""
