@@ -7,12 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rendering import cpu, grid, loongserve_paper, medha, medha_paper, policies, rerun, robustness, scale, simulator
+from rendering import (
+    cpu,
+    grid,
+    loongserve_paper,
+    medha,
+    medha_paper,
+    policies,
+    rerun,
+    robustness,
+    scale,
+    simulator,
+    untuned,
+)
 from rendering.record import DOCS, Record, load
 
 Section = Callable[[Record], str]
 SECTIONS: tuple[Section, ...] = (
     cpu.against_peers,
+    untuned.untuned,
     cpu.kernel,
     cpu.elastic,
     cpu.overhead,

@@ -48,30 +48,31 @@ async def with_shape(
         return _of(config, Chosen(shape=Shape(1, 1, 1), reason="there is one core"))
     copies = int(_MEMORY_SHARE * machine.free_bytes // max(1, weight_bytes(config, model, model_config)))
     shapes = possible_shapes(machine.cores, model_config.num_layers, copies)
-    begun = time.monotonic()
     name = await asyncio.to_thread(_name, config, model, machine.cores)
-    known = recall(name)
+    known, how, is_sure = recall(name), "as measured before", True
     if known is not None and (chosen := known.chosen.get(config.objective)) and chosen.shape in shapes:
-        return _of(config, chosen, "as measured before")
-    how = "as measured before"
+        return _of(config, chosen, how)
     if known is None:
+        begun = time.monotonic()
         on_phase(Phase("measuring how to cut up the cores, once for this model and machine"))
         probed = await _probed(config, model, model_config, machine)
         if isinstance(probed, str) or not probed.speeds:
             why = probed if isinstance(probed, str) else "too slow beside other work" if probed.is_busy else "no CPU"
             logger.warning("how to cut up %d cores is measured at the next start: %s", machine.cores, why)
             return config
-        known = Known(speeds=probed.speeds)
-        how = f"measured in {time.monotonic() - begun:.1f} s"
-        if probed.is_busy:
-            how += ", on a busy machine, so that the next start measures anew"
+        known, how, is_sure = Known(speeds=probed.speeds), _told(probed, time.monotonic() - begun), not probed.is_busy
     measured = {speed.threads for speed in known.speeds}
     shapes = [shape for shape in shapes if shape.threads in measured]
     choice = choose_shape(shapes, known.speeds, model_config.num_layers, config.objective)
     chosen = Chosen(shape=choice.shape, reason=choice.reason)
-    if "anew" not in how:
+    if is_sure:
         remember(name, replace(known, chosen={**known.chosen, config.objective: chosen}))
     return _of(config, chosen, how)
+
+
+def _told(probed: Probed, seconds: float) -> str:
+    busy = ", on a busy machine, so that the next start measures anew" if probed.is_busy else ""
+    return f"measured in {seconds:.1f} s{busy}"
 
 
 def _of(config: EngineConfig, chosen: Chosen, how: str = "") -> EngineConfig:
