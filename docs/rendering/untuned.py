@@ -20,7 +20,7 @@ def untuned(record: Record) -> str:
         origin(record, "Percentiles over all rounds' requests; tokens/s and the lone prompt: medians of the rounds."),
         "What its log said:\n",
         "\n".join(["```text", *[line.partition(" INFO ")[2] or line for line in r["log"]], "```\n"]),
-        "Shorts (128 to 384 prompt tokens, 32 output tokens), 0.5 a second, and every 25 s a prompt of 4,000 tokens, in "
+        "Shorts (128 to 384 prompt tokens, 32 output tokens), 0.5 a second, every 25 s a prompt of 4,000 tokens, in "
         f"turns of {r['seconds']:.0f} s, {r['rounds']} each: {some['num_shorts']} shorts and {some['num_longs']} longs "
         f"a side. Seconds, from when a request was due. vLLM tuned for shorts: `{r['vllm_tuned']}`.\n",
         table(
