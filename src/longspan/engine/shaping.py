@@ -60,6 +60,7 @@ async def with_shape(
             why = probed if isinstance(probed, str) else "too slow beside other work" if probed.is_busy else "no CPU"
             logger.warning("how to cut up %d cores is measured at the next start: %s", machine.cores, why)
             return config
+        logger.debug("measured: %s", probed.speeds)
         known, how, is_sure = Known(speeds=probed.speeds), _told(probed, time.monotonic() - begun), not probed.is_busy
     measured = {speed.threads for speed in known.speeds}
     shapes = [shape for shape in shapes if shape.threads in measured]

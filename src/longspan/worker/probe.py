@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ _SLOTS = (_LATER + 2) * _LONG + _REQUESTS * (_SHORT + 4 * _STEPS)
 _MOST_S = 5.0
 """Of measuring workers of so many threads: where it takes longer the machine has other things to do."""
 _GREEDY = SamplingParams(temperature=0.0)
-_BUSY = 1.15
-"""Where the time that work took is so many times what its thread got of a core, something else ran there."""
+_BUSY = 0.1
+"""Of the cores' time: where others take more, what is measured holds only beside them."""
 
 
 def measure(settings: ProbeSettings) -> Probed:
@@ -52,16 +53,28 @@ def measure(settings: ProbeSettings) -> Probed:
     ]
     probes = [_Probe(worker, config.num_layers / len(layers)) for worker in workers]
     speeds = []
+    begun, others_s = time.perf_counter(), _others_s()
     for threads in sorted(settings.threads):
         for probe in probes:
-            probe.wall_s = probe.own_s = 0.0
+            probe.wall_s = 0.0
         try:
             speed = probes[0].speed(threads)
             speeds.append(replace(speed, crowding=_crowding(probes[: cores // threads], threads)))
         except _TooSlow:  # threads that wait for each other suffer most where cores have other work: no such shape then
             is_busy = True
-        is_busy |= probes[0].is_busy
-    return Probed(tuple(speeds), is_busy)
+    share = (_others_s() - others_s) / (cores * (time.perf_counter() - begun))
+    return Probed(tuple(speeds), is_busy or share > _BUSY)
+
+
+def _others_s() -> float:
+    """Return the processor time that all others have had on the cores that are ours to use; 0 if it is not known."""
+    ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    try:
+        rows = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.split()[0] in ours]
+    except OSError:
+        return 0.0
+    worked = sum(int(row[place]) for row in rows for place in (1, 2, 3, 6, 7, 8))  # all but idle, and waiting for disks
+    return worked / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def _spec(settings: ProbeSettings) -> WorkerSpec:
@@ -100,12 +113,8 @@ class _Probe:
         self.depth = depth
         self.num_batches = self.num_residences = 0
         self.residences: dict[str, int] = {}
-        self.wall_s = self.own_s = 0.0
+        self.wall_s = 0.0
         worker.execute(AllocateKV(_SLOTS))
-
-    @property
-    def is_busy(self) -> bool:
-        return self.wall_s > _BUSY * self.own_s
 
     def speed(self, threads: int) -> WorkerSpeed:
         torch.set_num_threads(threads)
@@ -155,10 +164,10 @@ class _Probe:
             {s.request_id: self._token_ids(s.length) for s in segments if not s.start or s.length > 1},
             {s.request_id: SamplingState.start(_GREEDY, 0) for s in segments},
         )
-        wall, own = time.perf_counter(), time.thread_time()
+        begin = time.perf_counter()
         self.worker.execute(command)
-        wall, own = time.perf_counter() - wall, time.thread_time() - own
-        self.wall_s, self.own_s = self.wall_s + wall, self.own_s + own
+        wall = time.perf_counter() - begin
+        self.wall_s += wall
         if self.wall_s > _MOST_S:
             raise _TooSlow
         if self.depth == 1.0:
