@@ -41,6 +41,7 @@ SECTIONS: tuple[Section, ...] = (
     policies.scaling,
     policies.deciding,
     scale.scale,
+    scale.scale_attained,
     policies.against_version,
     simulator.simulator_against_engine,
     simulator.simulator_speed,

@@ -32,9 +32,15 @@ def scale(record: Record) -> str:
             ["", "", "events/s", "mean, ms", "p99, ms", "share"],
             [row for key, found in r["nodes"].items() for row in _nodes(key, found)], text=2,
         )]  # fmt: skip
+    return "\n".join(parts)
+
+
+def scale_attained(record: Record) -> str:
+    r = record["results"]
+    parts = ["### What nodes cost, and how long queues get\n", origin(record, "In simulation.")]
     if "attainment" in r:
-        parts += ["What nodes cost: the same requests on 64 instances, as one node and as several. Attainment, of all "
-                  "and as the mean over classes of length:\n", table(
+        parts += ["At the grid's load of .8, the same requests on 64 instances, as one node and as several. Attained, "
+                  "of all and as the mean over classes of length:\n", table(
             ["", "attained", "balanced", "short", "medium", "long"],
             [_attained(key, found) for key, found in r["attainment"].items()], text=1,
         )]  # fmt: skip
