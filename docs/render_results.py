@@ -1,6 +1,7 @@
 """Write docs/results.md, and its plots, out of benchmarks/results/*.json: `make results`. No figure is typed by hand.
 
-A section is a function in docs/rendering/, named after its file. One whose file is not there is left out.
+A section is a function in docs/rendering/, named after its file. One whose file is not there is left out. A table of
+docs/policy.md is drawn, too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from rendering import (
     cpu,
     grid,
+    longspan_policy,
     loongserve_paper,
     medha,
     medha_paper,
@@ -20,7 +22,7 @@ from rendering import (
     simulator,
     untuned,
 )
-from rendering.record import DOCS, Record, load
+from rendering.record import DOCS, Record, filled, load
 
 Section = Callable[[Record], str]
 SECTIONS: tuple[Section, ...] = (
@@ -38,6 +40,9 @@ SECTIONS: tuple[Section, ...] = (
     policies.profile_check,
     policies.policies,
     grid.grid,
+    longspan_policy.calibration,
+    longspan_policy.robustness,
+    longspan_policy.ablation,
     policies.scaling,
     policies.deciding,
     scale.scale,
@@ -68,6 +73,9 @@ def main() -> None:
             parts.append(section(record))
     parts.append(rerun.commands())
     (DOCS / "results.md").write_text("\n".join(parts))
+    if (record := load("ablation")) is not None:
+        policy = DOCS / "policy.md"
+        policy.write_text(filled(policy.read_text(), "ablation", longspan_policy.parts_worth(record)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ import numpy as np
 import longspan
 from benchmarks.policy.grid_bound import Ask, most_value
 from benchmarks.policy.grid_workloads import FLOORS_S, WORKLOADS, Workload, deployed, workload, yardsticks
+from longspan.core.costs.cost_model import FittedCostModel
 from longspan.errors import ConfigError
 from longspan.metrics.request_metrics import SLO, RequestRecord
+from longspan.simulator.cost import IterationCost
 from longspan.simulator.simulator import Simulator
 
 BOUND = "bound"
@@ -91,21 +93,11 @@ def run(task: Task, traces: str) -> dict[str, Any]:
 
 
 def _simulate(task: Task, load: Workload, begin: float) -> dict[str, Any]:
-    there = deployed(task.workload, task.shape)
-    config = replace(
-        there.config, policy=task.policy, ttft_slo_factor=task.k, ttft_slo_floor_s=FLOORS_S[task.k], tpot_slo_s=TPOT_S,
-        **SETTINGS.get(task.policy.partition(":")[0], {}),
-    )  # fmt: skip
-
     def give_up(num_ended: int, now: float) -> None:
         if time.monotonic() - begin > MOST_S:
             raise TimeoutError(f"{num_ended} requests had ended after {MOST_S:.0f} s of the machine's time")
 
-    simulator = Simulator(
-        config, there.cost, cost_model=there.cost_model, max_model_len=there.cost.fleet.model.max_model_len,
-        on_progress=give_up,
-    )  # fmt: skip
-    simulation = simulator.run(load.requests)
+    simulation = simulator(task, on_progress=give_up).run(load.requests)
     due = {request.arrived_at_s: request.service.ttft_s or 0.0 for request in load.requests}
     counted = [record for record in simulation.records() if record.arrived_s >= load.counted_from_s]
     return {
@@ -115,6 +107,24 @@ def _simulate(task: Task, load: Workload, begin: float) -> dict[str, Any]:
         "iterations": simulation.num_batches,
         "preemptions": sum(request.num_preemptions for request in simulation.requests),
     }
+
+
+def simulator(
+    task: Task, cost: IterationCost | None = None, cost_model: FittedCostModel | None = None,
+    settings: Mapping[str, Any] | None = None, **further: Any,
+) -> Simulator:  # fmt: skip
+    """Return one for the task. cost: what takes how long, and cost_model: what the policy predicts with, if they are
+    others than those of the fleet. settings: of `SchedulerConfig`. further: arguments of `Simulator`.
+    """
+    there = deployed(task.workload, task.shape)
+    config = replace(
+        there.config, policy=task.policy, ttft_slo_factor=task.k, ttft_slo_floor_s=FLOORS_S[task.k], tpot_slo_s=TPOT_S,
+        **SETTINGS.get(task.policy.partition(":")[0], {}), **settings or {},
+    )  # fmt: skip
+    return Simulator(
+        config, cost or there.cost, cost_model=cost_model or there.cost_model,
+        max_model_len=there.cost.fleet.model.max_model_len, **further,
+    )  # fmt: skip
 
 
 def figures(counted: Sequence[RequestRecord], due: dict[float | None, float], task: Task) -> dict[str, Any]:

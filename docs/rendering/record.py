@@ -61,3 +61,13 @@ def ratio(value: float | None) -> str:
 
 def ms(value: float | None, decimals: int = 1) -> str:
     return "-" if value is None else f"{1000 * value:.{decimals}f}"
+
+
+def filled(text: str, name: str, block: str) -> str:
+    """Return the text with another block between the two lines that mark it as drawn out of this result."""
+    begin, end = f"<!-- drawn out of benchmarks/results/{name}.json -->\n", f"<!-- end of {name}.json -->\n"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"the text has no lines {begin.strip()} and {end.strip()}")
+    return f"{before}{begin}\n{block}\n{end}{after}"
