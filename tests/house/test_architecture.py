@@ -15,7 +15,7 @@ import longspan
 SOURCE = Path(longspan.__file__).parent
 # Ground floor first. A module imports from its own floor and from those below it.
 FLOORS = [
-    ["errors", "cache", "config", "service_level", "sampling_params", "phases", "files", "pipeline"],
+    ["errors", "cache", "config", "service_level", "sampling_params", "interrupts", "phases", "files", "pipeline"],
     ["core"],
     ["outputs", "workload", "metrics", "sib"],
     ["simulator"],

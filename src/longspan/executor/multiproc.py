@@ -25,6 +25,7 @@ from longspan.errors import EngineDeadError
 from longspan.executor.base import DeviceInfo
 from longspan.executor.meeting_place import MeetingPlace
 from longspan.executor.workers_loading import WorkersLoading
+from longspan.interrupts import hold_back_interrupts
 from longspan.phases import OnPhase, ignore
 from longspan.worker import process
 from longspan.worker.messages import (
@@ -145,7 +146,7 @@ class MultiprocExecutor:
 
     def _parent(self, started: Future[None]) -> None:
         # Until they ignore it, Ctrl-C, which is the engine's to handle, is held back in the workers that begin here.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        hold_back_interrupts()
         try:
             with self.spawning:
                 self._start_processes()

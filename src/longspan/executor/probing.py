@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import threading
 from multiprocessing.context import SpawnProcess
 
 from longspan.executor.multiproc import WORKER_ENVIRONMENT, default_environment
+from longspan.interrupts import interrupts_held_back
 from longspan.tuning.probing import Probed, ProbeSettings
 from longspan.worker import probe_process
 
@@ -29,15 +29,11 @@ class Probe:
             if self._closed:
                 return "it was closed"
             # Ctrl-C is the engine's to handle.
-            held_back = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                with default_environment(WORKER_ENVIRONMENT):
-                    process = context.Process(
-                        target=probe_process.main, args=(self._settings, theirs), name="probe", daemon=True
-                    )
-                    process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
+            with interrupts_held_back(), default_environment(WORKER_ENVIRONMENT):
+                process = context.Process(
+                    target=probe_process.main, args=(self._settings, theirs), name="probe", daemon=True
+                )
+                process.start()
             self._process = process
         theirs.close()
         try:

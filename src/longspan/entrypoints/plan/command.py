@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,6 +22,7 @@ from longspan.entrypoints.plan.options import PlanOptions, Split
 from longspan.entrypoints.simulate.command import make_slo, scheduler_config
 from longspan.entrypoints.simulate.fleet import make_fleet
 from longspan.errors import ConfigError
+from longspan.interrupts import interrupts_held_back
 from longspan.profiler.simulated import fit_simulated
 from longspan.simulator.capacity import Goal, Trial, faster, fewest, highest
 from longspan.simulator.cost import IterationCost
@@ -107,7 +107,7 @@ def _solve_all(
     answers: dict[tuple[str, Split], Answer] = {}
     jobs = min(len(tasks), options.jobs or len(os.sched_getaffinity(0)))
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool, _ended_if_interrupted():
-        with _interrupts_later():
+        with interrupts_held_back():
             running = {pool.submit(_solve, *task, splits, requests, options): task for task in tasks}
         for number, future in enumerate(as_completed(running), start=1):
             answers[running[future]] = answer = future.result()
@@ -117,16 +117,6 @@ def _solve_all(
                 file=sys.stderr, flush=True,
             )  # fmt: skip
     return [answers[task] for task in tasks]
-
-
-@contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Processes started meanwhile are not reached by Ctrl-C, which is this one's to handle."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
