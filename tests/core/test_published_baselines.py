@@ -68,7 +68,7 @@ def test_a_policy_remembers_nobody_who_has_ended(policy: str) -> None:
     remembered = d.scheduler.policy
     assert isinstance(remembered, DataParallel)
     assert not remembered._lane_of
-    assert not any(lane or lane.running for lane in remembered._lanes)
+    assert not any(lane or lane.running for lane in remembered._lanes.values())
     assert not (isinstance(remembered, FastServe) and remembered._jobs)
     assert not (isinstance(remembered, Alise) and remembered._known)
 
