@@ -14,8 +14,11 @@ from longspan.core.policies.chunked.memory.clearing import Clearing
 from longspan.core.policies.chunked.memory.kvp import plan_shards
 from longspan.core.policies.chunked.memory.pool_shares import PoolShares, PoolUse
 from longspan.core.policies.chunked.ranking import Candidate
-from longspan.core.policies.chunked.width import ALONE, Team, Width, plan_evenly
+from longspan.core.policies.chunked.teams.width import ALONE, Team, Width, plan_evenly
 from longspan.core.state import SchedulerState
+
+_MOST_PASSED_OVER = 8
+"""Prompts whose teams have no time for them, before no more are looked at: the queue may be long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +56,13 @@ class Admissions:
         self.admitted: list[Admission] = []
         self.blocked: Candidate | None = None
         self.scattered: Candidate | None = None
+        self._num_passed_over = 0
 
     def are_open(self) -> bool:
         """Tell whether any waiting request may start: an instance has time for it, and none before it is kept back."""
-        return self.blocked is None and len(self.chunks.full) < len(self.iteration.instances)
+        if self.blocked is not None or self._num_passed_over >= _MOST_PASSED_OVER:
+            return False
+        return len(self.chunks.full) < len(self.iteration.instances)
 
     def admit(self, candidate: Candidate, limit: Callable[[int], float]) -> None:
         """Give it its first chunk if there is time, and set its room aside. limit: see `SpaceSharing.limit`."""
@@ -97,6 +103,8 @@ class Admissions:
             is_next = self.chunks.is_next(*team)
             if self.chunks.add_wide(request, team, is_next, min(map(limit, team))):
                 self.admitted.append(Admission(request, planned, team))
+            else:
+                self._num_passed_over += 1
         self._set_aside(request, planned, headroom)
         return True
 

@@ -50,7 +50,7 @@ class Chunks:
         context = request.num_stored
         most = len(team) * self.max_batch_tokens - sum([self.iteration.tokens(number) for number in team])
         most = min(request.tokens_to_compute, most)
-        if most <= 0:
+        if most <= 0 or self.iteration.saves_up(team):
             return 0
         smallest = min(len(team) * self.iteration.predictor.floor, most)
         length = self.iteration.largest_wide_chunk(team, context, most, limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from longspan.core.books.request import Request
 from longspan.core.costs.load import Load
@@ -38,6 +39,8 @@ class Part:
     decodes: list[tuple[Request, int]] = field(default_factory=list)
     chunks: list[PlannedChunk] = field(default_factory=list)
     tightest_gap_s: float | None = None
+    tightest_credit_s: float = inf
+    saves: bool = False
 
     @property
     def instances(self) -> tuple[int, ...]:
@@ -53,6 +56,8 @@ class Part:
         self.ring = self.ring or other.ring
         self.decodes += other.decodes
         self.chunks += other.chunks
+        self.tightest_credit_s = min(self.tightest_credit_s, other.tightest_credit_s)
+        self.saves |= other.saves
         if other.tightest_gap_s is not None:
             self.tighten(other.tightest_gap_s)
 
@@ -157,6 +162,18 @@ class Iteration:
 
         return longest(most, seconds, limit)
 
+    def saves_up(self, team: tuple[int, ...]) -> bool:
+        """Tell whether the team shall wait with its chunk until the decodes there are ahead of their pace; then what
+        else fills this iteration leaves it short."""
+        part = self._joined(team)
+        if part.ring or not part.decodes:
+            return False
+        if not self.predictor.saves_up(len(team), self._target(part, "wide"), part.busiest_s()):
+            return False
+        for number in team:
+            self._part(number).saves = True
+        return True
+
     def add_wide_chunk(self, request: Request, team: tuple[int, ...], context: int, length: int) -> None:
         part = self._join(team)
         share_s = self.predictor.model.work(length, context, len(team))
@@ -181,6 +198,7 @@ class Iteration:
             part.loads[holder].add_answered(tokens)
         part.decodes.append((request, master))
         part.tighten(self.predictor.gap(request, self.now))
+        part.tightest_credit_s = min(part.tightest_credit_s, self.predictor.credit(request, self.now))
 
     def _between(self, part: Part, ring: int = 0) -> float:
         """Seconds for what passes between the part's instances. ring: of a chunk that is to come, its instances."""
@@ -189,7 +207,11 @@ class Iteration:
     def _target(self, part: Part, kind: Kind | None = None) -> float:
         """In seconds as predictions go: what they get wrong is taken out here."""
         scale = self.predictor.feedback.scale(part.kind if kind is None else kind, part.loads)
-        return self.predictor.target(part.tightest_gap_s, scale)
+        gap_s = part.tightest_gap_s
+        if gap_s is not None and (kind == "wide" or part.ring):
+            gap_s = max(gap_s, min(part.tightest_credit_s, self.predictor.team_burst_s))
+        target = self.predictor.target(gap_s, scale)
+        return min(target, self.predictor.sparing_s / scale) if part.saves else target
 
     def _part(self, instance: int) -> Part:
         part = self._parts.get(instance)

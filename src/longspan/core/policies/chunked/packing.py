@@ -17,7 +17,7 @@ from longspan.core.policies.chunked.memory.kvp import span
 from longspan.core.policies.chunked.memory.pool_shares import PoolShares
 from longspan.core.policies.chunked.ranking import Candidate, Ranking
 from longspan.core.policies.chunked.space_sharing import SpaceSharing
-from longspan.core.policies.chunked.width import Width
+from longspan.core.policies.chunked.teams.width import Width
 from longspan.core.state import SchedulerState
 
 

@@ -24,13 +24,15 @@ from longspan.core.policies.chunked.feedback import Kind
 from longspan.core.policies.chunked.iteration import Iteration, Part, PlannedChunk
 from longspan.core.policies.chunked.memory.clearing import Clearings
 from longspan.core.policies.chunked.memory.kvp import free_to_start
-from longspan.core.policies.chunked.memory.pool_shares import PoolShares, PoolUse
+from longspan.core.policies.chunked.memory.pool_shares import PoolShares
 from longspan.core.policies.chunked.memory.pressure import Concessions, Relief, junior_victim
 from longspan.core.policies.chunked.packing import Packer
 from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.priority import N, Standing
 from longspan.core.policies.chunked.ranking import Backlog, Candidate, Ranking
-from longspan.core.policies.chunked.width import Team, Width, keep_share
+from longspan.core.policies.chunked.teams.bonds import goes_on_next, team_to_come
+from longspan.core.policies.chunked.teams.gathering import gather
+from longspan.core.policies.chunked.teams.width import Width, keep_share, keep_together
 from longspan.core.state import SchedulerState
 
 
@@ -96,13 +98,16 @@ class ChunkedPrefill(Policy):
             }
         while state.cluster.idle():
             clearings = self._clearings.advance(state)
+            if self.width.gathers and self.width.wide:
+                gather(state, self.width)
             if not state.waiting and not state.cluster.resting():
                 return
-            pairs: list[tuple[int, ...]] = [(each.source, each.target) for each in clearings.values()]
             ranking = self._ranking(state, now)
-            next_prefills = _next_prefills(ranking)
+            next_prefills = goes_on_next(state, ranking)
+            pairs: list[tuple[int, ...]] = [(each.source, each.target) for each in clearings.values()]
             pairs += [team for request in next_prefills if (team := self.width.team(state, request))]
-            instances = free_to_start(state, next_prefills, [*pairs, *self._forming(state, ranking)])
+            pairs += team_to_come(state, ranking, self.width, self.pool_shares)
+            instances = free_to_start(state, next_prefills, pairs)
             iteration = Iteration(self._predictor(state), instances, now, self._running_gaps(state, instances))
             decodes = ready_decodes(state, iteration)
             victim = junior_victim(state, decodes)
@@ -231,17 +236,6 @@ class ChunkedPrefill(Policy):
             self._known.feedback.forget(victim)
         return True
 
-    def _forming(self, state: SchedulerState, ranking: Ranking) -> list[Team]:
-        """Return the team that the first in rank waits for, if it is one that has not begun."""
-        first = next(ranking.waiting(), None)
-        if first is None or (ranking.ready and ranking.ready[0].key < first.key):
-            return []
-        rooms = {instance.id: instance.room for instance in state.cluster.instances}
-        need = first.request.slots_to_take + state.headroom(first.request)
-        team = self.width.choose(first, rooms)
-        has_room = sum([max(0, rooms[number]) for number in team]) >= need
-        return [team] if team and has_room and PoolUse(state, self.pool_shares).admits(first.request, need) else []
-
     # acts
 
     def _issue(self, state: SchedulerState, packer: Packer, now: float) -> None:
@@ -250,7 +244,9 @@ class ChunkedPrefill(Policy):
             self.width.begin(admission.request, admission.team)
         for part in packer.iteration.parts():
             segments = [state.decode_segment(request, master) for request, master in part.decodes]
-            segments += [_segment(state, chunk, place) for place, chunk in enumerate(part.chunks)]
+            segments += [
+                _segment(state, chunk, place, self.width.gathers) for place, chunk in enumerate(part.chunks)
+            ]
             instances = part.instances
             why, feedback = _why(part, instances, packer.iteration), packer.iteration.predictor.feedback
             if part.decodes and state.config.pp > 1:
@@ -265,23 +261,14 @@ def _goes_on(state: SchedulerState, request_id: str) -> bool:
     return request_id in state.placement and state.request(request_id).end_reason is None
 
 
-def _next_prefills(ranking: Ranking) -> list[Request]:
-    """Of each instance the highest in rank that goes on there, if it is above all that wait."""
-    first_waiting = next(ranking.waiting(), None)
-    first: dict[int, Request] = {}
-    for candidate in ranking.ready:
-        if first_waiting is not None and first_waiting.key < candidate.key:
-            break
-        first.setdefault(candidate.request.reserved[0].instance, candidate.request)
-    return list(first.values())
-
-
-def _segment(state: SchedulerState, chunk: PlannedChunk, place: int) -> Segment:
+def _segment(state: SchedulerState, chunk: PlannedChunk, place: int, gathers: bool) -> Segment:
     """place: in its batch; each prompt's stripes start elsewhere, so that remainders are spread."""
     if len(chunk.team) == 1:
         return state.prefill_segment(chunk.request, chunk.team, [(chunk.team[0], chunk.length)])
     shift = place % len(chunk.team)
-    kept = keep_share(state, chunk.request, chunk.length)
+    is_last = chunk.length == chunk.request.tokens_to_compute
+    keep = keep_together if gathers and is_last else keep_share
+    kept = keep(state, chunk.request, chunk.length)
     return state.prefill_segment(chunk.request, chunk.team[shift:] + chunk.team[:shift], kept)
 
 

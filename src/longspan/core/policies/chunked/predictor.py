@@ -23,8 +23,10 @@ REMEMBERED = 1 << 14
 
 _MANY = 1 << 20  # context tokens, to tell what one costs
 _SECANTS = 8
-_DEBT = 1.2
-"""Of a TPOT: so far may a request that has just begun to decode fall behind; ten tokens later its mean is kept."""
+_DEBT = 0.35
+"""Of a TPOT: so far may a request that has just begun to decode fall behind; three tokens later its mean is kept."""
+_SPARING = 0.5
+"""Of the pace: decodes that take no more than that alone get ahead of it fast enough to wait for."""
 _CATCHING_UP = 0.7
 """Of its pace: the gaps of one that is behind."""
 
@@ -43,7 +45,7 @@ class Predictor:
     def __init__(
         self, model: CostModel, config: SchedulerConfig, *, max_fixed_share: float = MAX_FIXED_SHARE,
         kvp_tokens_per_shard: int | None = None, aim: float = 1.0, idle_fixed_share: float = 1.0, gain: float = 0.0,
-        burst: float = 1.0,
+        burst: float = 1.0, team_burst: float = 1.0, team_fixed_share: float = 1.0,
     ) -> None:  # fmt: skip
         """Take the options of `AdaptiveChunks`."""
         self.model = model
@@ -51,6 +53,11 @@ class Predictor:
         self.feedback = Feedback(gain, config.num_instances)
         self.aim = aim
         self.burst = burst if config.pp == 1 else 1.0  # a pipeline's stages would wait for the largest chunk
+        self.team_burst = team_burst if config.pp == 1 else 1.0
+        self.team_fixed_share = team_fixed_share
+        self.pace_s = aim * config.tpot_slo_s
+        self.sparing_s = _SPARING * self.pace_s
+        self.team_burst_s = self.team_burst * self.pace_s
         self.floor = chunk_floor(model)
         self._fixed_s = model.prefill((), 1)
         self.least_target = self._fixed_s / max_fixed_share
@@ -88,11 +95,28 @@ class Predictor:
         pace_s = self.aim * self.tpot(request)
         if self.burst <= 1.0:
             return pace_s
+        return min(max(self.credit(request, now), _CATCHING_UP * pace_s), self.burst * pace_s)
+
+    def credit(self, request: Request, now: float) -> float:
+        """Return the seconds from now to when a request that decodes falls behind its pace without another token."""
+        pace_s = self.aim * self.tpot(request)
         begun = self.feedback.first_token(request)
         if begun is None:
             return pace_s
-        credit_s = pace_s * request.num_output_tokens + _DEBT * self.tpot(request) - (now - begun)
-        return min(max(credit_s, _CATCHING_UP * pace_s), self.burst * pace_s)
+        return pace_s * request.num_output_tokens + _DEBT * self.tpot(request) - (now - begun)
+
+    def team_target(self, size: int) -> float:
+        """Return the seconds of the shortest iteration in which a team of so many computes a chunk, beside decodes."""
+        return min(self.team_burst_s, self.model.prefill((), size) / self.team_fixed_share)
+
+    def saves_up(self, size: int, limit: float, decodes_s: float) -> bool:
+        """Tell whether a team does better to let decodes go on alone, until they are ahead of their pace.
+
+        limit: of an iteration now, seconds. decodes_s: without a chunk; if it takes long there is little to save.
+        """
+        if self.team_burst <= 1.0 or limit >= self.team_target(size):
+            return False
+        return decodes_s < self.sparing_s
 
     def prefill(self, tokens: int) -> float:
         """Return the seconds of a prompt's first tokens, alone, in chunks. `whole_prefill` is the same, and remembers.

@@ -36,7 +36,10 @@ class Longspan(AdaptiveChunks):
     @dataclass(frozen=True)
     class Options(AdaptiveChunks.Options):
         """c: weight of a prompt's remaining seconds beside its deadline: 0 is earliest deadline first, much is shortest
-        remaining first. team: the most instances that compute a prompt together; none: as many as pay.
+        remaining first. team: the most instances that compute a prompt together; none: as many as pay. team_burst: an
+        iteration of theirs may take so many times the share of the TPOT that `aim` is, as far as decodes are ahead of
+        their pace. team_fixed_share: beside decodes they compute a chunk only when so much of it, at most, goes to
+        what costs the same for any; until then decodes go on alone, and get ahead.
         promise_factor: the first token is promised within so many times what the prompt takes alone.
         promise_floor_s: but not within less seconds. margin: a request is late when so many times its estimate is
         beyond the promise. fair_shares: whether tenants of one priority share the service while several wait.
@@ -53,6 +56,8 @@ class Longspan(AdaptiveChunks):
         feedback: float = 0.1
         burst: float = 2.5
         team: int | None = None
+        team_burst: float = 5.0
+        team_fixed_share: float = 0.15
         promise_factor: float = 25.0
         promise_floor_s: float = 15.0
         margin: float = 1.3
@@ -67,6 +72,10 @@ class Longspan(AdaptiveChunks):
             for name, least in (("c", 0.0), ("promise_factor", 1.0), ("margin", 1.0)):
                 if not least <= getattr(self, name) <= 1e6:
                     raise ConfigError(f"{name} is {getattr(self, name)}, but must be {least:g} to 1000000")
+            if not 1.0 <= self.team_burst <= 100.0:
+                raise ConfigError(f"team_burst is {self.team_burst}, but must be at least 1, and 100 at most")
+            if not 0.0 < self.team_fixed_share <= 1.0:
+                raise ConfigError(f"team_fixed_share is {self.team_fixed_share}, but must be above 0, and 1 at most")
             for name in ("promise_floor_s", "share_slack_s"):
                 check_seconds(name, getattr(self, name))
             for name in ("closed_to_medium", "closed_to_long"):
@@ -94,7 +103,9 @@ class Longspan(AdaptiveChunks):
         self._rate = ServiceRate(1.0)
 
     def predictor(self, state: SchedulerState) -> ElasticPredictor:
-        figures = self.figures()
+        figures = self.figures() | {
+            "team_burst": self.options.team_burst, "team_fixed_share": self.options.team_fixed_share,
+        }  # fmt: skip
         figures["kvp_tokens_per_shard"] = figures["kvp_tokens_per_shard"] or state.config.total_kv_tokens
         predictor = ElasticPredictor(state.cost_model, state.config, **figures)
         predictor.sizes = team_sizes(state.config.num_instances, self.options.team)

@@ -17,8 +17,10 @@ from longspan.core.books.request import Request, RequestStatus
 from longspan.core.costs.cost_model import Chunk, CostModel
 from longspan.core.policies.chunked.predictor import REMEMBERED, Predictor
 from longspan.core.policies.chunked.ranking import Candidate
-from longspan.core.policies.chunked.width import ALONE, Team, Width
+from longspan.core.policies.chunked.teams.width import ALONE, Team, Width
 
+_DECODES = 1.5
+"""Of the fixed costs: what an iteration of decodes alone takes, roughly."""
 _WORTH = 0.7
 """Of an iteration that keeps the pace of decodes must be work, or passing KV round takes too much of it."""
 
@@ -48,6 +50,8 @@ class ElasticWidth(Width):
     decodes, so that iterations must be short.
     """
 
+    gathers = True
+
     def __init__(self, predictor: Predictor, most: int | None = None, first: int = 0) -> None:
         """Make them of `predictor`'s instances. most: of a team. first: the first instance's number."""
         super().__init__()
@@ -61,8 +65,8 @@ class ElasticWidth(Width):
             size: [tuple(range(begin, begin + size)) for begin in numbers[::size]] for size in self.sizes
         }
         self._efficiency = {
-            is_decoding: {size: efficiency(model, size, seconds) for size in self.sizes}
-            for is_decoding, seconds in ((True, paced_s), (False, idle_s))
+            True: {size: paced_efficiency(predictor, size) for size in self.sizes},
+            False: {size: efficiency(model, size, idle_s) for size in self.sizes},
         }
         self._iteration_s = {True: paced_s, False: idle_s}
         self._whole_prefill = predictor.whole_prefill
@@ -107,3 +111,17 @@ def team_sizes(num_instances: int, most: int | None) -> list[int]:
 def efficiency(model: CostModel, size: int, seconds: float) -> float:
     """Return which part of an iteration that takes so long is work, if a team of such a size runs it."""
     return max(1e-3, 1.0 - model.prefill((), size) / seconds)
+
+
+def paced_efficiency(predictor: Predictor, size: int) -> float:
+    """Return the same for iterations that keep the pace of decodes.
+
+    A team either keeps it in each, or saves up for a long one in iterations in which decodes are alone.
+    """
+    model, paced_s = predictor.model, predictor.pace_s
+    in_each = efficiency(model, size, paced_s)
+    saved_s, alone_s = predictor.team_target(size), _DECODES * model.prefill((), 1)
+    if size == 1 or saved_s <= paced_s or alone_s >= paced_s:
+        return in_each
+    saving_s = alone_s * (saved_s - paced_s) / (paced_s - alone_s)
+    return max(in_each, (saved_s - model.prefill((), size)) / (saved_s + saving_s))

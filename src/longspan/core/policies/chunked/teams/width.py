@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 from longspan.core.actions import KVRange
 from longspan.core.books.request import Request
@@ -17,11 +18,14 @@ ALONE: Team = ()
 class Width:
     """A frame, in which each prompt is computed on one instance; subclasses choose teams.
 
-    wide: ids of the requests that a team computes.
+    wide: ids of the requests that a team computes, in the order in which they began.
+    gathers: whether their KV comes together on one instance when they begin to decode.
     """
 
+    gathers: ClassVar[bool] = False
+
     def __init__(self) -> None:
-        self.wide: set[str] = set()
+        self.wide: dict[str, None] = {}
 
     def choose(self, candidate: Candidate, rooms: Mapping[int, int]) -> Team:
         """Return the team for a prompt that is to start; `ALONE` for one instance. rooms: slots of each instance."""
@@ -35,11 +39,11 @@ class Width:
 
     def begin(self, request: Request, team: Team) -> None:
         if team:
-            self.wide.add(request.id)
+            self.wide[request.id] = None
 
     def end(self, request: Request) -> None:
         """Note that it has ended, or begins anew."""
-        self.wide.discard(request.id)
+        self.wide.pop(request.id, None)
 
 
 def plan_evenly(tokens: int, headroom: int, rooms: Mapping[int, int], team: Team) -> tuple[KVRange, ...] | None:
@@ -54,6 +58,37 @@ def plan_evenly(tokens: int, headroom: int, rooms: Mapping[int, int], team: Team
         shares[place] -= left_out
         over -= left_out
     return _ranges(0, zip(team, shares, strict=True))
+
+
+def keep_together(state: SchedulerState, request: Request, length: int) -> list[tuple[int, int]]:
+    """Return where a prompt's last chunk goes: to the instance that can take all of the request, so that less has to
+    move; to each its share if none can."""
+    target = gathering_place(state, request)
+    if target is None:
+        return keep_share(state, request, length)
+    start = request.num_stored
+    mine = sum([planned.length for planned in request.reserved if planned.instance == target])
+    if state.cluster[target].room < length - mine:
+        return keep_share(state, request, length)
+    state.reserve(request.id, (KVRange(target, start, start + length),))
+    return [(target, length)]
+
+
+def gathering_place(state: SchedulerState, request: Request) -> int | None:
+    """Return the instance on which all of the request's KV shall be, one that holds some or has slots for it; None if
+    it has room on none."""
+    held = dict(state.placement.context(request.id))
+    mine: dict[int, int] = {}
+    for planned in request.reserved:
+        mine[planned.instance] = mine.get(planned.instance, 0) + planned.length
+    need = request.num_tokens + state.headroom(request)
+    rooms = {
+        number: state.cluster[number].room + held.get(number, 0) + mine.get(number, 0)
+        + (request.promised if request.home == number else 0)
+        for number in {*held, *mine}
+    }
+    able = [number for number, room in rooms.items() if room >= need]
+    return max(able, key=lambda number: (held.get(number, 0), rooms[number], -number), default=None)
 
 
 def keep_share(state: SchedulerState, request: Request, length: int) -> list[tuple[int, int]]:

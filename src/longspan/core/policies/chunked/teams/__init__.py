@@ -1,0 +1,1 @@
+"""Teams: prompts that several instances compute together."""
