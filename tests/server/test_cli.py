@@ -336,6 +336,7 @@ def test_policies_are_listed_with_their_options(capsys: pytest.CaptureFixture[st
     assert {line.partition(":")[0] for line in lines if line and line[0].islower()} == set(POLICIES)
     (medha,) = (line for line in lines if line.startswith("medha:"))
     assert {"kvp_tokens_per_shard=none", "max_fixed_share=0.8", "max_space_share=0.4"} <= set(medha.split(":"))
+    assert lines[lines.index(medha) + 1].startswith("    Medha's: adaptive chunks")
     assert any(line.startswith("    max_space_share: of an iteration") for line in lines)
     assert "    loongserve_no_scale_up: loongserve:scale_up=false" in lines
 

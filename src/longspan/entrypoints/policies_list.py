@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -12,10 +13,12 @@ from longspan.core.policies.options import format_policy, options_of
 
 
 def print_policies() -> None:
-    """Print each as it is written with all of its options, at their defaults, and what these mean."""
+    """Print each as it is written with all of its options, at their defaults, what it does, and what these mean."""
     for name in sorted(POLICIES):
         policy = create_policy(name)
         print(format_policy(name, options_of(policy)))
+        if told := inspect.cleandoc(vars(policy_class(name)).get("__doc__") or "").partition("\n\n")[0]:
+            print(textwrap.indent(told, "    "))
         for line in _explained(policy_class(name)):
             print(f"    {line}".rstrip())
     print("\nNames of former times:")

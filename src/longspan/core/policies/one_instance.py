@@ -47,6 +47,8 @@ class OneInstanceEach(Policy):
 
 
 class StaticTP(OneInstanceEach):
+    """Whole prompts, first come first served, each on one instance: where there is room first."""
+
     name = "static_tp"
 
     def queue(self, state: SchedulerState, instance: Instance) -> Iterator[Request]:
@@ -54,6 +56,8 @@ class StaticTP(OneInstanceEach):
 
 
 class Replicated(OneInstanceEach):
+    """Whole prompts, dealt out over the instances in turn; each instance serves its own, first come first served."""
+
     name = "replicated"
 
     def queue(self, state: SchedulerState, instance: Instance) -> Iterator[Request]:

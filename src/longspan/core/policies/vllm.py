@@ -74,7 +74,10 @@ class FilledBatches(DataParallel):
 
 
 class Vllm(FilledBatches):
-    """The frame as it is, with a fixed number of tokens. (vLLM's `max_num_seqs` is the knob max_batch_requests.)"""
+    """vLLM's scheduler: so many tokens in each iteration, first come first served, each request on one instance.
+
+    Its `max_num_seqs` is the knob max_batch_requests.
+    """
 
     @dataclass(frozen=True)
     class Options(FilledBatches.Options):

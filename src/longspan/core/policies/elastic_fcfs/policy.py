@@ -17,7 +17,9 @@ from longspan.core.state import SchedulerState
 
 
 class ElasticFcfs(Policy):
-    """Elastic instances, first come first served; stateless. No request starves:
+    """Whole prompts on as many instances as have room, first come first served; stateless.
+
+    No request starves:
 
     - The queue is strictly first come first served, so its head gets in once enough of those ahead of it have
       ended; when no request holds KV it gets in at once, for a request that could exceed the whole pool was

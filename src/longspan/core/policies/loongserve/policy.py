@@ -50,7 +50,7 @@ class Gathering:
 
 
 class LoongServe(Policy):
-    """The paper's algorithm, event-driven: the steps run whenever anything happens, not once per macro-iteration.
+    """LoongServe's four steps (section 5), whenever anything happens, not once per macro-iteration.
 
     No request starves:
 

@@ -10,7 +10,7 @@ from longspan.errors import ConfigError
 
 
 class Medha(AdaptiveChunks):
-    """LARS, space sharing and KV-cache parallelism."""
+    """Medha's: adaptive chunks by length-aware relative slack (LARS), space sharing, and KV-cache parallelism."""
 
     @dataclass(frozen=True)
     class Options(AdaptiveChunks.Options):
