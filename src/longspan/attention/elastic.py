@@ -15,7 +15,7 @@ Shapes: T rows of this instance, P of a peer's, B tokens of a ring block, H quer
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 
 from longspan.attention.backend import AttentionBackend, PagedPlan
+from longspan.attention.joined import JoinedAttention, shares_keys
 from longspan.attention.layout import Asks, BatchLayout, RingLayout
 from longspan.attention.native import NativePlan
 from longspan.attention.partial import Accumulator, Partial
@@ -71,6 +72,7 @@ class ElasticAttention:
         self.on_layer = on_layer
         self.local: PagedPlan | None = backend.plan_paged(layout.local) if layout.local else None
         self.answers = [(a, backend.plan_paged(a.segments)) for a in layout.answers]
+        self.joined = JoinedAttention(layout, backend) if shares_keys(layout) else None
         self.buffers: _Buffers | None = None
 
     def lone_tokens(self) -> LoneTokens | None:
@@ -132,24 +134,31 @@ class ElasticAttention:
             result.set(rows, block)
         if layout.ring:
             self._ring(layer, layout.ring, result, q_THK, k_TGK, v_TGK)
-        if self.local:
-            part = self.local.attend(q_THK, k_GNK, v_GNK, self.scale)
-            every = slice(0, len(q_THK))
-            if layout.solo or layout.ring:
-                result.add(every, part)
-            else:  # the first result of every row that has one
-                result.set(every, part)
-
-        queries.wait()
+        if self.joined:
+            queries.wait()
+            own, *parts = self.joined.attend([q_THK, *self.buffers.asked_PHK], k_GNK, v_GNK, self.scale)
+            self._add_own(result, own)
+        else:
+            if self.local:
+                self._add_own(result, self.local.attend(q_THK, k_GNK, v_GNK, self.scale))
+            queries.wait()
+            asked = zip(self.buffers.asked_PHK, self.answers, strict=True)
+            parts = [plan.attend(q_PHK, k_GNK, v_GNK, self.scale) for q_PHK, (_, plan) in asked]
         if layout.asks or layout.answers:
-            self._answer(self.buffers, result, k_GNK, v_GNK)
+            self._answer(self.buffers, result, parts)
         return result.out_THK.to(q_THK.dtype)
 
-    def _answer(self, buffers: _Buffers, result: Accumulator, k_GNK: torch.Tensor, v_GNK: torch.Tensor) -> None:
-        """Attend for the peers that ask, while they do so for this instance, and merge what comes back."""
+    def _add_own(self, result: Accumulator, part: Partial) -> None:
+        every = slice(0, self.layout.num_rows)
+        if self.layout.solo or self.layout.ring:
+            result.add(every, part)
+        else:  # the first result of every row that has one
+            result.set(every, part)
+
+    def _answer(self, buffers: _Buffers, result: Accumulator, parts: Sequence[Partial]) -> None:
+        """Send the peers that ask what their queries met here, and merge what they send. parts: of each that asks."""
         sends, receives = [], []
-        for q_PHK, (answers, plan) in zip(buffers.asked_PHK, self.answers, strict=True):
-            part = plan.attend(q_PHK, k_GNK, v_GNK, self.scale)
+        for part, answers in zip(parts, self.layout.answers, strict=True):
             sends += [(x.float().contiguous(), self.rank_of(answers.peer)) for x in part]
         for ask, reply in zip(self.layout.asks, buffers.replies, strict=True):
             receives += [(x, self.rank_of(ask.peer)) for x in reply]
