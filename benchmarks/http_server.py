@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,15 +27,29 @@ class HttpServer:
 
     def cpu_seconds(self) -> float:
         """Processor time that it has taken so far, with all its children that are alive."""
-        ticks = 0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
+        return sum(int(fields[11]) + int(fields[12]) for _, fields in self._processes()) / _TICKS
+
+    def peak_memory_gib(self) -> list[float]:
+        """The most that each of its processes ever had resident, shared memory included; its own first."""
+        peaks = []
+        for pid, _ in self._processes():
             try:
-                fields = stat.read_text().rpartition(")")[2].split()
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue
+            found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+            peaks.append(int(found[1]) / 2**20 if found else 0.0)
+        return peaks
+
+    def _processes(self) -> Iterator[tuple[int, list[str]]]:
+        """Process id and fields of /proc/PID/stat behind the name, of its session; by id."""
+        for pid in sorted(int(path.name) for path in Path("/proc").glob("[0-9]*")):
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             except OSError:  # it has just ended
                 continue
             if int(fields[3]) == self.process.pid:
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / _TICKS
+                yield pid, fields
 
     def answers(self) -> bool:
         try:
