@@ -56,6 +56,7 @@ VARIANTS = (
     Variant("no longer iterations where decodes are ahead", "burst=1"),
     Variant("short iterations where nobody decodes", "idle_fixed_share=1"),
     Variant("one instance a prompt", "team=1"),
+    Variant("teams that do not save up", "team_burst=1:team_fixed_share=1"),
     Variant("nothing closed to the long", "closed_to_long=0"),
     Variant("nobody is refused", settings={"overload": "off"}),
 )
@@ -67,6 +68,9 @@ class Asked:
 
     task: Task
     variant: Variant
+
+    def __str__(self) -> str:
+        return f"{self.task.cell}: {self.variant.name}"
 
 
 def run(asked: Asked, traces: str) -> dict[str, Any]:

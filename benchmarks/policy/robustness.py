@@ -64,6 +64,9 @@ class Case:
     has_slow: bool = False
     has_burst: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.task.key}: {self.fault}"
+
 
 class Disturbed(IterationCost):
     """Everything takes `factor` times as long as it should; who asks for a batch's duration twice hears two answers."""
