@@ -32,6 +32,7 @@ from benchmarks.common import arguments, save, say
 from benchmarks.engine.million_log import LongLife, read_life
 from benchmarks.engine.million_model import LongModel, id_of, random_ids
 from benchmarks.http_server import serving
+from benchmarks.robustness.watched_server import end_cleanly_on_sigterm
 from longspan.metrics.event_log import read_event_log
 
 INSTANCES = 2
@@ -141,6 +142,7 @@ def measure(model: LongModel, options: Sequence[str], tokens: int, ends: Sequenc
 
 
 def main() -> None:
+    end_cleanly_on_sigterm()
     options = arguments(
         (__doc__ or "").partition("\n")[0],
         [("tokens", 131_072, "length of the prompt"), ("positions", 5, "where it is cut, beside its end"),

@@ -33,7 +33,7 @@ from benchmarks.engine.million_log import LongLife, read_life
 from benchmarks.engine.million_model import LongModel, random_ids
 from benchmarks.http_server import HttpServer, serving
 from benchmarks.kernels.machine_peak import MachinePeak
-from benchmarks.robustness.watched_server import GAUGE
+from benchmarks.robustness.watched_server import GAUGE, end_cleanly_on_sigterm
 from longspan.metrics.event_log import read_event_log
 from longspan.native.isa import available_isas
 
@@ -226,6 +226,7 @@ def results(model: LongModel, tokens: int, options: Sequence[str], done: Run, pe
 
 
 def main() -> None:
+    end_cleanly_on_sigterm()
     options = arguments(
         (__doc__ or "").partition("\n")[0],
         [("tokens", 1_000_000, "length of the prompt"), ("heads", 2, "query heads"),

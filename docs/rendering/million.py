@@ -50,12 +50,13 @@ def million_exact(record: Record) -> str:
     r = record["results"]
     widths = ", ".join(f"{count} chunks by {width}" for width, count in r["life"]["chunks_by_instances"].items())
     return "\n".join([
-        f"### The same model in fp32, {r['tokens']:,} tokens, beside transformers\n",
+        f"## Exact at {r['tokens']:,} tokens, in fp32\n",
         origin(record, "One run."),
-        "A prompt cut at sampled positions, and whole; each part over HTTP on two instances (of the whole one: "
-        f"{widths}), and {r['generated']} tokens generated, with the best {r['top']} log probabilities at each. The "
-        "last column is by how much transformers' log probabilities change if the first half of the context is left "
-        "out: attention is made sharp, so that an error anywhere shows.\n",
+        f"Beside transformers, a model of one layer and {r['model']['heads']} heads of {r['model']['head_dim']} with "
+        "random weights. A prompt is cut at sampled positions, and taken whole; each part over HTTP on two instances "
+        f"(of the whole one: {widths}), and {r['generated']} tokens generated, with the best {r['top']} log "
+        "probabilities at each. The last column is by how much transformers' log probabilities change if the first "
+        "half of the context is left out: attention is made sharp, so that an error anywhere shows.\n",
         table(
             ["tokens", "generated tokens alike", "largest difference of a log probability", "without the first half"],
             [[f"{p['end']:,}", f"{sum(a == b for a, b in zip(p['tokens'], p['theirs'], strict=True))} of "
