@@ -90,9 +90,9 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("arguments", "sign"),
     [
-        ("bench latency", "starting 2 workers"),
-        ("profile --out {folder}/sib.json", "starting 2 workers"),
-        ("serve --port 0", "starting 2 workers"),
+        ("bench latency", r"starting \d+ worker"),
+        ("profile --out {folder}/sib.json", r"starting \d+ worker"),
+        ("serve --port 0", r"starting \d+ worker"),
     ],
 )
 def test_ctrl_c_while_loading_is_quiet(arguments: str, sign: str, tmp_path: Path) -> None:
