@@ -73,7 +73,7 @@ def test_those_that_can_be_in_time_are_never_told_of_as_hopeless() -> None:
 
 
 def test_a_refused_one_is_told_what_it_was_promised(tmp_path: Path) -> None:
-    run = played([arrival(0.04 * n, f"r{n}", 200, 2) for n in range(700)], plain(), max_waiting=10**6)
+    run = played([arrival(0.1 * n, f"r{n}", 200, 2) for n in range(700)], plain(), max_waiting=10**6)
     name = next(iter(run.refused))
     story = told(explain(write(run, tmp_path / "log.jsonl"), name))
     assert "is refused: The server is overloaded" in story
@@ -81,7 +81,7 @@ def test_a_refused_one_is_told_what_it_was_promised(tmp_path: Path) -> None:
 
 
 def test_one_that_is_served_late_is_told_so(tmp_path: Path) -> None:
-    arrivals = [arrival(0.04 * n, f"r{n}", 200, 2) for n in range(700)]
+    arrivals = [arrival(0.1 * n, f"r{n}", 200, 2) for n in range(700)]
     run = played(arrivals, plain(), max_waiting=10**6, overload="warn")
     (name,) = run.decisions(SERVED_LATE)[0].request_ids
     story = told(explain(write(run, tmp_path / "log.jsonl"), name))
