@@ -6,16 +6,16 @@ ARGS ?=
 # A folder of traces, in the format of docs/simulator.md: with it `make results` simulates anew before it draws.
 TRACES ?=
 
-.PHONY: serve test test-clients test-browser test-cluster check soak results clean
+.PHONY: serve test test-clients test-browser test-cluster test-vllm check soak results clean
 
 serve: $(VENV)/.installed
 	$(BIN)/longspan serve $(ARGS)
 
 test: $(VENV)/.installed
 	scripts/check
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-clients test-browser test-cluster: $(VENV)/.installed
+test-clients test-browser test-cluster test-vllm: $(VENV)/.installed
 	scripts/acceptance $(@:test-%=%) $(ARGS)
 
 check: $(VENV)/.installed

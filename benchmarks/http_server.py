@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 HOST = "127.0.0.1"
 START_S, STOP_S = 600.0, 60.0
 _TICKS = os.sysconf("SC_CLK_TCK")
+_GAUGE = re.compile(r"^([a-z:_]+)(?:\{[^}]*\})? ([-+.0-9e]+)$", re.MULTILINE)
 
 
 class HttpServer:
@@ -29,17 +31,22 @@ class HttpServer:
         """Processor time that it has taken so far, with all its children that are alive."""
         return sum(int(fields[11]) + int(fields[12]) for _, fields in self._processes()) / _TICKS
 
-    def peak_memory_gib(self) -> list[float]:
-        """The most that each of its processes ever had resident, shared memory included; its own first."""
-        peaks = []
-        for pid, _ in self._processes():
-            try:
-                status = Path(f"/proc/{pid}/status").read_text()
-            except OSError:
-                continue
-            found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-            peaks.append(int(found[1]) / 2**20 if found else 0.0)
-        return peaks
+    def process_ids(self) -> list[int]:
+        """Of all processes of its session; its own first."""
+        return sorted((pid for pid, _ in self._processes()), key=lambda pid: (pid != self.process.pid, pid))
+
+    def status_mib(self, name: str) -> dict[int, float]:
+        """By process, as `process_ids` orders them: see the function of that name."""
+        return {pid: status_mib(pid, name) for pid in self.process_ids()}
+
+    def gauges(self) -> dict[str, float]:
+        """Its metrics, sums over labels. Raises OSError."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
+            text = answer.read().decode()
+        sums: dict[str, float] = {}
+        for name, value in _GAUGE.findall(text):
+            sums[name] = sums.get(name, 0.0) + float(value)
+        return sums
 
     def _processes(self) -> Iterator[tuple[int, list[str]]]:
         """Process id and fields of /proc/PID/stat behind the name, of its session; by id."""
@@ -83,6 +90,24 @@ def serving(command: Sequence[str], log: Path, environment: Mapping[str, str] | 
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # its session's, which is its own
             process.wait()
+
+
+def end_cleanly_on_sigterm() -> None:
+    """A benchmark that is told to stop ends its server, too."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def status_mib(pid: int, name: str) -> float:
+    """A line of /proc/PID/status, shared memory included: VmRSS, what is resident now; VmHWM, the most that ever was.
+
+    0 of a process that has just ended.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def _free_port() -> int:

@@ -1,7 +1,7 @@
 """Write docs/results.md, and its plots, out of benchmarks/results/*.json: `make results`. No figure is typed by hand.
 
 A section is a function in docs/rendering/, named after its file. One whose file is not there is left out. A table of
-docs/policy.md is drawn, too.
+docs/policy.md and figures of docs/vllm.md are drawn, too.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from rendering import (
     grid,
     longspan_policy,
     loongserve_paper,
+    losses,
     medha,
     medha_paper,
     million,
     policies,
+    prefixes,
     rerun,
     robustness,
     scale,
     simulator,
+    structured,
     untuned,
+    watched,
 )
 from rendering.record import DOCS, Record, filled, load
 
@@ -29,6 +33,7 @@ Section = Callable[[Record], str]
 SECTIONS: tuple[Section, ...] = (
     cpu.against_peers,
     untuned.untuned,
+    untuned.in_vllm,
     cpu.kernel,
     cpu.elastic,
     cpu.overhead,
@@ -37,9 +42,15 @@ SECTIONS: tuple[Section, ...] = (
     million.million_exact,
     cpu.quantization,
     cpu.quality,
+    structured.structured,
+    structured.structured_schemas,
     robustness.fuzz,
     robustness.costly,
     robustness.soak,
+    losses.killed_workers,
+    losses.losses,
+    watched.watching,
+    watched.progress_quotes,
     policies.profile_check,
     policies.policies,
     grid.grid,
@@ -48,6 +59,11 @@ SECTIONS: tuple[Section, ...] = (
     longspan_policy.ablation,
     policies.scaling,
     policies.deciding,
+    policies.deciding_cached,
+    prefixes.prefix_reuse,
+    prefixes.prefix_decode_cost,
+    prefixes.eviction,
+    prefixes.eviction_mooncake,
     scale.scale,
     scale.scale_attained,
     policies.against_version,
@@ -76,6 +92,9 @@ def main() -> None:
             parts.append(section(record))
     parts.append(rerun.commands())
     (DOCS / "results.md").write_text("\n".join(parts))
+    if (record := load("in_vllm")) is not None:
+        vllm = DOCS / "vllm.md"
+        vllm.write_text(filled(vllm.read_text(), "in_vllm", untuned.in_vllm_told(record)))
     if (record := load("ablation")) is not None:
         policy = DOCS / "policy.md"
         policy.write_text(filled(policy.read_text(), "ablation", longspan_policy.parts_worth(record)))

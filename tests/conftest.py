@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(costs)
     if not costs.is_worker:
         config.pluginmanager.register(Leftovers(costs))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test draws without a seed of its own is the same each time; what hypothesis draws is not."""
+    torch.manual_seed(0)
+    random.seed(0)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """Whatever a test did with Ctrl-C is undone when it has ended: later ones send it, too."""
+    yield
+    handler, blocked = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    assert handler is signal.default_int_handler, f"Ctrl-C is left to {handler}"
+    assert signal.SIGINT not in blocked, "Ctrl-C is left blocked"
 
 
 @pytest.fixture(scope="session")

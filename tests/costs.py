@@ -1,16 +1,15 @@
 """What the tests cost, and what they leave behind: told at the end of every run.
 
 A test costs the CPU seconds, and the seconds, from its set-up to the end of its tear-down; a process counts with the
-test that waits for its end. A run fails if a process that it started is still there at its end, or a file in shared
-memory.
+test that waits for its end. A run fails if a process that it started is still there at its end. (Memory that processes
+share goes with them.)
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,8 +21,7 @@ SLOWEST = 15
 END_S = 20.0
 """For processes that are ending when the run does."""
 MARK = "LONGSPAN_TEST_RUN"
-"""An environment variable that all processes of a run have, and no others: its folder in shared memory."""
-MEMORY = Path("/dev/shm")
+"""An environment variable that all processes of a run have, with a value that no others have."""
 
 
 @dataclass
@@ -43,9 +41,8 @@ class Costs:
         """Of all processes, imports and collection included."""
         self._begun = Cost()
         self.is_worker = hasattr(config, "workerinput")
-        if not self.is_worker and MEMORY.is_dir():
-            self.folder = tempfile.mkdtemp(prefix="tests-of-longspan-", dir=MEMORY)
-            os.environ[MARK] = os.environ["LONGSPAN_SHM"] = self.folder
+        if not self.is_worker:
+            os.environ[MARK] = f"{os.getpid()}-{time.time_ns()}"
 
     # -- what a test costs ----------------------------------------------------------------------------------------
 
@@ -102,16 +99,11 @@ class Leftovers:
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
         yield
-        if not hasattr(self.costs, "folder"):
-            return
-        wait_until(lambda: not self._left())
-        self.costs.left = self._left()
-        shutil.rmtree(self.costs.folder, ignore_errors=True)
+        if sys.platform == "linux":
+            wait_until(lambda: not processes_of_run())
+            self.costs.left = processes_of_run()
         if self.costs.left:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    def _left(self) -> list[str]:
-        return [*processes_of_run(), *map(str, Path(self.costs.folder).glob("*"))]
 
 
 def now() -> Cost:

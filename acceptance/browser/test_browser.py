@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import http.server
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +14,10 @@ from pathlib import Path
 
 import pytest
 import trustme
-from playwright.sync_api import Browser, Error, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page
 
 from tests.server.live_server import LiveServer, live_server
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-    # A name that its owner lets point at this machine, once the page has come from elsewhere.
-    "--host-resolver-rules=MAP evil.example 127.0.0.1",
-]  # fmt: skip
 ASK = """async ([url, key]) => {
     const answer = await fetch(url + '/v1/chat/completions', {
         method: 'POST',
@@ -37,21 +29,6 @@ ASK = """async ([url, key]) => {
     for (let piece = await reader.read(); !piece.done; piece = await reader.read()) text += piece.value;
     return [answer.status, text];
 }"""
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    assert CHROMIUM, "no chromium was found"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(chromium: Browser) -> Iterator[Page]:
-    with chromium.new_context() as context:
-        yield context.new_page()
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""Programs of others, as their users have them, against the real server and the real model: npm's, curl, LangChain."""
+"""Programs of others, as their users have them, against the real server and the real model: npm's, curl, LangChain,
+instructor."""
 
 from __future__ import annotations
 
@@ -6,28 +7,21 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Server, serve
+from acceptance.clients.programs import HERE, NODE, PYTHON, run
+from tests.e2e.conftest import Server
 
-HERE = Path(__file__).parent
 FOLDER = tempfile.TemporaryDirectory()
 TRIES = re.findall(r"^  async (\w+)\(", (HERE / "client.mjs").read_text(), re.MULTILINE)
 ASK = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "temperature": 0}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serve() as running:
-        yield running
-
-
 @pytest.mark.parametrize("attempt", TRIES)
 def test_openai_of_npm(server: Server, attempt: str) -> None:
-    run("node", "client.mjs", server.url, attempt)
+    run(NODE, "client.mjs", server.url, attempt)
     server.wait_until_free()
 
 
@@ -64,10 +58,21 @@ def test_curl_that_leaves(server: Server) -> None:
 
 def test_langchain(server: Server) -> None:
     """Whole answers, streams, and usage, in an environment of its own."""
-    out = run(str(HERE / ".venv" / "bin" / "python"), "langchain_client.py", server.url)
+    out = run(PYTHON, "langchain_client.py", server.url)
     whole, streamed, tokens = json.loads(out)
     assert whole == streamed and "Paris" in whole
     assert tokens > 0
+
+
+def test_structured_output_and_tools(server: Server) -> None:
+    """LangChain, instructor and OpenAI's SDK: each checks the shape of what it gets itself."""
+    found = json.loads(run(PYTHON, "structured_clients.py", server.url))
+    by_schema, by_call, names, streamed, free = found["langchain"]
+    assert {*by_schema} == {*by_call} == {"name", "size"} and free
+    assert {*names} == {"GetWeather"} and all({*call} == {"city"} for call in streamed)
+    assert all(city["size"] in ("small", "large") for city in found["instructor"])
+    parsed, calls = found["openai"]
+    assert parsed["size"] in ("small", "large") and calls and all({*call} == {"city"} for call in calls)
 
 
 def curl_command(server: Server, *options: str, body: object) -> list[str]:
@@ -84,8 +89,3 @@ def _file(body: object) -> Path:
     path.write_text(json.dumps(body))
     return path
 
-
-def run(*command: str) -> str:
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout

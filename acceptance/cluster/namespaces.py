@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,13 @@ class Machine:
 
     def run(self, *command: str) -> str:
         return run(*self.command(*command))
+
+    def processes(self) -> list[int]:
+        return [int(pid) for pid in run("ip", "netns", "pids", self.name).split()]
+
+    def running(self, *names: str) -> list[int]:
+        """Processes whose command lines have one of these names in them."""
+        return [pid for pid in self.processes() if any(name in _command_line(pid) for name in names)]
 
     def cut(self) -> None:
         """Pull the cable: nothing comes or goes any more, and nobody is told."""
@@ -62,3 +70,10 @@ def run(*command: str) -> str:
     if done.returncode:
         pytest.fail(f"{' '.join(command)}: {done.stdout}{done.stderr}", pytrace=False)
     return done.stdout
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:  # it has ended
+        return ""

@@ -25,8 +25,9 @@ from benchmarks.common import arguments, interleaved, paired_ratio, save, say, t
 from benchmarks.engine.random_model import RandomModel
 from longspan.core.actions import OWN, KVRange, RunBatch, Segment
 from longspan.distributed.local import LocalTransport, LocalWorld
-from longspan.worker.messages import AllocateKV, Run, WorkerSpec
+from longspan.worker.messages import AllocateKV, Run
 from longspan.worker.model_runner import ModelRunner
+from longspan.worker.spec import WorkerSpec
 from longspan.worker.worker import Worker
 
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048)

@@ -85,7 +85,9 @@ def main() -> None:
         __doc__ or "",
         [("model", "smollm2-135m", "model"), ("dtype", "bfloat16", "dtype"), ("rounds", 5, "rounds")],
     )
-    common: dict[str, Any] = {"dtype": options.dtype, "threads_per_device": 1, "kv_tokens": 16_384}
+    common: dict[str, Any] = {
+        "dtype": options.dtype, "threads_per_device": 1, "kv_tokens": 16_384, "prefix_cache": False
+    }  # fmt: skip
     policy = FixedPolicy((0, 1), max_prefill_tokens=8192)
     with (
         LLM(options.model, instances=1, policy=FixedPolicy((0,), max_prefill_tokens=8192), **common) as one,

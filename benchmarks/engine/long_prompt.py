@@ -18,17 +18,12 @@ import torch
 
 from benchmarks.common import arguments, save, say, time_prefill
 from benchmarks.engine.random_model import RandomModel
+from benchmarks.http_server import status_mib
 from longspan import LLM
 
 MODEL = RandomModel()
 INSTANCES = 2
 GEMM_SIZE, GEMM_REPEATS = 1536, 40
-
-
-def flops(tokens: int) -> dict[str, float]:
-    """Of one prefill. Causal attention sees half of all pairs: 4 K flops for each pair and query head."""
-    attention = 2.0 * MODEL.layers * MODEL.heads * MODEL.head_dim * tokens**2
-    return {"linear": 2.0 * MODEL.weights * tokens, "attention": attention}
 
 
 def gemm_gflops(_: int) -> float:
@@ -49,12 +44,8 @@ def peak_gflops() -> float:
 
 def peak_memory_gib() -> dict[str, float]:
     """The most that each worker process ever had resident."""
-    peaks = {}
-    for child in multiprocessing.active_children():
-        status = Path(f"/proc/{child.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-        peaks[child.name] = int(line.split()[1]) / 2**20
-    return peaks
+    children = multiprocessing.active_children()
+    return {child.name: status_mib(child.pid, "VmHWM") / 1024 for child in children if child.pid is not None}
 
 
 def main() -> None:
@@ -70,7 +61,7 @@ def main() -> None:
             seconds = time_prefill(llm, tokens, seed=2)
             memory = peak_memory_gib()
         after = peak_gflops()
-    work, peak = flops(tokens), (before + after) / 2
+    work, peak = MODEL.flops(tokens), (before + after) / 2
     share = sum(work.values()) / seconds / 1e9 / peak
     kv_gib = tokens * MODEL.kv_bytes_per_token / 2**30
     say(f"{seconds:.1f} s, {tokens / seconds:.0f} tokens/s, {100 * share:.1f} % of the matrix product; peak memory "

@@ -31,8 +31,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 from benchmarks.common import arguments, save, say
 from benchmarks.engine.million_log import LongLife, read_life
 from benchmarks.engine.million_model import LongModel, id_of, random_ids
-from benchmarks.http_server import serving
-from benchmarks.robustness.watched_server import end_cleanly_on_sigterm
+from benchmarks.http_server import end_cleanly_on_sigterm, serving
 from longspan.metrics.event_log import read_event_log
 
 INSTANCES = 2

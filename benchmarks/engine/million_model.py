@@ -7,15 +7,16 @@ Here scores have a standard deviation of `SHARPNESS`, so that a few keys, anywhe
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from benchmarks.engine.random_model import RandomModel
 from longspan.entrypoints.openai.logprobs import token_name
 
 VOCAB = 256
@@ -26,24 +27,21 @@ _TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['con
 
 
 @dataclass(frozen=True)
-class LongModel:
+class LongModel(RandomModel):
     """Llama's architecture, one layer."""
 
+    layers: int = 1
     heads: int = 2
     kv_heads: int = 1
     head_dim: int = 32
     hidden: int = 128
     ffn: int = 256
+    vocab: int = VOCAB
 
-    def write(self, folder: Path) -> Path:
+    def write(self, folder: Path, max_tokens: int = MAX_POSITIONS) -> Path:
         """As a Hugging Face folder, in bf16, with a tokenizer and a chat template. Returns the folder."""
         torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=VOCAB, hidden_size=self.hidden, intermediate_size=self.ffn, num_hidden_layers=1,
-            num_attention_heads=self.heads, num_key_value_heads=self.kv_heads, head_dim=self.head_dim,
-            max_position_embeddings=MAX_POSITIONS, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
-            rope_parameters={"rope_type": "default", "rope_theta": 5e6},
-        )  # fmt: skip
+        config = self.config(max_tokens, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None)
         model = LlamaForCausalLM(config)
         for name, weight in model.named_parameters():
             if weight.dim() == 2:
@@ -52,16 +50,8 @@ class LongModel:
         _write_tokenizer(folder)
         return folder
 
-    def attention_flops(self, tokens: int) -> float:
-        """Of a prefill: causal attention sees half of all pairs, and takes 4 K operations for each and query head."""
-        return 2.0 * self.heads * self.head_dim * tokens**2
-
-    def linear_flops(self, tokens: int) -> float:
-        projections = 2 * (self.heads + self.kv_heads) * self.head_dim
-        return 2.0 * tokens * self.hidden * (projections + 3 * self.ffn)
-
     def facts(self) -> dict[str, Any]:
-        return {"layers": 1, **asdict(self), "vocab": VOCAB, "max_positions": MAX_POSITIONS}
+        return {**super().facts(), "max_positions": MAX_POSITIONS}
 
 
 def random_ids(count: int, seed: int) -> list[int]:

@@ -31,9 +31,8 @@ import torch
 from benchmarks.common import arguments, save, say
 from benchmarks.engine.million_log import LongLife, read_life
 from benchmarks.engine.million_model import LongModel, random_ids
-from benchmarks.http_server import HttpServer, serving
+from benchmarks.http_server import HttpServer, end_cleanly_on_sigterm, serving
 from benchmarks.kernels.machine_peak import MachinePeak
-from benchmarks.robustness.watched_server import GAUGE, end_cleanly_on_sigterm
 from longspan.metrics.event_log import read_event_log
 from longspan.native.isa import available_isas
 
@@ -112,22 +111,14 @@ class Shorts:
         self.answers.append(stream(self._url, "/v1/chat/completions", body))
 
 
-def gauges(url: str) -> dict[str, float]:
-    """The server's metrics, sums over labels."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
-        text = answer.read().decode()
-    sums: dict[str, float] = {}
-    for name, value in GAUGE.findall(text):
-        sums[name] = sums.get(name, 0.0) + float(value)
-    return sums
-
-
-def ask_with_priority(url: str, tokens: int, stored: int, ended: threading.Event, answers: list[Answer]) -> None:
+def ask_with_priority(
+    server: HttpServer, tokens: int, stored: int, ended: threading.Event, answers: list[Answer]
+) -> None:
     """Once so many tokens of KV are there, send a prompt that goes before all others."""
     while not ended.is_set():
-        if gauges(url)["longspan:instance_kv_tokens_used"] >= stored:
+        if server.gauges()["longspan:instance_kv_tokens_used"] >= stored:
             body = {"prompt": random_ids(tokens, 2), "max_tokens": 1, "priority": 1}
-            answers.append(stream(url, "/v1/completions", body))
+            answers.append(stream(server.url, "/v1/completions", body))
             return
         ended.wait(0.5)
 
@@ -169,7 +160,7 @@ def run(server: HttpServer, tokens: int, short_every_s: float, most_shorts: int)
     ended, priority = threading.Event(), list[Answer]()
     beside = threading.Thread(
         target=ask_with_priority,
-        args=(server.url, min(PRIORITY_TOKENS, tokens // 4), int(PRIORITY_AT * tokens), ended, priority),
+        args=(server, min(PRIORITY_TOKENS, tokens // 4), int(PRIORITY_AT * tokens), ended, priority),
     )
     beside.start()
     body = {"prompt": random_ids(tokens, 1), "max_tokens": OUTPUT_TOKENS}
@@ -189,8 +180,8 @@ def measure(model: LongModel, options: Sequence[str], tokens: int, short_every_s
         with serving(command, folder / "server.log") as server:
             say(f"a prompt of {tokens} tokens on {INSTANCES} instances ...")
             long, shorts, priority = run(server, tokens, short_every_s, most_shorts)
-            memory = server.peak_memory_gib()
-            preemptions = gauges(server.url)["vllm:num_preemptions_total"]
+            memory = [mib / 1024 for mib in server.status_mib("VmHWM").values()]
+            preemptions = server.gauges()["vllm:num_preemptions_total"]
         if long.error is not None or len(long.at) != OUTPUT_TOKENS:
             raise SystemExit(f"the long prompt was not answered: {long}\n{(folder / 'server.log').read_text()}")
         body_mb = len(json.dumps(random_ids(tokens, 1))) / 1e6
@@ -202,7 +193,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def results(model: LongModel, tokens: int, options: Sequence[str], done: Run, peaks: Sequence[float]) -> dict[str, Any]:
-    flops = {"attention": model.attention_flops(tokens), "linear": model.linear_flops(tokens)}
+    flops = model.flops(tokens)
     ttft_s, total = done.long.ttft_s, sum(flops.values())
     at_work_s = ttft_s - done.life.paused_s
     gflops, peak = total / ttft_s / 1e9, sum(peaks) / len(peaks)

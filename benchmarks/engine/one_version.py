@@ -27,11 +27,13 @@ from longspan.simulator.fleet import Fleet
 from longspan.simulator.hardware import known_machine
 from longspan.simulator.models import known_model
 from longspan.simulator.simulator import Simulator
-from longspan.worker.messages import AllocateKV, Run, WorkerSpec
+from longspan.worker import worker as worker_module
+from longspan.worker.messages import AllocateKV, Run
 from longspan.worker.sampling_state import SamplingState
 from longspan.worker.worker import Worker
 from longspan.workload.traces import TraceRequest
 
+WorkerSpec = vars(worker_module)["WorkerSpec"]  # versions keep it in different places
 NAMES_RESIDENCES = "residence" in Segment.__struct_fields__
 CONTEXT, STEPS = 128, 10
 DECIDING, SIMULATED, TURNS = 1000, 400, 3  # requests, requests, times

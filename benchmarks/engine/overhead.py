@@ -73,9 +73,9 @@ def server(model: str) -> Iterator[int]:
         process.wait(60)
 
 
-async def stream(port: int, model: str, prompt: list[int]) -> int:
+async def stream(port: int, model: str, prompt: list[int], tokens: int = STREAM_TOKENS) -> int:
     """One streamed completion; how many events it had. A bare socket, so that the client costs next to nothing."""
-    body = json.dumps({"model": model, "prompt": prompt, "max_tokens": STREAM_TOKENS, "temperature": 0.0,
+    body = json.dumps({"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0.0,
                        "ignore_eos": True, "stream": True}).encode()  # fmt: skip
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
@@ -135,7 +135,7 @@ def main() -> None:
     options = arguments(
         __doc__ or "", [("model", "smollm2-135m", "model"), ("rounds", 5, "rounds"), ("name", "overhead", "result")]
     )
-    common: dict[str, Any] = {"dtype": "bfloat16", "threads_per_device": 1, "kv_tokens": 16_384}
+    common: dict[str, Any] = {"dtype": "bfloat16", "threads_per_device": 1, "kv_tokens": 16_384, "prefix_cache": False}
     results: dict[str, Any] = {"model": options.model}
     with LLM(options.model, instances=2, **common) as llm:
         results["streaming"] = measure_streaming(options.model, llm, options.rounds)

@@ -32,7 +32,8 @@ from longspan.distributed.local import LocalTransport, LocalWorld
 from longspan.distributed.tensor_parallel import SingleDevice
 from longspan.engine.tokenizer import Tokenizer
 from longspan.models.catalog import resolve_model
-from longspan.worker.messages import AllocateKV, WorkerSpec
+from longspan.worker.messages import AllocateKV
+from longspan.worker.spec import WorkerSpec
 from longspan.worker.worker import Worker
 
 WINDOW = 2048  # tokens

@@ -27,6 +27,7 @@ def measure(model: str, threads: int, rounds: int) -> dict[str, Any]:
                 LLM(
                     model, instances=1, threads_per_device=threads, dtype="bfloat16", quantization=side,
                     kv_tokens=BATCHES[-1] * (CONTEXT + STEPS + 16), max_requests_per_master=BATCHES[-1],
+                    prefix_cache=False,
                 )
             )
             for side in SIDES

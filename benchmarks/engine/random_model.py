@@ -29,16 +29,19 @@ class RandomModel:
     ffn: int = 1536
     vocab: int = 49_152
 
+    def config(self, max_tokens: int, **changes: Any) -> LlamaConfig:
+        """For contexts up to so many tokens. changes: of what it says otherwise."""
+        return LlamaConfig(**{
+            "vocab_size": self.vocab, "hidden_size": self.hidden, "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers, "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim, "max_position_embeddings": max_tokens, "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6}, **changes,
+        })  # fmt: skip
+
     def write(self, folder: Path, max_tokens: int) -> Path:
         """In bf16, with the default model's tokenizer. Returns the folder."""
         torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=self.vocab, hidden_size=self.hidden, intermediate_size=self.ffn,
-            num_hidden_layers=self.layers, num_attention_heads=self.heads, num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim, max_position_embeddings=max_tokens, tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 5e6},
-        )  # fmt: skip
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+        LlamaForCausalLM(self.config(max_tokens)).to(torch.bfloat16).save_pretrained(folder)
         Tokenizer.load(resolve_model("smollm2-135m")).backend.save(str(folder / "tokenizer.json"))
         return folder
 
@@ -56,6 +59,11 @@ class RandomModel:
     def kv_bytes_per_token(self) -> int:
         """In bf16."""
         return self.layers * 2 * self.kv_heads * self.head_dim * 2
+
+    def flops(self, tokens: int) -> dict[str, float]:
+        """Of one prefill. Causal attention sees half of all pairs: 4 K flops for each pair and query head."""
+        attention = 2.0 * self.layers * self.heads * self.head_dim * tokens**2
+        return {"linear": 2.0 * self.weights * tokens, "attention": attention}
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)

@@ -120,7 +120,9 @@ def scale_up(batch: int, tokens: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     options = arguments(__doc__ or "", [("rounds", 3, "rounds")])
-    common: dict[str, Any] = {"instances": 2, "threads_per_device": 1, "dtype": "bfloat16", "kv_tokens": 16_384}
+    common: dict[str, Any] = {
+        "instances": 2, "threads_per_device": 1, "dtype": "bfloat16", "kv_tokens": 16_384, "prefix_cache": False,
+    }  # fmt: skip
     up = {f"{batch}x{tokens}": scale_up(batch, tokens, options.rounds) for batch, tokens in SCALE_UP_POINTS}
     llms = {side: LLM(policy=policy_of(side), **common) for side in ("none", "proactive", "reactive")}
     try:

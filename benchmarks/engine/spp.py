@@ -27,7 +27,7 @@ def main() -> None:
     )  # fmt: skip
     common: dict[str, Any] = {
         "instances": 1, "threads_per_device": 1, "dtype": options.dtype, "quantization": "none",
-        "kv_tokens": options.tokens + 64, "max_batch_tokens": options.tokens,
+        "kv_tokens": options.tokens + 64, "max_batch_tokens": options.tokens, "prefix_cache": False,
     }  # fmt: skip
     policies: dict[str, dict[str, Any]] = {
         **{f"chunks of {size}": {"policy": f"sarathi:chunk_size={size}"} for size in options.chunks.split(",")},

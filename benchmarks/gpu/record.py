@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import command_line, machine
+from longspan.files import write_whole
 
 DONE = ("done", "not here")
 OTHER_CODE = "of other code"
@@ -90,9 +90,7 @@ class Record:
     def save(self) -> None:
         """At once as a whole: a reader, or a run that is cut off, never sees half a file."""
         text = json.dumps(self.header | {"summary": self.summary(), "results": self.cases}, indent=1)
-        temporary = self.path.with_suffix(".new")
-        temporary.write_text(text + "\n")
-        os.replace(temporary, self.path)
+        write_whole(self.path, f"{text}\n".encode())
 
     def summary(self) -> dict[str, dict[str, int]]:
         """How many cases of each part have which status, and how many that are wanted have none."""

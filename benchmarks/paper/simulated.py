@@ -62,7 +62,7 @@ class Deployed:
         self.cost = IterationCost(fleet)
         self.config = SchedulerConfig(
             num_instances=system.instances, pp=system.pp, kv_tokens=system.kv_tokens or fleet.kv_tokens_that_fit(),
-            policy=system.policy, max_waiting=1_000_000, **system.settings,
+            policy=system.policy, max_waiting=1_000_000, **{"prefix_cache": False, **system.settings},
         )  # fmt: skip
         self.cost_model = fit_simulated(self.cost, self.config, fleet.model.max_model_len)
 

@@ -136,7 +136,10 @@ def main() -> None:
     with ExitStack() as stack, peers(options) as others:
         sides: dict[str, Peer | Ours] = {**others}
         for name, settings in OURS.items():
-            sides[name] = Ours(stack.enter_context(LLM(dtype="bfloat16", kv_tokens=16_384, **settings)))
+            llm = stack.enter_context(
+                LLM(dtype="bfloat16", kv_tokens=16_384, prefix_cache=False, **settings)
+            )
+            sides[name] = Ours(llm)
         results: dict[str, Any] = {"peers": {name: p.facts for name, p in others.items()}, "prefill": {}, "decode": {}}
         say(str(results["peers"]))
         for batch in DECODE_BATCHES:

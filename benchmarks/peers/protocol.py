@@ -51,8 +51,10 @@ def answer(request: dict[str, Any], generate: Generate) -> dict[str, float]:
             raise ValueError(f"unknown op {op!r}")
 
 
-def serve(load: Callable[[], tuple[Generate, dict[str, Any]]]) -> None:
-    """Load the engine, then answer until stdin ends."""
+def serve(
+    load: Callable[[], tuple[Any, dict[str, Any]]], answer: Callable[[dict[str, Any], Any], Any] = answer
+) -> None:
+    """Load the engine, then answer until stdin ends. answer: to a request, by what was loaded."""
     # Engines print to file descriptor 1: keep a copy for replies, and point it at stderr.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -60,10 +62,10 @@ def serve(load: Callable[[], tuple[Generate, dict[str, Any]]]) -> None:
     def reply(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=replies, flush=True)
 
-    generate, about = load()
+    loaded, about = load()
     reply({"ready": True} | about)
     for line in sys.stdin:
         try:
-            reply(answer(json.loads(line), generate))
+            reply(answer(json.loads(line), loaded))
         except Exception as error:
             reply({"error": f"{type(error).__name__}: {error}"})

@@ -1,9 +1,12 @@
-"""Nothing to tune: `longspan serve` without a flag beside vLLM's CPU build, as it comes and tuned for shorts.
+"""Nothing to tune: `longspan serve` without a flag beside vLLM's CPU build, as it comes and tuned for shorts; and vLLM
+with Longspan's scheduler class (docs/vllm.md), which is to be had with `--sides`.
 
 Three loads, in turns, on servers that all run throughout (how much of a core the idle ones take is noted):
 
 - mixed: shorts (128 to 384 prompt tokens, 32 output tokens) as a Poisson stream of 0.5 a second, and a prompt of 4,000
-  tokens every 25 s. Requests leave when they are due.
+  tokens every 25 s, or with `--longs 4000,7500` these in turn. Requests leave when they are due. That is a load for a
+  machine on which vLLM's defaults take 16.5 s for a lone prompt of 7,500 tokens: they come so many times as often as
+  this machine is faster (`--pace`), so that it is loaded alike.
 - closed: 16 requests in flight (128 prompt, 64 output tokens), the next when one has ended.
 - lone: one prompt of 7,500 tokens on an idle server, also on ours in every shape that the cores can be cut up into.
 
@@ -13,6 +16,8 @@ it does without flags. Percentiles are over the requests of all rounds.
     benchmarks/peers/setup_vllm_cpu.sh VLLM
     python -m benchmarks.peers.export_safetensors MODEL_DIR
     python -m benchmarks.peers.untuned --vllm VLLM/bin/python --model-dir MODEL_DIR [--rounds 6] [--seconds 75]
+    python -m benchmarks.peers.untuned --vllm VLLM/bin/python --model-dir MODEL_DIR --name in_vllm \
+        --sides vllm,vllm_tuned,vllm_longspan --longs 4000,7500
 """
 
 from __future__ import annotations
@@ -35,12 +40,15 @@ from benchmarks.http_server import HttpServer, serving
 from benchmarks.peers.mixed_load import PEERS, THEIRS, VLLM_ENVIRONMENT, records
 from longspan.tuning.shapes import Shape, possible_shapes
 
-OURS = "ours"
+OURS, OURS_IN_VLLM = "ours", "vllm_longspan"
+VLLM_SIDES = {**THEIRS, OURS_IN_VLLM: ["--scheduler-cls", "longspan.integrations.vllm.LongspanScheduler"]}
+SOURCE = Path(__file__).parents[2] / "src"
 SHORTS, SHORT_OUTPUT, RATE = (128, 384), 32, 0.5
-LONG, LONG_EVERY_S, FIRST_LONG_S = 4000, 25.0, 5.0
+LONG, LONG_EVERY_S, FIRST_LONG_S = 4000, 25.0, 5.0  # no long one is shorter
 IN_FLIGHT, CLOSED, CLOSED_PROMPT, CLOSED_OUTPUT = 16, 64, 128, 64
-LONE = 7500
+LONE, LONE_S = 7500, 16.5  # tokens; seconds that vLLM's defaults take for them where the pace is 1
 WARM_UP_S = 20.0
+OTHER_SEED = 10_000  # of a prompt that no cache has
 GRACE_S = 120.0
 LAYERS = 30  # of the default model
 
@@ -50,23 +58,30 @@ def main() -> None:
         __doc__ or "",
         [("vllm", "", "Python of vLLM"), ("model-dir", "", "bf16 safetensors, for vLLM"),
          ("rounds", 6, "rounds"), ("seconds", 75.0, "of each turn of the mixed load"), ("flags", "", "of ours"),
-         ("name", "untuned", "name of the result")],
+         ("sides", f"{OURS},{','.join(THEIRS)}", f"of {OURS}, {', '.join(VLLM_SIDES)}"),
+         ("longs", str(LONG), "tokens of the long prompts, in turn"), ("name", "untuned", "name of the result"),
+         ("pace", 0.0, "of the mixed load; 0: by what a lone prompt takes")],
     )  # fmt: skip
     with all_serving(options) as (servers, shapes, log):
-        chosen = told(log.read_text())
+        chosen = told(log.read_text()) if log.exists() else []
         say("\n".join(chosen))
-        mixed_turns(servers, WARM_UP_S, -1)
+        longs = [int(tokens) for tokens in options.longs.split(",")]
+        mixed_turns(servers, WARM_UP_S, -1, longs)
         other_turns(servers, shapes)
+        pace = options.pace or (LONE_S / lone_s("vllm", servers["vllm"], OTHER_SEED) if "vllm" in servers else 1.0)
+        say(f"the mixed load comes {pace:.2f} times as fast")
         rounds = []
         for number in range(options.rounds):
-            rounds.append(mixed_turns(servers, options.seconds, number) | other_turns(servers, shapes))
+            turns = mixed_turns(servers, options.seconds, number, longs, pace)
+            rounds.append(turns | other_turns(servers, shapes, number + 1))
             say(f"round {number + 1} of {options.rounds}")
             say_all(summed_up(rounds[-1:]))
         results = summed_up(rounds)
     say("all rounds")
     say_all(results)
     save(options.name, {
-        "rounds": options.rounds, "seconds": options.seconds, "flags": options.flags, "log": chosen,
+        "rounds": options.rounds, "seconds": options.seconds, "flags": options.flags, "longs": longs, "pace": pace,
+        "log": chosen,
         "vllm_environment": VLLM_ENVIRONMENT, "vllm_tuned": shlex.join(THEIRS["vllm_tuned"]), **results,
     })  # fmt: skip
 
@@ -88,13 +103,15 @@ def all_serving(options: Any) -> Iterator[tuple[dict[str, HttpServer], dict[str,
             say(f"starting {name}")
             return stack.enter_context(serving(command, logs / name, environment))
 
-        servers = {OURS: start(OURS, [*ours, *shlex.split(options.flags)])}
-        if options.vllm:
-            for name, flags in THEIRS.items():
-                command = [options.vllm, str(PEERS / "vllm_server.py"), options.model_dir, *flags]
-                servers[name] = start(name, command, VLLM_ENVIRONMENT)
-        shapes = {}
-        for shape in possible_shapes(len(os.sched_getaffinity(0)), LAYERS, 1 << 10):
+        servers, shapes = {}, {}
+        for name in options.sides.split(","):
+            if name == OURS:
+                servers[OURS] = start(OURS, [*ours, *shlex.split(options.flags)])
+            elif options.vllm:
+                command = [options.vllm, str(PEERS / "vllm_server.py"), options.model_dir, *VLLM_SIDES[name]]
+                environment = {"PYTHONPATH": str(SOURCE)} if name == OURS_IN_VLLM else {}
+                servers[name] = start(name, command, VLLM_ENVIRONMENT | environment)
+        for shape in possible_shapes(len(os.sched_getaffinity(0)), LAYERS, 1 << 10) if OURS in servers else ():
             flags = ["--instances", str(shape.instances), "--pp", str(shape.pp), "--threads-per-device",
                      str(shape.threads)]  # fmt: skip
             shapes[str(shape)] = start(_file(shape), [*ours, *flags])
@@ -117,49 +134,58 @@ def turn(server: HttpServer, *flags: str, grace_s: float = GRACE_S) -> dict[str,
     return report
 
 
-def mixed_turns(servers: dict[str, HttpServer], seconds: float, seed: int) -> dict[str, Any]:
+def mixed_turns(
+    servers: dict[str, HttpServer], seconds: float, seed: int, longs: Sequence[int] = (LONG,), pace: float = 1.0
+) -> dict[str, Any]:
     """Each side's turn with the same requests, beginning with another side each time."""
     reports, names = {}, list(servers)
     first = max(0, seed) % len(names)
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.csv")
-        trace.write_text(mixed_trace(seconds, seed))
+        trace.write_text(mixed_trace(seconds, seed, longs, pace))
         for name in names[first:] + names[:first]:
             others = [server for other, server in servers.items() if other != name]
             before = sum(server.cpu_seconds() for server in others)
-            reports[name] = turn(servers[name], "--trace", str(trace))
+            # Other prompts in each round: all sides may keep prefixes.
+            reports[name] = turn(servers[name], "--trace", str(trace), "--seed", str(max(0, seed + 1)))
             reports[name]["others_cpu_s"] = sum(server.cpu_seconds() for server in others) - before
     return {"mixed": reports}
 
 
-def mixed_trace(seconds: float, seed: int) -> str:
+def mixed_trace(seconds: float, seed: int, longs: Sequence[int] = (LONG,), pace: float = 1.0) -> str:
     draw = random.Random(seed)
     rows, at = [], 0.0
-    while (at := at + draw.expovariate(RATE)) < seconds:
+    while (at := at + draw.expovariate(RATE * pace)) < seconds:
         rows.append((at, draw.randint(*SHORTS)))
-    at = FIRST_LONG_S
+    at, turn_of = FIRST_LONG_S / pace, max(0, seed)
     while at < seconds:
-        rows.append((at, LONG))
-        at += LONG_EVERY_S
+        rows.append((at, longs[turn_of % len(longs)]))
+        at, turn_of = at + LONG_EVERY_S / pace, turn_of + 1
     lines = [f"{at:.4f},{tokens},{SHORT_OUTPUT}" for at, tokens in sorted(rows)]
     return "\n".join(["arrived_at_s,num_prefill_tokens,num_decode_tokens", *lines, ""])
 
 
-def other_turns(servers: dict[str, HttpServer], shapes: dict[str, HttpServer]) -> dict[str, Any]:
-    closed = {}
+def other_turns(servers: dict[str, HttpServer], shapes: dict[str, HttpServer], seed: int = 0) -> dict[str, Any]:
+    closed, seeded = {}, ("--seed", str(seed))
     for name, server in servers.items():
         report = turn(
             server, "--num-requests", str(CLOSED), "--rate", "1000", "--max-concurrency", str(IN_FLIGHT), "--input-len",
-            str(CLOSED_PROMPT), "--output-len", str(CLOSED_OUTPUT),
+            str(CLOSED_PROMPT), "--output-len", str(CLOSED_OUTPUT), *seeded,
         )  # fmt: skip
         done = records([report])
         closed[name] = CLOSED * CLOSED_OUTPUT / (max(r.ended_s for r in done) - min(r.arrived_s for r in done))
     lone = {}
     for name, server in {**servers, **shapes}.items():
-        (alone,) = records([turn(server, "--num-requests", "1", "--input-len", str(LONE), "--output-len", "2")])
-        assert alone.ttft_s is not None, f"{name} did not answer a lone prompt of {LONE} tokens"
-        lone[name] = alone.ttft_s
+        lone[name] = lone_s(name, server, seed)
     return {"closed": closed, "lone": lone}
+
+
+def lone_s(name: str, server: HttpServer, seed: int = 0) -> float:
+    """TTFT of a lone prompt, seconds."""
+    flags = ("--num-requests", "1", "--input-len", str(LONE), "--output-len", "2", "--seed", str(seed))
+    (alone,) = records([turn(server, *flags)])
+    assert alone.ttft_s is not None, f"{name} did not answer a lone prompt of {LONE} tokens"
+    return alone.ttft_s
 
 
 def summed_up(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -172,8 +198,10 @@ def summed_up(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
                    unit: [each[part][name] for each in rounds]}
             for name in rounds[0][part]
         }  # fmt: skip
-    if "vllm" in names:
-        results["compared"] = compared(results)
+    if set(THEIRS) <= set(names):
+        results["compared"] = (compared(results) if OURS in names else {}) | (
+            compared_in_vllm(results) if OURS_IN_VLLM in names else {}
+        )
     return results
 
 
@@ -181,8 +209,12 @@ def mixed_figures(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = records(reports)
     shorts = [record for record in found if record.num_prompt_tokens < LONG]
     longs = [record for record in found if record.num_prompt_tokens >= LONG]
+    by_length = {
+        tokens: percentiles([record.ttft_s for record in longs if record.num_prompt_tokens == tokens])
+        for tokens in sorted({record.num_prompt_tokens for record in longs})
+    }
     return {
-        "num_shorts": len(shorts), "num_longs": len(longs),
+        "num_shorts": len(shorts), "num_longs": len(longs), "long_ttft_s_by_tokens": by_length,
         "num_not_finished": sum(record.outcome != "finished" for record in found),
         "short_ttft_s": percentiles([record.ttft_s for record in shorts]),
         "short_tpot_s": percentiles([record.tpot_s for record in shorts]),
@@ -203,7 +235,7 @@ def compared(results: dict[str, Any]) -> dict[str, float]:
     """Ours over theirs, and over our own best."""
     mixed, closed, lone = results["mixed"], results["closed"], results["lone"]
     ours = mixed[OURS]
-    shapes = [figure["ttft_s_median"] for name, figure in lone.items() if name not in (OURS, *THEIRS)]
+    shapes = [figure["ttft_s_median"] for name, figure in lone.items() if name not in (OURS, *VLLM_SIDES)]
     better_long_s = min(mixed[name]["long_ttft_s"]["p50"] for name in THEIRS)
     return {
         "short TTFT p95 over the tuned vLLM's": (
@@ -215,6 +247,35 @@ def compared(results: dict[str, Any]) -> dict[str, float]:
             closed[OURS]["tokens_per_s_median"] / max(closed[name]["tokens_per_s_median"] for name in THEIRS)
         ),
         "lone TTFT over our best shape's": lone[OURS]["ttft_s_median"] / min(shapes),
+    }
+
+
+def compared_in_vllm(results: dict[str, Any]) -> dict[str, float]:
+    """vLLM with Longspan's scheduler class over vLLM without it. Of long prompts, each length for itself: a median over
+    several lengths lies between two of them, and may go to either. Of the closed loop, the median of the rounds."""
+    mixed, closed = results["mixed"], results["closed"]
+    ours = mixed[OURS_IN_VLLM]
+
+    def ratio(figure: str, at: str, other: str) -> float:
+        return float(ours[figure][at] / mixed[other][figure][at])
+
+    by_length = {
+        f"in vLLM: TTFT p50 of {int(tokens):,} tokens over the {whose}'s": (
+            of["p50"] / mixed[other]["long_ttft_s_by_tokens"][tokens]["p50"]
+        )
+        for tokens, of in ours["long_ttft_s_by_tokens"].items()
+        for other, whose in (("vllm", "default"), ("vllm_tuned", "tuned one"))
+    }
+    of_rounds = zip(closed[OURS_IN_VLLM]["tokens_per_s"], closed["vllm"]["tokens_per_s"], strict=True)
+    closed_ratio = statistics.median([of_ours / of_vllm for of_ours, of_vllm in of_rounds])
+    return {
+        "in vLLM: short TTFT p95 over the default's": ratio("short_ttft_s", "p95", "vllm"),
+        "in vLLM: short TTFT p95 over the tuned one's": ratio("short_ttft_s", "p95", "vllm_tuned"),
+        "in vLLM: short TPOT p90 over the tuned one's": ratio("short_tpot_s", "p90", "vllm_tuned"),
+        **by_length,
+        "in vLLM: TTFT p50 of all long prompts over the default's": ratio("long_ttft_s", "p50", "vllm"),
+        "in vLLM: TTFT p50 of all long prompts over the tuned one's": ratio("long_ttft_s", "p50", "vllm_tuned"),
+        "in vLLM: closed loop tokens/s over the default's": closed_ratio,
     }
 
 

@@ -60,7 +60,7 @@ def settle_environment(threads: int) -> None:
 def load(model: str, max_model_len: int) -> tuple[Generate, dict[str, Any]]:
     """Build the engine; return how to run it, and what to say about it."""
     import torch
-    import vllm  # type: ignore[import-not-found]
+    import vllm  # type: ignore[import-not-found]  # installed beside, not in this environment
 
     engine = vllm.LLM(
         model,

@@ -25,6 +25,7 @@ CELLS = (
     ("loongserve_mixed", "replicas", 0.9),
     ("mooncake_conversation", "replicas", 0.5),
     ("mooncake_conversation", "replicas", 0.9),
+    ("mooncake_conversation", "spp", 0.7),
     ("mooncake_conversation", "spp", 0.9),
 )
 
@@ -56,7 +57,9 @@ VARIANTS = (
     Variant("no longer iterations where decodes are ahead", "burst=1"),
     Variant("short iterations where nobody decodes", "idle_fixed_share=1"),
     Variant("one instance a prompt", "team=1"),
+    Variant("teams of two", "team=2"),
     Variant("teams that do not save up", "team_burst=1:team_fixed_share=1"),
+    Variant("decodes of a pipeline stay together", "spread_decodes=false"),
     Variant("nothing closed to the long", "closed_to_long=0"),
     Variant("nobody is refused", settings={"overload": "off"}),
 )

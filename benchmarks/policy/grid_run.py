@@ -34,7 +34,7 @@ WHOLE_PROMPTS = {"max_batch_tokens": 62_500}
 """Of policies that do not cut prompts, as in the papers' evaluations."""
 SETTINGS: dict[str, dict[str, Any]] = {"loongserve": WHOLE_PROMPTS, "static_sp": WHOLE_PROMPTS}
 MOST_S = 900.0
-"""Of the machine's time for one run. Who takes longer has failed."""
+"""Of a core's time for one run, so that a busy machine fails nobody. Who takes longer has failed."""
 _SOURCE = Path(longspan.__file__).parent
 _OURS = "longspan"
 
@@ -80,11 +80,11 @@ def digest(policy: str) -> str:
 
 def run(task: Task, traces: str) -> dict[str, Any]:
     """Return what stands in a line of the file of runs. `skipped` or `failed` says why there are no figures."""
-    begin = time.monotonic()
+    begin, begin_cpu = time.monotonic(), time.process_time()
     load = workload(task.workload, task.load, task.k, task.seed, task.requests, traces)
     found: dict[str, Any] = {"key": task.key, **asdict(task), "cut": load.num_cut}
     try:
-        found |= _bound(task, load) if task.policy == BOUND else _simulate(task, load, begin)
+        found |= _bound(task, load) if task.policy == BOUND else _simulate(task, load, begin_cpu)
     except ConfigError as error:
         found["skipped"] = str(error)
     except Exception as error:  # a policy's fault, which must not end the others' runs
@@ -92,10 +92,10 @@ def run(task: Task, traces: str) -> dict[str, Any]:
     return found | {"wall_s": round(time.monotonic() - begin, 2)}
 
 
-def _simulate(task: Task, load: Workload, begin: float) -> dict[str, Any]:
+def _simulate(task: Task, load: Workload, begin_cpu: float) -> dict[str, Any]:
     def give_up(num_ended: int, now: float) -> None:
-        if time.monotonic() - begin > MOST_S:
-            raise TimeoutError(f"{num_ended} requests had ended after {MOST_S:.0f} s of the machine's time")
+        if time.process_time() - begin_cpu > MOST_S:
+            raise TimeoutError(f"{num_ended} requests had ended after {MOST_S:.0f} s of a core's time")
 
     simulation = simulator(task, on_progress=give_up).run(load.requests)
     due = {request.arrived_at_s: request.service.ttft_s or 0.0 for request in load.requests}

@@ -62,7 +62,7 @@ async def run(policy: str, loads: dict[str, list[TraceRequest]], options: Any) -
             log = Path(folder, "events.jsonl")
             config = EngineConfig(
                 policy=policy, instances=options.instances, threads_per_device=options.threads, dtype="bfloat16",
-                kv_tokens=16_384, event_log=log, sib=Path(options.sib) if options.sib else None,
+                kv_tokens=16_384, prefix_cache=False, event_log=log, sib=Path(options.sib) if options.sib else None,
             )  # fmt: skip
             records = await serve(config, requests)
             metrics = asdict(measure(records, long_threshold=LONG))

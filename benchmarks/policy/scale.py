@@ -125,9 +125,9 @@ def _time(simulator: Simulator, until_s: float) -> dict[str, list[Clock]]:
     nodes = scheduler.nodes if isinstance(scheduler, HierarchicalScheduler) else []
     clocks = {"nodes": [Clock(node.handle, until_s) for node in nodes]}
     for node, clock in zip(nodes, clocks["nodes"], strict=True):
-        node.handle = clock  # type: ignore[method-assign]
+        node.handle = clock  # type: ignore[method-assign]  # around what each node decides
     clocks["whole"] = [Clock(scheduler.handle, until_s)]
-    scheduler.handle = clocks["whole"][0]  # type: ignore[method-assign]
+    scheduler.handle = clocks["whole"][0]  # type: ignore[method-assign]  # and around all of it
     return clocks
 
 
@@ -183,7 +183,7 @@ def _queue(run: Run, traces: Path) -> dict[str, Any]:
             waiting.append(simulator.scheduler.stats().num_waiting)
         return actions
 
-    simulator.scheduler.handle = watched  # type: ignore[method-assign]
+    simulator.scheduler.handle = watched  # type: ignore[method-assign]  # to look at the queue in between
     simulation = simulator.run(requests)
     return {
         "waiting": waiting, "span_s": until_s, "ended_s": simulation.ended_s,

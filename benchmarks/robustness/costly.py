@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, arguments, save, say
+from benchmarks.http_server import end_cleanly_on_sigterm
 from benchmarks.robustness.attack import Attack, Leave, Send, Wait
 from benchmarks.robustness.grammar import CHAT, COMPLETIONS, post
 from benchmarks.robustness.hostile_client import Outcome, carry_out
-from benchmarks.robustness.watched_server import WatchedServer, end_cleanly_on_sigterm, watched
+from benchmarks.robustness.watched_server import WatchedServer, watched
 
 CUT_OFF_S = 60.0
 SETTLE_S = 3.0  # then memory is read once more

@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import arguments, save, say
+from benchmarks.http_server import end_cleanly_on_sigterm
 from benchmarks.robustness.attack import Attack, Send
 from benchmarks.robustness.good_client import Told, within
 from benchmarks.robustness.grammar import attack as make_attack
 from benchmarks.robustness.hostile_client import Outcome, carry_out
-from benchmarks.robustness.watched_server import Held, WatchedServer, end_cleanly_on_sigterm, replays, watched
+from benchmarks.robustness.watched_server import Held, WatchedServer, replays, watched
 
 ROUNDS, QUIET_S = 10, 6.0
 AT_ONCE, LINGERING = 8, 40  # attacks at a time; and those, beside them, that wait for the server to close

@@ -11,16 +11,19 @@ import random
 from collections.abc import Callable, Sequence
 
 from benchmarks.robustness import hostile_values as values
-from benchmarks.robustness.attack import Attack, Finish, Leave, ReadSome, Send, Step, Wait
+from benchmarks.robustness.attack import Attack, Due, Finish, Leave, ReadSome, Send, Step, Wait
+from benchmarks.robustness.hostile_structures import STRUCTURES
 
 Fields = list[tuple[bytes, bytes]]
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETIONS, CHAT, RESPONSES, MESSAGES = "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"
+ENDPOINTS = (COMPLETIONS, CHAT, RESPONSES, MESSAGES)
 SHARED_FIELDS = (
     "model", "n", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens",
     "ttft_slo_ms", "tpot_slo_ms", "priority", "if_late", "stream", "stream_options", "max_tokens", "logprobs",
-    "logit_bias", "user", "metadata", "response_format", "guided_json", "bad_words", "allowed_token_ids",
+    "logit_bias", "user", "metadata", "response_format", "guided_json", "guided_regex", "guided_choice",
+    "guided_grammar", "bad_words", "allowed_token_ids",
     "prompt_logprobs", "truncate_prompt_tokens",
     "use_beam_search", "length_penalty", "skip_special_tokens", "structured_outputs", "service_tier", "extra_body",
     "__class__", "", "model_extra", "request_id",
@@ -31,8 +34,19 @@ CHAT_FIELDS = (
     "function_call", "parallel_tool_calls", "chat_template", "chat_template_kwargs", "continue_final_message",
     "add_generation_prompt", "reasoning_effort", "modalities", "audio", "prediction", "store", "verbosity", "prompt",
 )  # fmt: skip
+RESPONSES_FIELDS = (
+    *SHARED_FIELDS, *["input"] * 8, "instructions", "previous_response_id", "max_output_tokens", "tools", "tool_choice",
+    "parallel_tool_calls", "text", "reasoning", "include", "metadata", "store", "background", "truncation", "prompt",
+    "conversation", "max_tool_calls", "top_logprobs", "chat_template_kwargs", "messages",
+)  # fmt: skip
+MESSAGES_FIELDS = (
+    *SHARED_FIELDS, *["messages"] * 8, "system", "stop_sequences", "tools", "tool_choice", "thinking", "output_config",
+    "mcp_servers", "container", "context_management", "chat_template_kwargs", "cache_control", "input",
+)  # fmt: skip
+FIELDS = {COMPLETIONS: COMPLETION_FIELDS, CHAT: CHAT_FIELDS, RESPONSES: RESPONSES_FIELDS, MESSAGES: MESSAGES_FIELDS}
 # Values that only one field has a weakness for.
 OF_FIELD: dict[str, tuple[bytes, ...]] = {
+    **STRUCTURES,
     "prompt": (b'""', b'["a","b","c"]', b"[1,2,3]", b"[[1,2],[3]]", b"[" + b"0," * 20_000 + b"0]", b'"\\ud83d"',
                b"[0.0]",
                b'[{"prompt_token_ids":[1]}]', b"[[-9223372036854775809]]", b"[0,49151]", b'["a",""]', b"[null,null]"),
@@ -67,6 +81,20 @@ OF_FIELD: dict[str, tuple[bytes, ...]] = {
         b'{"strftime_now":1}', b'{"chat_template":"{{ 1/0 }}"}', b'{"documents":[{"a":1}]}', b'{"1":2,"a b":3}',
         b'{"add_generation_prompt":' + b"9" * 400 + b"}", b'{"continue_final_message":true}',
     ),
+    "input": (b'""', b"[]", b'"\\ud800"', b'[{"role":"user","content":"x"}]', b'[{"type":"item_reference","id":"x"}]',
+              b'[{"type":"function_call","call_id":"a","name":"f","arguments":"{"}]', b'[{"type":"reasoning"}]',
+              b'[{"type":"function_call_output","call_id":"a","output":[{"type":"input_text","text":"x"}]}]'),
+    "instructions": (b'""', b'"\\ud800"', b'[{"type":"text","text":"x"}]', b'"' + b"i" * 100_000 + b'"'),
+    "previous_response_id": (b'""', b'"resp_x"', b'"../x"', b'"\\u0000"', b'"' + b"r" * 5_000 + b'"'),
+    "text": (b'{"format":{"type":"json_object"}}', b'{"format":{"type":"json_schema","schema":{"$ref":"#"}}}',
+             b'{"format":null,"verbosity":"low"}', b'{"format":{"type":"json_schema","schema":{"type":"x"}}}'),
+    "reasoning": (b'{"effort":"none"}', b'{"effort":"high"}', b'{"summary":"detailed"}', b'{"effort":"\\ud800"}'),
+    "metadata": (b'{"a":"b"}', b'{"a":1}', b'{"\\ud800":"x"}', b'{"a":"' + b"b" * 600 + b'"}'),
+    "system": (b'""', b'[{"type":"text","text":"x"}]', b'[{"type":"image"}]', b'"\\ud800"', b"[]"),
+    "stop_sequences": (b"[]", b'[""]', b'["\\ud800"]', b"[" + b'"x",' * 128 + b'"y"]', b'["e","\\ud83d\\ude00"]'),
+    "thinking": (b'{"type":"disabled"}', b'{"type":"enabled","budget_tokens":1}', b'{"type":"adaptive"}',
+                 b'{"type":1}'),
+    "output_config": (b'{"format":{"type":"json_schema","schema":{"not":{}}}}', b'{"effort":"low"}', b'{"format":[]}'),
     "logit_bias": (b'{"1":100}', b'{"49152":-100}', b'{"x":1}', b'{"1":1e400}'),
 }  # fmt: skip
 ROLES = (b'"system"', b'"user"', b'"assistant"', b'"developer"', b'"tool"', b'"function"', b'"\\ud800"', b'"root"')
@@ -87,11 +115,9 @@ def attack(seed: int, number: int, model: str) -> Attack:
 
 def _fields(draw: random.Random, model: str) -> Attack:
     """A good request, one to three fields of which have another value; sometimes one comes twice."""
-    path = draw.choice((COMPLETIONS, CHAT))
+    path = draw.choice(ENDPOINTS)
     fields = good_fields(draw, path, model)
-    names = draw.sample(
-        COMPLETION_FIELDS if path == COMPLETIONS else CHAT_FIELDS, draw.choices((1, 2, 3), (6, 3, 1))[0]
-    )
+    names = draw.sample(FIELDS[path], draw.choices((1, 2, 3), (6, 3, 1))[0])
     for name in names:
         new = (name.encode(), _hostile(draw, name))
         fields = [field for field in fields if field[0] != new[0] or draw.random() < 0.03]
@@ -103,25 +129,28 @@ def _fields(draw: random.Random, model: str) -> Attack:
 
 def good_fields(draw: random.Random, path: str, model: str) -> Fields:
     """Of a request that is accepted: a short prompt, at most four tokens of output."""
-    fields: Fields = [(b"max_tokens", b"%d" % draw.randint(1, 4))]
+    fields: Fields = [(b"max_output_tokens" if path == RESPONSES else b"max_tokens", b"%d" % draw.randint(1, 4))]
     if draw.random() < 0.5:
         fields.append((b"model", b'"%s"' % model.encode()))
     if draw.random() < 0.3:
         fields.append((b"stream", b"true"))
     if draw.random() < 0.3:
         fields.append((b"temperature", b"0"))
-    if draw.random() < 0.15:
+    if draw.random() < 0.15 and path in (COMPLETIONS, CHAT):
         fields += [(b"logprobs", b"3")] if path == COMPLETIONS else [(b"logprobs", b"true"), (b"top_logprobs", b"3")]
     if path == COMPLETIONS:
         fields.append((b"prompt", draw.choice((b'"Once upon a time"', b"[1,2,3,4]", values.few_characters(draw)))))
+    elif path == RESPONSES and draw.random() < 0.5:
+        fields.append((b"input", values.few_characters(draw)))
     else:
-        fields.append((b"messages", b'[{"role":"user","content":' + values.few_characters(draw) + b"}]"))
+        message = b'[{"role":"user","content":' + values.few_characters(draw) + b"}]"
+        fields.append((b"input" if path == RESPONSES else b"messages", message))
     draw.shuffle(fields)
     return fields
 
 
 def _hostile(draw: random.Random, name: str) -> bytes:
-    if name == "messages" and draw.random() < 0.8:
+    if name in ("messages", "input") and draw.random() < 0.8:
         return _messages(draw)
     if name in OF_FIELD and draw.random() < 0.45:
         return draw.choice(OF_FIELD[name])
@@ -141,7 +170,8 @@ def _message(draw: random.Random) -> bytes:
         return values.value(draw)
     fields: Fields = [(b"role", draw.choice(ROLES[:4])), (b"content", values.few_characters(draw))]
     hostile = draw.choice(
-        ("role", "content", "parts", "name", "tool_calls", "refusal", "audio", "tool_call_id", "twice")
+        ("role", "content", "parts", "name", "tool_calls", "refusal", "audio", "tool_call_id", "twice", "type", "id",
+         "call_id", "arguments", "output", "summary")
     )
     match hostile:
         case "role":
@@ -164,6 +194,10 @@ def _part(draw: random.Random) -> bytes:
         b'{"type":"text","text":' + values.value(draw) + b"}", b'{"type":' + values.value(draw) + b',"text":"x"}',
         b'{"type":"image_url","image_url":{"url":' + values.value(draw) + b"}}", b'{"type":"text"}', values.value(draw),
         b'{"type":"input_audio","input_audio":{"data":"","format":"wav"}}', b'{"type":"text","text":"x"}',
+        b'{"type":"tool_result","tool_use_id":"a","content":' + values.value(draw) + b"}",
+        b'{"type":"tool_use","id":"a","name":"f","input":' + values.value(draw) + b"}",
+        b'{"type":"thinking","thinking":' + values.value(draw) + b"}",
+        b'{"type":"input_text","text":' + values.value(draw) + b"}", b'{"type":"refusal","refusal":"no"}',
     ))  # fmt: skip
 
 
@@ -179,8 +213,8 @@ def post(path: str, body: bytes, headers: Sequence[bytes] = (), content_type: by
 
 
 def good_post(draw: random.Random, model: str, headers: Sequence[bytes] = (),
-              more: Fields = ()) -> bytes:  # type: ignore[assignment]
-    path = draw.choice((COMPLETIONS, CHAT))
+              more: Sequence[tuple[bytes, bytes]] = ()) -> bytes:  # fmt: skip
+    path = draw.choice(ENDPOINTS)
     return post(path, body_of([*good_fields(draw, path, model), *more]), headers)
 
 
@@ -188,7 +222,7 @@ def good_post(draw: random.Random, model: str, headers: Sequence[bytes] = (),
 
 
 def _body(draw: random.Random, model: str) -> Attack:
-    path = draw.choice((COMPLETIONS, CHAT))
+    path = draw.choice(ENDPOINTS)
     good = body_of(good_fields(draw, path, model))
     kind = draw.choice((*_BODIES, *_FRAMINGS))
     if kind in _FRAMINGS:
@@ -261,7 +295,7 @@ def _one_by_one(good: bytes, extension: bytes = b"") -> bytes:
     return b"".join(b"1" + extension + b"\r\n" + good[i : i + 1] + b"\r\n" for i in range(len(good))) + b"0\r\n\r\n"
 
 
-Framing = Callable[[random.Random, str, bytes], tuple]  # type: ignore[type-arg]
+Framing = Callable[[random.Random, str, bytes], tuple[tuple[Step, ...], Due]]
 _FRAMINGS: dict[str, Framing] = {
     "chunks of one byte": lambda draw, path, good: ((Send(_chunked(path, _one_by_one(good))),), "answer"),
     "long chunk extensions": lambda draw, path, good: (
@@ -386,14 +420,16 @@ _HEADERS: dict[str, Callable[[random.Random], tuple[Sequence[bytes], bool]]] = {
 METHODS = ("GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE")
 ODD_METHODS = ("FOO", "get", "G E T", "POST\x00", "M" * 10_000, "", "PROPFIND", "PRI", "CONNECT")
 PATHS = (
-    COMPLETIONS, CHAT, "/v1/models", "/v1/models/smollm2-135m", "/health", "/ready", "/version", "/metrics",
+    *ENDPOINTS, "/v1/models", "/v1/models/smollm2-135m", "/health", "/ready", "/version", "/metrics",
     "/openapi.json",
     "/", "//v1/completions", "/v1/completions/", "/v1/completions;x=1", "/v1/%63ompletions", "/v1/completions%00",
     "/v1/completions%ff", "/v1/completions%0d%0aX: y", "/v1/models/%2e%2e%2fetc", "/v1/models/%ff%fe",
     "/v1/models/%f0%9f%98%80",
     "/v1/models/" + "m" * 5_000, "/v1/models/", "/v1/models//", "/../../etc/passwd", "/%", "/%zz",
     "/v1/completions?x=%ff",
-    "/v1/completions?" + "q=1&" * 2_000, "/V1/COMPLETIONS", "/v1/embeddings", "/v1/responses", "/docs", "/favicon.ico",
+    "/v1/completions?" + "q=1&" * 2_000, "/V1/COMPLETIONS", "/v1/embeddings", "/docs",
+    "/v1/responses/resp_x", "/v1/responses/%ff/cancel",
+    "/v1/responses/x/input_items?limit=-1", "/v1/messages/count_tokens", "/favicon.ico",
     "/.git/config", "/v1/chat/completions/x", "/v1/completions#x", "/health?x", "/metrics?name[]=x", "/" + "a/" * 2_000,
 )  # fmt: skip
 ODD_TARGETS = ("*", "", "v1/completions", "http://evil.example/v1/completions", "http://[::1/x", "localhost:80",
@@ -414,7 +450,7 @@ def _target(draw: random.Random, model: str) -> Attack:
     match kind:
         case "method":
             method = draw.choice(METHODS)
-            return _plain(f"target:{method}", method, draw.choice(PATHS[:9]), "answer")
+            return _plain(f"target:{method}", method, draw.choice(PATHS[:11]), "answer")
         case "path":
             method = draw.choice(("GET", "GET", "HEAD", "OPTIONS", "DELETE"))
             path = draw.choice(PATHS)
@@ -422,7 +458,7 @@ def _target(draw: random.Random, model: str) -> Attack:
                 "target:path", method, path, "answer" if len(path) < 4_000 and "#" not in path else "answer or close"
             )
         case "odd method":
-            return _plain("target:odd method", draw.choice(ODD_METHODS), draw.choice(PATHS[:9]), "close")
+            return _plain("target:odd method", draw.choice(ODD_METHODS), draw.choice(PATHS[:11]), "close")
         case "odd target":
             return _plain("target:odd target", draw.choice(METHODS[:5]), draw.choice(ODD_TARGETS), "close")
         case "version":
@@ -432,9 +468,9 @@ def _target(draw: random.Random, model: str) -> Attack:
             return Attack("target:preface", (Send(draw.choice(PREFACES)), Finish()), "close", ("GET",))
 
 
-def _plain(name: str, method: str, path: str, due: str) -> Attack:
+def _plain(name: str, method: str, path: str, due: Due) -> Attack:
     request = f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode("latin-1")
-    return Attack(name, (Send(request),), due, (method,))  # type: ignore[arg-type]
+    return Attack(name, (Send(request),), due, (method,))
 
 
 # -- connections ---------------------------------------------------------------------------------------------------
@@ -449,9 +485,10 @@ def _connection(draw: random.Random, model: str) -> Attack:
 
 def _streaming(draw: random.Random, model: str, tokens: int) -> bytes:
     """A request for a stream of some length."""
-    path = draw.choice((COMPLETIONS, CHAT))
-    fields = [f for f in good_fields(draw, path, model) if f[0] not in (b"max_tokens", b"stream")]
-    more = [(b"max_tokens", b"%d" % tokens), (b"stream", b"true"), (b"ignore_eos", b"true")]
+    path = draw.choice(ENDPOINTS)
+    limit = b"max_output_tokens" if path == RESPONSES else b"max_tokens"
+    fields = [f for f in good_fields(draw, path, model) if f[0] not in (limit, b"stream")]
+    more = [(limit, b"%d" % tokens), (b"stream", b"true"), (b"ignore_eos", b"true")]
     return post(path, body_of(fields + more))
 
 

@@ -1,4 +1,4 @@
-"""An HTTP answer as it came, and whether it is what OpenAI's clients can read."""
+"""An HTTP answer as it came, and whether it is what OpenAI's clients can read, or Anthropic's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MAX_HEAD, MAX_BODY = 1 << 16, 1 << 26
+LAST_EVENTS = {"message_stop", "error", "response.completed", "response.incomplete", "response.failed"}
 
 
 class BadAnswerError(Exception):
@@ -39,21 +40,25 @@ class Answer:
         if not text:  # an answer to HEAD
             return None
         try:
-            error = json.loads(text)["error"]
-            if error.keys() >= {"message", "type", "param", "code"} and isinstance(error["message"], str):
+            told = json.loads(text)
+            named = {"message", "type"} if told.get("type") == "error" else {"message", "type", "param", "code"}
+            if told["error"].keys() >= named and isinstance(told["error"]["message"], str):
                 return None
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
-        return f"the error is not in OpenAI's shape: {text[:80]!r}"
+        return f"the error is in nobody's shape: {text[:80]!r}"
 
     @staticmethod
     def _stream_fault(text: str) -> str | None:
         events = [event for event in text.split("\n\n") if event and not event.startswith(":")]
-        if not events or events[-1] != "data: [DONE]":
-            return "the stream does not end with [DONE]"
-        for event in events[:-1]:
-            if (fault := _json_fault(event.removeprefix("data: "))) is not None:
+        if not events:
+            return "the stream has no events"
+        data = [event.rpartition("data: ")[2] for event in events]
+        for one in data[:-1] if data[-1] == "[DONE]" else data:
+            if (fault := _json_fault(one)) is not None:
                 return fault
+        if data[-1] != "[DONE]" and json.loads(data[-1]).get("type") not in LAST_EVENTS:
+            return "the stream does not end with [DONE], nor with an event that ends it"
         return None
 
     @property
@@ -61,7 +66,7 @@ class Answer:
         """The error inside a stream, which began with status 200."""
         if not self.headers.get("content-type", "").startswith("text/event-stream"):
             return None
-        at = self.body.find(b'data: {"error"')
+        at = max(self.body.find(start) for start in (b'data: {"error"', b'data: {"type":"error"'))
         return None if at < 0 else self.body[at : at + 200].decode(errors="replace")
 
 

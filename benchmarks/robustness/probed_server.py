@@ -92,7 +92,7 @@ class Probe:
                 self.write()
 
 
-class ProbedLoop(uvloop.Loop):  # type: ignore[misc]
+class ProbedLoop(uvloop.Loop):
     """uvloop, every callback of which is timed."""
 
     probe: Probe

@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import arguments, save, say
+from benchmarks.http_server import end_cleanly_on_sigterm
 from benchmarks.robustness.attack import Attack, Leave, ReadSome, Send, Step, Wait
 from benchmarks.robustness.grammar import CHAT, COMPLETIONS, post
 from benchmarks.robustness.grammar import attack as hostile
 from benchmarks.robustness.hostile_client import Outcome, carry_out
-from benchmarks.robustness.watched_server import Held, WatchedServer, end_cleanly_on_sigterm, replays, watched
+from benchmarks.robustness.watched_server import Held, WatchedServer, replays, watched
 
 MODEL = "smollm2-135m"
 ROTATED_BYTES, LEFT_ON_DISK_BYTES = 128 * 1024, 2 * 1024
@@ -262,7 +263,7 @@ def run_stage(stage: Stage, minutes: float, fixed: Sequence[Fixed], seed: int) -
                 if not server.alive:
                     break
                 looks.append(look(server, begin))
-            gauges = server.gauges() if server.alive else {}
+            gauges = server.http.gauges() if server.alive else {}
             exit_code = server.stop() if server.alive else server.http.process.returncode
             slow = [call for call in server.probe()["slow"] if call[0] >= begin]
             longest = max(slow, key=lambda call: call[1], default=[begin, 0.0, "", ""])

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.http_server import HttpServer, serving
+from benchmarks.http_server import HttpServer, serving, status_mib
 
 PROBED = Path(__file__).parent / "probed_server.py"
 DRAIN_WITHIN_S = 90.0
-GAUGE = re.compile(r"^([a-z:_]+)(?:\{[^}]*\})? ([-+.0-9e]+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -45,35 +44,25 @@ class WatchedServer:
         return self.http.process.poll() is None
 
     def held(self) -> Held:
-        pid = self.http.process.pid
-        workers = [child for child in _session(pid) if child != pid]
+        pid, resident_mib = self.http.process.pid, self.http.status_mib("VmRSS")
         return Held(
-            server_mib=_resident_mib(pid), workers_mib=sum(map(_resident_mib, workers)),
+            server_mib=resident_mib.pop(pid, 0.0), workers_mib=sum(resident_mib.values()),
             threads=len(list(Path(f"/proc/{pid}/task").iterdir())), files=len(list(Path(f"/proc/{pid}/fd").iterdir())),
         )  # fmt: skip
 
     def peak_mib(self) -> float:
         """The most that the server's process ever held."""
-        return _status_mib(self.http.process.pid, "VmHWM")
+        return status_mib(self.http.process.pid, "VmHWM")
 
     def probe(self) -> dict[str, Any]:
         """As probed_server.py writes it. What happened in the last second may be missing."""
         content: dict[str, Any] = json.loads(self.probe_path.read_text())
         return content
 
-    def gauges(self) -> dict[str, float]:
-        """Sums over labels. Raises OSError."""
-        with urllib.request.urlopen(f"{self.http.url}/metrics", timeout=30) as answer:
-            text = answer.read().decode()
-        sums: dict[str, float] = {}
-        for name, value in GAUGE.findall(text):
-            sums[name] = sums.get(name, 0.0) + float(value)
-        return sums
-
     def busy(self) -> dict[str, float]:
         """What is not zero of all that must be when no request runs."""
         names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-        gauges = self.gauges()
+        gauges = self.http.gauges()
         return {name: gauges[name] for name in names if gauges[name] != 0}
 
     def busy_after(self, seconds: float) -> dict[str, float]:
@@ -121,40 +110,9 @@ def watched(options: Sequence[str], folder: Path, source: Path | None = None) ->
         yield WatchedServer(http, probe, log)
 
 
-def end_cleanly_on_sigterm() -> None:
-    """A benchmark that is told to stop ends its server, too."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-
-
 def replays(log: Path) -> bool:
     """`longspan replay` finds every decision of the event log again."""
     return (
         subprocess.run([sys.executable, "-m", "longspan", "replay", str(log)], stdout=subprocess.DEVNULL).returncode
         == 0
     )
-
-
-def _session(leader: int) -> list[int]:
-    """All processes of its session."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        if int(fields[3]) == leader:
-            found.append(int(stat.parent.name))
-    return found
-
-
-def _resident_mib(pid: int) -> float:
-    return _status_mib(pid, "VmRSS")
-
-
-def _status_mib(pid: int, name: str) -> float:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0.0
-    found = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
-    return int(found[1]) / 1024 if found else 0.0

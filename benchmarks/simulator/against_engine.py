@@ -72,7 +72,7 @@ class Served(NamedTuple):
 
 LOADS = (Load("azure_conv_2023", 90.0, 1.5, 2048), Load("loongserve_mixed", 180.0, 0.3, 6000, longest_output=128))
 DEPLOYMENT = EngineConfig(
-    model="smollm2-135m", instances=2, threads_per_device=1, dtype="bfloat16", kv_tokens=16_384
+    model="smollm2-135m", instances=2, threads_per_device=1, dtype="bfloat16", kv_tokens=16_384, prefix_cache=False
 )
 
 

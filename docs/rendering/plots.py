@@ -8,6 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from longspan.plot_axes import make_readable
 from rendering.record import DOCS
 
 FOLDER = DOCS / "plots"
@@ -24,7 +25,10 @@ def plot(name: str, what: str, draw: Callable[[list[Axes]], None], columns: int 
     """docs/plots/NAME.svg, and the Markdown that shows it. what: in words. draw: gets the axes, row by row."""
     figure = Figure(figsize=(3.2 * columns + 0.6, 2.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    draw([axis for row in axes for axis in row])
+    drawn = [axis for row in axes for axis in row]
+    draw(drawn)
+    for axis in drawn:
+        make_readable(axis)
     FOLDER.mkdir(exist_ok=True)
     figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None})
     return f"![{what}](plots/{name}.svg)\n"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from longspan.sampling_params import SamplingParams
+from longspan.structured_outputs import StructuredOutputs
 
 if TYPE_CHECKING:
     from longspan.engine.llm import LLM
 
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "SamplingParams", "StructuredOutputs", "__version__"]
 __version__ = "0.1.0"
 
 

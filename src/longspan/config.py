@@ -5,7 +5,9 @@ Measured facts (cost models, machine profiles) live elsewhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
@@ -15,7 +17,8 @@ DType = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 GenerationDefaults = Literal["auto", "none"]
 Quantization = Literal["auto", "none", "gguf", "int8"]
-ExecutorName = Literal["multiproc", "inproc"]
+ExecutorName = Literal["multiproc", "inproc", "ray"]
+RayPlacement = Literal["spread", "pack"]
 TransportName = Literal["auto", "shared_memory", "gloo", "nccl"]
 Overload = Literal["off", "warn", "enforce"]
 Objective = Literal["latency", "balanced", "throughput"]
@@ -56,6 +59,14 @@ class SchedulingKnobs:
     """A prefill uses no more instances than give each so many tokens."""
     decode_headroom: int = 128
     """KV slots kept for each request's coming tokens when a prefill is planned."""
+    prefix_cache: bool = True
+    """Keep KV when its request has ended, until its slots are needed, and do not compute again what prompts begin with.
+    In simulations: as far as the trace tells which prompts begin alike."""
+    prefix_block: int = 16
+    """How many tokens prompts must have in common to share their KV, and at every multiple of it."""
+    repair_kv: bool = True
+    """When an instance is lost, compute again only the tokens whose KV was there; else whole requests, as other servers
+    do."""
     lookahead: bool = True
     """Queue the next decode step behind the running one, so that the device never waits."""
     ttft_slo_factor: float = 5.0
@@ -81,6 +92,7 @@ class SchedulingKnobs:
                      "min_tokens_per_instance"):
             check_count(name, getattr(self, name))
         check_count("decode_headroom", self.decode_headroom, low=0)
+        check_count("prefix_block", self.prefix_block)
         if not 1.0 <= self.ttft_slo_factor <= _MOST_SECONDS:
             raise ConfigError(
                 f"ttft_slo_factor is {self.ttft_slo_factor}, but no prompt takes less than 1 times its time alone"
@@ -89,11 +101,6 @@ class SchedulingKnobs:
             if (seconds := getattr(self, name)) is not None:
                 check_seconds(name, seconds)
         check_choice("overload", self.overload, Overload)
-
-
-for _knob in fields(SchedulingKnobs):
-    # Who extends it in another module inherits types, not the names that they have in this one.
-    _knob.type = get_type_hints(SchedulingKnobs)[_knob.name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +171,12 @@ class EngineConfig(SchedulingConfig):
     """
 
     model: str = DEFAULT_MODEL
-    """A name that `longspan models` lists, a folder in Hugging Face layout, or a .gguf file; the same as the first
-    argument."""
+    """A name that `longspan models` lists, a folder in Hugging Face layout, a .gguf file, or an id on Hugging Face's
+    hub, as owner/name; the same as the first argument."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub; by default its main branch."""
+    chat_template: Path | None = None
+    """A file with the chat template (Jinja) to use instead of the model's own."""
     served_model_name: str | None = None
     """The name that requests give; by default the model's own."""
     objective: Objective = "balanced"
@@ -194,11 +205,15 @@ class EngineConfig(SchedulingConfig):
     device: Device = "auto"
     """Where to run; auto is CUDA if there is one."""
     executor: ExecutorName = "multiproc"
-    """One process for each device, or all instances as threads of this one."""
+    """One process for each device, on this machine or on --nnodes; all instances as threads of this one (inproc); or a
+    process for each device on the nodes of a Ray cluster, which places instances and watches them."""
     transport: TransportName = "auto"
     """How worker processes exchange; auto is NCCL between GPUs, shared memory between CPUs."""
     max_model_len: int | None = None
     """Longest prompt and output together, tokens; by default the model's own limit."""
+    rope_scaling: str | None = None
+    """RoPE scaling in place of the model's own, to go beyond its length: a JSON object as in config.json, such as
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}; in a TOML file a table."""
     kv_tokens: int | None = None
     """KV slots of each instance, tokens; by default what fits (on a CPU: enough for the longest context)."""
     threads_per_device: int | None = None
@@ -210,19 +225,50 @@ class EngineConfig(SchedulingConfig):
     """Go on in a new file (FILE.2, FILE.3 ...) once one has so many bytes."""
     event_log_keep: int | None = None
     """How many of a run's files to keep, the newest; all by default."""
+    share_prefixes: bool = False
+    """Let tenants (API keys) find the KV of each other's prompts; whoever measures how soon an answer comes can then
+    tell what others have asked."""
     sib: Path | None = None
     """A file of `longspan profile`, measured here, for policies that predict times; by default an estimate."""
     worker_timeout_s: float = 15.0
     """A worker without a sign of life, or without progress, for so long is given up."""
+    max_restarts: int = 5
+    """How often the workers of an instance that is lost are started again within --restart-window-s; then it stays
+    missing. Only where workers exchange through shared memory, or one instance is all: else a loss ends the server."""
+    restart_window_s: float = 600.0
+    """See --max-restarts, seconds."""
+    nnodes: int = 1
+    """Machines over which the instances are spread, as many on each as can be. The same command runs on all of them,
+    with its own --node-rank."""
+    node_rank: int = 0
+    """Which of them this is: 0 serves and decides, and has workers too; others only run workers, and call it."""
+    master: str | None = None
+    """Address or name of the machine with --node-rank 0, as the others reach it, with a port behind a colon if it
+    shall not be 29600."""
+    fleet_key_file: Path | None = None
+    """A file with the key that all machines share; needed unless --master is an address of this machine alone."""
+    fleet_key: str | None = field(default=None, repr=False)
+    """The key itself: in the environment, as LONGSPAN_SERVE_FLEET_KEY, since others may see a command line."""
+    ray_address: str | None = None
+    """The Ray cluster that --executor ray joins, as HOST:PORT, or auto for the one that this machine is a node of. By
+    default what RAY_ADDRESS says; else, and with local, one is started on this machine, and ends with the server."""
+    ray_placement: RayPlacement = "spread"
+    """Spread instances over as many nodes of Ray as there are, or pack them on as few."""
+    ray_timeout_s: float = 60.0
+    """So long Ray may take to answer, and then to find places for all instances at the start."""
     stall_after_s: float = 60.0
     """/health turns 503 when a batch takes so much longer than what is expected of its size."""
 
     def __post_init__(self) -> None:
         SchedulingConfig.__post_init__(self)
+        scaling: object = self.rope_scaling
+        if isinstance(scaling, Mapping):  # as Python has it
+            object.__setattr__(self, "rope_scaling", json.dumps(dict(scaling)))
         if not self.model.strip():
             raise ConfigError("model is empty; `longspan models` lists names, and a folder or .gguf file will do")
-        if self.served_model_name is not None:
-            _check_name("served_model_name", self.served_model_name)
+        for name in ("served_model_name", "revision"):
+            if getattr(self, name) is not None:
+                _check_name(name, getattr(self, name))
         self._check_devices()
         for name in ("max_model_len", "kv_tokens", "threads_per_device", "event_log_keep"):
             if getattr(self, name) is not None:
@@ -230,9 +276,12 @@ class EngineConfig(SchedulingConfig):
         self._check_event_log()
         for name, allowed in (("dtype", DType), ("device", Device), ("quantization", Quantization),
                               ("generation_config", GenerationDefaults), ("executor", ExecutorName),
-                              ("transport", TransportName), ("objective", Objective)):
+                              ("transport", TransportName), ("objective", Objective), ("ray_placement", RayPlacement)):
             check_choice(name, getattr(self, name), allowed)
-        for name in ("worker_timeout_s", "stall_after_s"):
+        check_count("max_restarts", self.max_restarts, 0)
+        self._check_nodes()
+        self._check_ray()
+        for name in ("worker_timeout_s", "restart_window_s", "stall_after_s", "ray_timeout_s"):
             check_seconds(name, getattr(self, name))
 
     def _check_devices(self) -> None:
@@ -248,6 +297,41 @@ class EngineConfig(SchedulingConfig):
                 f"pp_layers is {self.pp_layers}, but must name at least 1 layer for each of {self.num_stages} stages"
             )
 
+    def _check_nodes(self) -> None:
+        check_count("nnodes", self.nnodes)
+        check_count("node_rank", self.node_rank, 0, self.nnodes - 1)
+        if self.nnodes == 1:
+            return
+        if self.master is None:
+            raise ConfigError(f"nnodes is {self.nnodes}, which needs master: the address of the node with node_rank 0")
+        if self.executor != "multiproc":
+            told = "; Ray's nodes are all that it has" if self.executor == "ray" else ""
+            raise ConfigError(f"nnodes is {self.nnodes}, which needs executor multiproc, not {self.executor}{told}")
+        if self.num_instances < self.nnodes:
+            raise ConfigError(
+                f"instances is {self.num_instances}, but each of {self.nnodes} nodes has at least one: an instance's "
+                "devices are on one node"
+            )
+        self._check_between_nodes(f"nnodes {self.nnodes}")
+
+    def _check_ray(self) -> None:
+        if self.executor == "ray":
+            self._check_between_nodes("executor ray")
+        elif self.ray_address is not None:
+            raise ConfigError(f"ray_address needs executor ray, not {self.executor}")
+        if self.ray_address is not None and "://" in self.ray_address:
+            raise ConfigError(
+                f"ray_address is {self.ray_address}, but the server itself is on a node of the cluster, and joins it "
+                "by HOST:PORT or auto"
+            )
+
+    def _check_between_nodes(self, what: str) -> None:
+        if self.transport in ("gloo", "nccl") or self.device == "cuda":
+            raise ConfigError(
+                f"with {what} transport is {self.transport} and device {self.device}, but between nodes only CPU "
+                "workers exchange yet, over TCP; use --transport auto and --device cpu"
+            )
+
     def _check_event_log(self) -> None:
         if self.event_log_max_bytes is not None:
             check_count("event_log_max_bytes", self.event_log_max_bytes, _MIN_EVENT_LOG_BYTES, _MOST_BYTES)
@@ -258,7 +342,7 @@ class EngineConfig(SchedulingConfig):
     @property
     def num_instances(self) -> int:
         """Instances: as many as are given or were chosen, else the default."""
-        return DEFAULT_INSTANCES if self.instances is None else self.instances
+        return max(DEFAULT_INSTANCES, self.nnodes) if self.instances is None else self.instances
 
     @property
     def num_stages(self) -> int:
@@ -275,6 +359,27 @@ class EngineConfig(SchedulingConfig):
     def world_size(self) -> int:
         """Device processes: one for each tensor-parallel rank of each stage of each instance."""
         return self.num_instances * self.num_stages * self.tp
+
+    @property
+    def has_machines(self) -> bool:
+        """Whether its workers may be on several machines."""
+        return self.nnodes > 1 or self.executor == "ray"
+
+    @property
+    def instances_here(self) -> int:
+        """Instances of one machine, at most."""
+        return -(-self.num_instances // self.nnodes)
+
+    @property
+    def devices_here(self) -> int:
+        """Device processes of one machine, at most."""
+        return self.instances_here * self.num_stages * self.tp
+
+
+for _settings in (SchedulingKnobs, EngineConfig):
+    # Who extends them in another module inherits types, not the names that they have in this one.
+    for _field in fields(_settings):
+        _field.type = get_type_hints(_settings)[_field.name]
 
 
 def check_seconds(name: str, seconds: float, *, may_be_0: bool = False) -> None:
@@ -298,6 +403,11 @@ def check_choice(name: str, value: object, allowed: Any) -> None:
     """Raises ConfigError unless the value is one of a Literal's."""
     if value not in get_args(allowed):
         raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(get_args(allowed))}")
+
+
+def instances_in_words(number: int) -> str:
+    """Return "1 instance", "2 instances"."""
+    return f"{number} instance{'' if number == 1 else 's'}"
 
 
 def _check_name(name: str, text: str) -> None:

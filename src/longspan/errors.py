@@ -44,6 +44,14 @@ class OverloadedError(LongspanError):
         self.retry_after_s = retry_after_s
 
 
+class FleetTooSmallError(LongspanError):
+    """Too few instances serve, and none of the others is expected back: the request does not fit (HTTP 503)."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class EngineDeadError(LongspanError):
     """A worker died or hangs: running requests failed, and new ones are refused (HTTP 503)."""
 

@@ -1,9 +1,10 @@
-"""Paths that users name, looked at before the work whose result they are for."""
+"""Files: paths that users name are looked at before the work whose result they are for, and results appear whole."""
 
 from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from longspan.errors import ConfigError
@@ -51,6 +52,25 @@ def check_readable(path: Path | str) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{_shown(path)} cannot be read: {_reason(error)}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write it whole or not at all: who reads the file meanwhile, or after a crash, sees what was there before.
+
+    A link stays, and what it leads to is written. A pipe or a device is written as it is. Raises OSError.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        path.write_bytes(content)  # no file may take its place
+        return
+    path = Path(os.path.realpath(path))
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def _try(path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Ctrl-C, while processes are being started that it is not meant for."""
+"""Ctrl-C and SIGTERM: who hears of them, and that processes which are being started do not."""
 
 from __future__ import annotations
 
+import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
@@ -26,3 +27,20 @@ def interrupts_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def stopped_by(stop: Callable[[int], object]) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM call `stop` with the signal's number on the running event loop, meanwhile.
+
+    Afterwards both do what they do by default: some loops (uvloop's) would keep the handlers when they are closed.
+    """
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from longspan.core.events import FinishReason
+from longspan.metrics.elasticity import Elasticity
+from longspan.metrics.iterations import Iterations
+from longspan.worker_usage import WorkerUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,22 @@ class PositionLogprobs:
     text_offset: int = 0
 
 
+class PromptPositions(Protocol):
+    """Log-probabilities of a prompt. To make them takes a while for a long one, so whoever wants them asks."""
+
+    top: int
+
+    def __len__(self) -> int: ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return what a token adds to a text's UTF-8."""
+        ...
+
+    def positions(self) -> Iterator[tuple[int, PositionLogprobs | None]]:
+        """Yield each token and its log-probabilities, None for the first. text_offset: in the prompt's own text."""
+        ...
+
+
 @dataclass(slots=True)
 class RequestTimes:
     """Seconds on the engine's monotonic clock; None until it happened."""
@@ -47,11 +68,28 @@ class RequestTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class Quote:
+    """What was predicted at a request's arrival, in seconds from then to its first token.
+
+    median_s, quote_s: half, and 95 of 100 such requests have it by then. promised_s: when it is promised. deadline_s:
+    its goal. tpot_s: the goal of each further token.
+    """
+
+    median_s: float
+    quote_s: float
+    promised_s: float
+    deadline_s: float
+    tpot_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class RequestOutput:
     """The part that is new since the previous output of this request (a delta).
 
     token_ids: the new tokens. text: the new text; may be empty while a character or a possible stop string is
     incomplete. finish_reason: set on the last output only. stop_reason: the stop string or token id that ended it.
+    prompt_logprobs: with the first token, if they were asked for. quote: of policies that predict. num_preemptions: how
+    often its KV was dropped. num_cached_tokens: of the prompt, whose KV was there.
     """
 
     request_id: str
@@ -62,7 +100,11 @@ class RequestOutput:
     logprobs: tuple[PositionLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    prompt_logprobs: PromptPositions | None = None
     times: RequestTimes = field(default_factory=lambda: RequestTimes(arrived=0.0))
+    quote: Quote | None = None
+    num_preemptions: int = 0
+    num_cached_tokens: int = 0
 
     @property
     def finished(self) -> bool:
@@ -82,6 +124,8 @@ class Completion:
     stop_reason: str | int | None
     logprobs: tuple[PositionLogprobs, ...] | None
     times: RequestTimes
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +134,12 @@ class EngineStats:
 
     num_batches, model_seconds: batches done since the start, and the time that their slowest instances spent inside
     the model. num_bad_logits: requests that ended since the model's logits were not finite. event_log_errors: 1 once
-    the event log could not be written, and is off.
+    the event log could not be written, and is off. kv_tokens_cached: slots of tokens that no request refers to now.
+    num_looked_up, num_found: prompt tokens of all requests that began, and how many of them were computed before.
+    iterations, elasticity: what became of batches, and of requests' groups; both go on. num_groups: sets of instances
+    that have a batch. num_recomputed: tokens computed again, since their KV was gone. num_lost: tokens whose KV went
+    with an instance. num_losses, num_missing: times that an instance was lost, instances that are not there now.
+    workers: what each said of itself last.
     """
 
     num_running: int
@@ -105,3 +154,15 @@ class EngineStats:
     num_migrations: int = 0
     num_bad_logits: int = 0
     event_log_errors: int = 0
+    kv_tokens_cached: int = 0
+    num_looked_up: int = 0
+    num_found: int = 0
+    kv_tokens_cached_by_instance: tuple[int, ...] = ()
+    iterations: Iterations | None = None
+    elasticity: Elasticity | None = None
+    num_groups: int = 0
+    num_recomputed: int = 0
+    num_lost: int = 0
+    num_losses: int = 0
+    num_missing: int = 0
+    workers: tuple[WorkerUsage, ...] = ()

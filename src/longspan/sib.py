@@ -19,6 +19,7 @@ from longspan.core.costs.batch_shape import BatchShape
 from longspan.core.costs.cost_model import FittedCostModel
 from longspan.core.costs.episode import Company
 from longspan.errors import ConfigError
+from longspan.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -170,10 +171,8 @@ def package_versions() -> dict[str, str]:
 def write_sib(sib: ScalingInformationBase, path: Path) -> None:
     """Write it whole or not at all. Raises ConfigError."""
     content = {"format_version": FORMAT_VERSION, **{f.name: getattr(sib, f.name) for f in fields(sib)}}
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
-        partial.replace(path)
+        write_whole(path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 

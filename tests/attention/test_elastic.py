@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -143,7 +142,7 @@ def make_pools(batch: RunBatch, truth: Truth, num_instances: int, slots: int, pl
 
 def residences(segment: Segment) -> list[tuple[int, int, int]]:
     """(residence, begin, end) of what the segment refers to, its own tokens included."""
-    ends = list(accumulate(length for _, length in segment.earlier))
+    ends = [end for _, end in segment.earlier]
     numbers = [number for number, _ in segment.earlier]
     return list(zip([*numbers, segment.residence], [0, *ends], [*ends, segment.end], strict=True))
 
@@ -200,7 +199,7 @@ def batches(draw: st.DrawFn) -> tuple[RunBatch, int]:
             store.append(KVRange(instance, at, at + tokens))
             at += tokens
         cuts = sorted(draw(st.sets(st.integers(1, start - 1), max_size=2))) if start > 1 else []
-        earlier = tuple((100 * number + place, b - a) for place, (a, b) in enumerate(pairwise([0, *cuts])))
+        earlier = tuple((100 * number + place, end) for place, end in enumerate(cuts))
         own = 100 * number + len(cuts)
         named = Segment(f"r{number}", start, length, compute, tuple(store), tuple(context), residence=own)
         segments.append(replace(named, earlier=earlier, cuts=tuple(pieces)))

@@ -33,16 +33,26 @@ class RandomPolicy(Policy):
         idle = self._some(state.cluster.idle())
         if not idle:
             return
-        free = {instance.id: instance.free for instance in idle}
         segments: list[Segment] = []
         ring = [instance.id for instance in idle][: self.rng.randint(1, 4)]
-        for request in self._some([*_ready(state), *_flowing(state), *state.waiting])[: self.rng.randint(1, 5)]:
+        chosen = self._some([*_ready(state), *_flowing(state), *state.waiting])[: self.rng.randint(1, 5)]
+        self._adopt(state, chosen, [instance.id for instance in idle])
+        free = {instance.id: instance.unreserved for instance in idle}
+        for request in chosen:
             if set(state.placement.holders(request.id)) <= free.keys():
                 segment = self._segment(state, request, ring, free)
                 if segment is not None:
                     segments.append(segment)
         if segments:
             state.run_batch(_members(segments), segments)
+        for request in chosen:
+            state.disown(request)
+
+    def _adopt(self, state: SchedulerState, requests: list[Request], instances: list[int]) -> None:
+        """Mostly those that start take over what these instances have of their tokens."""
+        for request in requests:
+            if request.prefix_keys and self.rng.random() < 0.8:
+                state.adopt(request, instances)
 
     def _segment(
         self, state: SchedulerState, request: Request, ring: list[int], free: dict[int, int]
@@ -96,10 +106,10 @@ class RandomPolicy(Policy):
         request = self.rng.choice(ready)
         idle = state.cluster.idle()
         sources = [instance.id for instance in idle if instance.id in state.placement.holders(request.id)]
-        targets = [instance for instance in idle if instance.id not in sources[:1] and instance.free > 0]
+        targets = [instance for instance in idle if instance.id not in sources[:1] and instance.unreserved > 0]
         if not sources or not targets:
             return
-        target, slots = targets[0].id, targets[0].free
+        target, slots = targets[0].id, targets[0].unreserved
         ranges: list[tuple[int, int]] = []
         for piece in state.placement.ranges(request.id):
             if piece.instance == sources[0] and slots > 0:
@@ -126,10 +136,11 @@ class RandomPolicy(Policy):
         for request in _ready(state):
             if request is not oldest and self.rng.random() < 0.5:
                 state.preempt(request.id)
+        self._adopt(state, [oldest], [instance.id for instance in state.cluster.instances])
         length = self._chunk(oldest.num_tokens - oldest.num_stored)
-        while sum(i.free for i in state.cluster.instances) < length:
+        while sum(i.unreserved for i in state.cluster.instances) < length:
             state.preempt(max((r for r in _ready(state) if r is not oldest), key=lambda r: r.arrival_index).id)
-        instances = sorted(state.cluster.instances, key=lambda instance: -instance.free)
+        instances = sorted(state.cluster.instances, key=lambda instance: -instance.unreserved)
         if oldest.status is RequestStatus.DECODING:
             segment = state.decode_segment(oldest, instances[0].id)
         else:
@@ -143,7 +154,7 @@ class RandomPolicy(Policy):
 def _fill(left: int, instances: list[Instance]) -> list[tuple[int, int]]:
     kept = []
     for instance in instances:
-        share = min(left, instance.free)
+        share = min(left, instance.unreserved)
         left -= share
         if share:
             kept.append((instance.id, share))

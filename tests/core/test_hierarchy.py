@@ -112,6 +112,18 @@ class Renumbered:
         return tuple(number - self.instances.start for number in numbers)
 
 
+def ended_by(event: Event) -> list[str]:
+    if isinstance(event, RequestAborted):
+        return [event.request_id]
+    outputs = event.outputs if isinstance(event, BatchCompleted) else ()
+    return [output.request_id for output in outputs if output.finish_reason is not None]
+
+
+def work_of(actions: Sequence[Action]) -> list[tuple[str, int]]:
+    batches = [("batch", action.batch_id) for action in actions if isinstance(action, RunBatch)]
+    return batches + [("migration", action.migration_id) for action in actions if isinstance(action, MigrateKV)]
+
+
 def replay_apart(driver: Driver, cost_model: FittedCostModel) -> None:
     """Have each node decide alone what was decided in the fleet."""
     config = replace(driver.config, max_waiting=10**6)  # how many wait is a matter of the whole fleet
@@ -136,15 +148,13 @@ def replay_apart(driver: Driver, cost_model: FittedCostModel) -> None:
         else:
             node = at_work["batch", event.batch_id]
         node.check(event, now, actions)
-        for action in actions:
-            if isinstance(action, RunBatch):
-                at_work["batch", action.batch_id] = node
-            elif isinstance(action, MigrateKV):
-                at_work["migration", action.migration_id] = node
+        for request_id in ended_by(event):
+            home.pop(request_id, None)  # an abort of it concerns no node any more
+        at_work |= dict.fromkeys(work_of(actions), node)
 
 
 @pytest.mark.parametrize("policy", EVERY_POLICY)
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(workloads(), cost_models(), st.integers(1, 4))
 def test_a_node_decides_as_it_would_alone(
     policy: str, workload: Workload, cost_model: FittedCostModel, node_instances: int
@@ -159,7 +169,7 @@ def test_a_node_decides_as_it_would_alone(
     assert [again.handle(event, now) for now, event, _ in driver.log] == [actions for *_, actions in driver.log]
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(workloads(), st.integers(1, 4))
 def test_each_node_gets_a_policy_like_the_one_given(workload: Workload, node_instances: int) -> None:
     run(Driver(cut(workload, node_instances, "longspan"), RandomPolicy(workload.seed), seed=workload.seed), workload)
@@ -255,4 +265,45 @@ def test_the_fleet_is_asked_as_one_scheduler_is() -> None:
     estimate = scheduler.estimate("d", d.now)
     assert estimate is not None and estimate.quote_s > 0
     assert scheduler.estimate("e", d.now) is None
+    d.finish()
+
+
+def nodes_with_talks() -> Driver:
+    """Two nodes of one instance; the prompts 0 to 3,999 and 10,000 to 13,999 are cached on one each."""
+    config = SchedulerConfig(
+        num_instances=2, node_instances=1, kv_tokens=20_000, policy="elastic_fcfs", prefix_block=16, decode_headroom=0
+    )
+    d = Driver(config, cost_model=scaling_model(1, per_token=1e-3))
+    for first in (0, 10_000):
+        d.arrive(list(range(first, first + 4000)), 1, f"talk{first}")
+    d.finish()
+    return d
+
+
+def went_to(d: Driver, request_id: str) -> int:
+    (node,) = [why.predicted["node"] for each in d.why for why in each if why.request_ids == (request_id,)
+               and why.step == "node"]  # fmt: skip
+    return int(node)
+
+
+def test_an_arrival_goes_to_the_node_that_has_its_prefix() -> None:
+    d = nodes_with_talks()
+    assert {went_to(d, f"talk{first}") for first in (0, 10_000)} == {0, 1}
+    for turn in range(3):
+        for first in (10_000, 0):
+            name = f"{first} again {turn}"
+            d.arrive([*range(first, first + 4000), 7 + turn], 1, name)
+            assert went_to(d, name) == went_to(d, f"talk{first}")
+            (told,) = [why.predicted for why in d.why[-1] if why.step == "node"]
+            assert told["cached_tokens"] == 4000 == told["most_cached_tokens"]
+            d.finish()
+
+
+def test_unless_others_have_so_much_less_to_do() -> None:
+    d = nodes_with_talks()
+    home = went_to(d, "talk0")
+    for number in range(3):  # each takes longer than what is cached would
+        d.arrive([*range(4000), *range(20_000 + 6000 * number, 26_000 + 6000 * number)], 1, f"long{number}")
+    assert {went_to(d, f"long{number}") for number in range(3)} == {0, 1}
+    assert went_to(d, "long0") == home != went_to(d, "long1")
     d.finish()

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from longspan.core.estimate import Estimate
 from longspan.core.policies.chunked.priority import Floats
-from longspan.core.policies.longspan.eta import Calibration, Kin, Kinds, ServiceRate, Unserved, time_to_first_token
-from longspan.core.policies.longspan.load import ArrivingLoad
+from longspan.core.policies.longspan.calibration import Calibration, Kind
+from longspan.core.policies.longspan.eta import Forecast, Kin, Kinds, Unserved, time_to_first_token
+from longspan.core.policies.longspan.load import ArrivingLoad, ServiceRate
 from longspan.core.policies.longspan.policy import Longspan
 
 from .driver import Driver
@@ -114,21 +115,28 @@ def test_asking_what_arrives_changes_nothing(drawn: list[tuple[float, float]], d
     assert asked.rate(now) == unasked.rate(now)
 
 
-def test_full_iterations_tell_how_much_is_served() -> None:
-    """Of four instances, each of which does half a second of work in one."""
-    rate = ServiceRate(4.0)
+def test_what_is_served_while_there_is_a_backlog() -> None:
+    """Of four instances, which do two seconds of work in one; time without a backlog, and its work, do not count."""
+    rate, now = ServiceRate(4.0), 0.0
     assert rate() == 4.0
-    for number in range(200):
-        rate.note(0.04 + 0.02 * (number % 2), 0.1)
-    assert rate() == pytest.approx(2.0, rel=0.05)
-    for _ in range(500):
-        rate.note(0.001, 0.1)
+    for step in range(6000):
+        now += 0.1
+        is_behind = step % 600 < 300
+        rate.note(0.2 if is_behind else 0.01)
+        rate.advance(now, (step + 1) % 600 < 300)
+    assert rate() == pytest.approx(2.0, rel=0.15)
+    rate.advance(now, True)
+    for _ in range(20000):
+        now += 0.1
+        rate.note(0.001)
+        rate.advance(now, True)
     assert rate() == pytest.approx(0.2 * 4.0)
 
 
 @pytest.mark.parametrize(("instances", "pp"), [(1, 1), (4, 1), (2, 2)])
 def test_a_fleet_serves_what_it_can(instances: int, pp: int) -> None:
-    """A tenth or so is lost to decodes; one that is not always busy seems no slower than one that is."""
+    """A tenth or so is lost to decodes, more where a pipeline is empty at times; one that is not always busy seems no
+    slower than one that is."""
     for load in (0.8, 1.5):
         rates: list[float] = []
 
@@ -142,16 +150,23 @@ def test_a_fleet_serves_what_it_can(instances: int, pp: int) -> None:
             arrivals.append(arrival(at, f"r{len(arrivals)}", rng.randint(100, 300), 2))
         played(arrivals, plain(instances), num_instances=instances, pp=pp, overload="off", look=look,
                max_waiting=10**6)  # fmt: skip
-        assert 0.75 * instances < rates[-1] < 1.25 * instances
+        assert 0.7 * instances < rates[-1] < 1.25 * instances
 
 
 # calibration
 
 
-def learned(ratios: Sequence[float], kind: int = 0) -> Calibration:
+KIND, OTHER, THIRD = (Kind(n, n) for n in range(3))
+
+
+def forecast(competing_s: float, relegated_s: float | None = None, is_late: bool = False) -> Forecast:
+    return Forecast(0, 0.0, competing_s, competing_s if relegated_s is None else relegated_s, is_late)
+
+
+def learned(ratios: Sequence[float], kind: Kind = KIND) -> Calibration:
     known = Calibration()
     for ratio in ratios:
-        known.learn(2.0, Estimate(2.0, 3.0), 2.0 * ratio, kind)
+        known.learn(forecast(2.0), Estimate(2.0, 3.0), 2.0 * ratio, is_late=False, kind=kind)
     return known
 
 
@@ -159,31 +174,46 @@ def test_quotes_come_from_what_was() -> None:
     rng = random.Random(1)
     ratios = [n / 100 for n in range(1, 201)]
     known = learned(rng.sample(ratios, 200))
-    assert known.estimate(10.0, 0) == Estimate(pytest.approx(10.1), pytest.approx(19.1))
+    assert known.estimate(forecast(10.0), KIND) == Estimate(pytest.approx(10.1), pytest.approx(19.1))
 
 
 def test_nothing_is_known_at_first_and_old_things_are_forgotten() -> None:
-    assert learned([1.0] * 19).estimate(10.0, 0) == Estimate(10.0, 16.0)
-    assert learned([1.0] * 19).error == 1.0
-    assert learned([9.0] * 500 + [1.0] * 200).estimate(10.0, 0) == Estimate(10.0, 10.0)
+    assert Calibration().estimate(forecast(10.0), KIND) == Estimate(pytest.approx(10.0), pytest.approx(16.0))
+    assert learned([1.0] * 19).error == 1.0 and not learned([1.0] * 19).is_known
+    assert learned([9.0] * 500 + [1.0] * 200).estimate(forecast(10.0), KIND) == Estimate(10.0, 10.0)
 
 
 def test_a_class_of_which_little_is_known_goes_by_all() -> None:
     known = learned([1.5] * 30)
     for _ in range(19):
-        known.learn(2.0, Estimate(2.0, 3.0), 8.0, kind=2)
-    assert known.estimate(10.0, 1) == Estimate(15.0, 40.0)
-    assert known.estimate(10.0, 2) == Estimate(15.0, 40.0)
-    known.learn(2.0, Estimate(2.0, 3.0), 8.0, kind=2)
-    assert known.estimate(10.0, 2) == Estimate(40.0, 40.0)
-    assert known.estimate(10.0, 0) == Estimate(15.0, 15.0)
+        known.learn(forecast(2.0), Estimate(2.0, 3.0), 8.0, is_late=False, kind=THIRD)
+    assert known.estimate(forecast(10.0), OTHER) == Estimate(15.0, 40.0)
+    assert known.estimate(forecast(10.0), THIRD) == Estimate(15.0, 40.0)
+    known.learn(forecast(2.0), Estimate(2.0, 3.0), 8.0, is_late=False, kind=THIRD)
+    assert known.estimate(forecast(10.0), THIRD) == Estimate(40.0, 40.0)
+    assert known.estimate(forecast(10.0), KIND) == Estimate(15.0, 15.0)
+
+
+def test_a_quote_counts_those_that_are_not_in_time() -> None:
+    """One in four takes 80 s instead of 4: the median is of those in time, the quote of the others. Who looks late
+    already is a matter of its own."""
+    known = Calibration()
+    for n in range(400):
+        known.turned_out(n % 4 == 0, forecast(2.0, 40.0), KIND)
+        took_s = 80.0 if n % 4 == 0 else 4.0
+        known.learn(forecast(2.0, 40.0), Estimate(2.0, 3.0), took_s, is_late=n % 4 == 0, kind=KIND)
+    assert known.estimate(forecast(3.0, 30.0), KIND) == Estimate(6.0, 60.0)
+    assert known.beyond(20.0, forecast(3.0, 30.0), KIND) == pytest.approx(0.25, abs=0.06)
+    assert known.beyond(70.0, forecast(3.0, 30.0), KIND) == 0.0
+    assert known.beyond(70.0, forecast(3.0, 30.0), KIND, margin=1.3) == pytest.approx(0.25, abs=0.06)
+    assert known.estimate(forecast(3.0, 30.0, is_late=True), KIND).median_s == 60.0
 
 
 def test_the_error_is_the_share_of_broken_quotes() -> None:
     """Broken: later than 1.3 times the quote, and than a second more."""
     known = Calibration()
     for took_s in [3.0] * 20 + [3.95] * 10 + [4.05] * 10:
-        known.learn(2.0, Estimate(2.0, 3.0), took_s, 0)
+        known.learn(forecast(2.0), Estimate(2.0, 3.0), took_s, is_late=False, kind=KIND)
     assert known.error == pytest.approx(0.25)
 
 

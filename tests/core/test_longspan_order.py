@@ -23,41 +23,48 @@ from .driver import Driver
 from .longspan import Run, arrival, plain, played
 from .reading import batches, preempted
 
-Asked = tuple[float, float, float, float]
-asked = st.tuples(st.floats(0, 50), st.floats(0.1, 50), st.floats(0.001, 20), st.floats(0, 100))
+AT_RISK = 0.25
+Asked = tuple[float, float, float, float, float]
+asked = st.tuples(
+    st.floats(0, 50), st.floats(0.1, 50), st.floats(0.001, 20), st.floats(0, 100), st.just(0.0) | st.floats(1, 150)
+)
 
 
 def standing(now: float, one: Asked) -> Standing[float]:
-    arrived, deadline_s, work_s, tag = one
-    return Standing(now, arrived, deadline_s, work_s, work_s, work_s, tag, 0.0)
+    arrived, deadline_s, work_s, tag, promised_s = one
+    return Standing(now, arrived, deadline_s, work_s, work_s, work_s, tag, 0.0, promised_s)
 
 
 @given(
     st.lists(asked, min_size=2, max_size=12), st.floats(0, 100), st.floats(0, 10), st.floats(0.5, 2), st.floats(0, 1)
 )
 def test_feasible_before_hopeless(drawn: list[Asked], now: float, c: float, scale: float, wait_s: float) -> None:
-    """Those that can be in time by deadline and c times what is left; the others behind, by the shared clock."""
-    feasible, hopeless = [], []
-    for place, (arrived, deadline_s, work_s, tag) in enumerate(drawn):
+    """Those that can be in time by deadline, or by a promise at risk, and c times what is left; then those that can
+    keep a promise, by that; the others behind, by the shared clock."""
+    feasible, hopeless, broken = [], [], []
+    for place, (arrived, deadline_s, work_s, tag, promised_s) in enumerate(drawn):
         left_s = work_s * scale + wait_s
         if now + left_s <= arrived + deadline_s:
             feasible.append((arrived + deadline_s + c * left_s, place))
+        elif now + left_s > arrived + promised_s:
+            broken.append((tag, place))
         else:
-            hopeless.append((tag, place))
-    keys = [rank(standing(now, one), c, scale, wait_s) for one in drawn]
-    expected = [place for _, place in sorted(feasible)] + [place for _, place in sorted(hopeless)]
+            is_at_risk = now + left_s > arrived + promised_s - AT_RISK * promised_s
+            (feasible if is_at_risk else hopeless).append((arrived + promised_s + c * left_s, place))
+    keys = [rank(standing(now, one), c, scale, wait_s, AT_RISK) for one in drawn]
+    expected = [place for part in (feasible, hopeless, broken) for _, place in sorted(part)]
     assert all(keys[a] <= keys[b] + 1e-5 for a, b in pairwise(expected))
     assert all(keys[place] < HOPELESS for _, place in feasible)
     columns = [np.array(column) for column in zip(*drawn, strict=True)]
-    arrived, deadline_s, work_s, tag = columns
-    alike = np.zeros_like(tag)
-    many = rank(Standing(np.float64(now), arrived, deadline_s, work_s, work_s, work_s, tag, alike), c, scale, wait_s)
-    assert many.tolist() == keys
+    arrived, deadline_s, work_s, tag, promised_s = columns
+    place = np.zeros_like(tag)
+    many = Standing(np.float64(now), arrived, deadline_s, work_s, work_s, work_s, tag, place, promised_s)
+    assert rank(many, c, scale, wait_s, AT_RISK).tolist() == keys
 
 
 def test_who_was_interrupted_goes_before_everybody() -> None:
-    late = rank(replace(standing(50.0, (0.0, 0.0, 9.0, 0.0)), tag=INTERRUPTED), 2.0, 1.0, 0.0)
-    assert late < rank(standing(50.0, (0.0, 60.0, 0.1, 3.0)), 2.0, 1.0, 0.0)
+    late = rank(replace(standing(50.0, (0.0, 0.0, 9.0, 0.0, 0.0)), tag=INTERRUPTED), 2.0, 1.0, 0.0, AT_RISK)
+    assert late < rank(standing(50.0, (0.0, 60.0, 0.1, 3.0, 0.0)), 2.0, 1.0, 0.0, AT_RISK)
 
 
 # processor sharing

@@ -12,13 +12,16 @@ from longspan.core.actions import RefuseRequest
 from longspan.core.books.request import Request
 from longspan.core.estimate import Estimate
 from longspan.core.events import RequestArrived
-from longspan.core.policies.longspan.promise import Promises
+from longspan.core.policies.longspan.calibration import Kind
+from longspan.core.policies.longspan.eta import Forecast
+from longspan.core.policies.longspan.promise import LEAST_DOUBT, MOST_DOUBT, Promises
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
 from longspan.service_level import ServiceLevel
 
-from .longspan import Arrival, arrival, plain, played
+from .longspan import Arrival, Run, arrival, plain, played
 
 SERVE = ServiceLevel(if_late="serve")
+KIND = Kind(0, 7)
 
 
 def flood(seconds: float = 60.0, load: float = 3.0, service: ServiceLevel | None = None) -> list[Arrival]:
@@ -76,30 +79,70 @@ def request(at: float = 0.0) -> Request:
     return Request("r", 100, 5, at, 0)
 
 
+def forecast(competing_s: float, relegated_s: float | None = None, is_late: bool = False) -> Forecast:
+    return Forecast(0, 0.0, competing_s, competing_s if relegated_s is None else relegated_s, is_late)
+
+
 def test_nobody_is_refused_while_quotes_are_bad() -> None:
     """More than 15 of 100 were not kept."""
     for broken, is_refused in ((0, True), (29, True), (31, False), (200, False)):
         promises = Promises(factor=25.0, floor_s=15.0, margin=1.3)
         for n in range(200):
-            promises.calibration.learn(2.0, Estimate(2.0, 3.0), 10.0 if n < broken else 2.0, kind=0)
-        promise = promises.make(request(), 0.1, 1e3, kind=0)
+            took_s = 10.0 if n < broken else 2.0
+            promises.calibration.learn(forecast(2.0), Estimate(2.0, 3.0), took_s, is_late=False, kind=KIND)
+        promise = promises.make(request(), 0.1, 1.0, forecast(1e3), KIND)
         assert (promises.late_s(request(), promise) > 0.0) == is_refused
 
 
 def test_the_promise_is_a_multiple_of_the_time_alone_with_a_floor() -> None:
     promises = Promises(factor=25.0, floor_s=15.0, margin=1.3)
-    assert promises.make(request(3.0), 0.1, 0.1, 0).due == 18.0
-    assert promises.make(request(3.0), 2.0, 2.0, 0).due == 53.0
+    assert promises.make(request(3.0), 0.1, 1.0, forecast(0.1), KIND).due == 18.0
+    assert promises.make(request(3.0), 2.0, 1.0, forecast(2.0), KIND).due == 53.0
     patient = Request("p", 100, 5, 3.0, 0, ServiceLevel(ttft_s=80.0))
-    assert promises.make(patient, 2.0, 2.0, 0).due == 83.0
+    assert promises.make(patient, 2.0, 80.0, forecast(2.0), KIND).due == 83.0
 
 
-def test_a_request_is_late_by_its_median_times_the_margin() -> None:
+def test_a_request_is_late_by_its_quote_times_the_margin() -> None:
     promises = Promises(factor=25.0, floor_s=15.0, margin=1.5)
     for _ in range(30):
-        promises.calibration.learn(2.0, Estimate(2.0, 3.0), 2.0, 0)
-    assert promises.late_s(request(), promises.make(request(), 0.1, 9.9, 0)) == 0.0
-    assert promises.late_s(request(), promises.make(request(), 0.1, 12.0, 0)) == pytest.approx(3.0)
+        promises.calibration.learn(forecast(2.0), Estimate(2.0, 3.0), 2.0, is_late=False, kind=KIND)
+    assert promises.late_s(request(), promises.make(request(), 0.1, 1.0, forecast(9.9), KIND)) == 0.0
+    late = promises.make(request(), 0.1, 1.0, forecast(12.0), KIND)
+    assert promises.late_s(request(), late) == pytest.approx(3.0)
+
+
+def test_so_many_are_refused_that_nearly_all_promises_are_kept() -> None:
+    """A third of a kind turns out to be hopeless, and waits for minutes. As promises break, who is of that kind is
+    refused more and more; of it some are always served, and when they are in time again, all are."""
+    promises, hurried = Promises(factor=25.0, floor_s=15.0, margin=1.3), forecast(1.0, 100.0)
+    waiting: dict[str, tuple[Request, float]] = {}
+    served: list[bool] = []
+
+    def ask(n: int, is_hopeless: bool) -> bool:
+        """One a second; returns whether it is refused."""
+        now = float(n)
+        promises.advance(now, lambda request: KIND)
+        for name, (request, at) in list(waiting.items()):
+            if at <= now:
+                promises.keep(request, now, KIND)
+                del waiting[name]
+        asking = Request(f"r{n}", 100, 5, now, n)
+        if promises.late_s(asking, promises.make(asking, 0.1, 3.0, hurried, KIND)):
+            promises.refuse(asking)
+            return True
+        if is_hopeless:
+            promises.relegate(asking, KIND)
+        served.append(is_hopeless)
+        waiting[asking.id] = asking, now + (100.0 if is_hopeless else 1.0)
+        return False
+
+    assert not any([ask(n, is_hopeless=False) for n in range(100)]) and promises.doubt[False] == MOST_DOUBT
+    refused = [ask(n, is_hopeless=n % 3 == 0) for n in range(100, 5000)]
+    assert sum(refused[-1000:]) > 600 and not all(refused[-100:])
+    assert LEAST_DOUBT <= promises.doubt[False] < 0.2
+    assert sum(served[-200:]) <= 80
+    again = [ask(n, is_hopeless=False) for n in range(5000, 9000)]
+    assert not any(again[-1000:]) and promises.doubt[False] > 0.1
 
 
 def test_refusals_are_in_the_log_and_replay(tmp_path: Path) -> None:
@@ -138,3 +181,31 @@ def test_a_prompt_that_is_late_waits_for_the_load_of_those_that_are_not() -> Non
     run = played(arrivals, plain(), overload="off", max_waiting=10**6)
     assert run.played["long"].ttft_s < 5.0 / (1 - 0.9)
     assert all(run.played[name].ttft_s < 60.0 for name in run.played)
+
+
+def kept(run: Run) -> dict[str, bool]:
+    """Of each that was promised its first token, whether it came within that."""
+    told = {decision.request_ids[0]: decision.predicted["promised_s"] for decision in run.decisions("promise")}
+    return {name: run.played[name].ttft_s <= promised_s for name, promised_s in told.items()}
+
+
+@pytest.mark.parametrize(
+    ("policy", "overload", "ahead"),
+    [("longspan", "enforce", 6), ("longspan:at_risk_share=0", "enforce", 20), ("longspan", "warn", 20)],
+)
+def test_who_turned_hopeless_while_it_waited_for_memory_has_its_promise_kept(
+    policy: str, overload: str, ahead: int
+) -> None:
+    """Three at once fill what is open to large prompts, and hold it while they generate. It lets those go first that
+    are in no hurry, and can be in time, until its promise is at risk; were it not for that, until all of them have."""
+    patient = ServiceLevel(ttft_s=60.0)
+    before = [arrival(0.0, f"before{n}", 1010, 500, patient) for n in range(3)]
+    after = [arrival(4.1 + 0.01 * n, f"after{n}", 1010, 500, patient) for n in range(20)]
+    run = played(
+        [*before, arrival(4.0, "hurried", 1010, 2), *after], plain(), policy=f"{policy}:closed_to_long=0.2",
+        overload=overload, kv_tokens=5000, decode_headroom=500, max_waiting=10**6,
+    )  # fmt: skip
+    assert run.decisions("hopeless")[0].request_ids == ("hurried",) and not run.refused
+    hurried = run.played["hurried"]
+    assert sum(run.played[f"after{n}"].token_times[0] < hurried.token_times[0] for n in range(20)) == ahead
+    assert [name for name, is_kept in kept(run).items() if not is_kept] == (["hurried"] if ahead == 20 else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from longspan.core.costs.cost_model import Chunk, FittedCostModel
 from longspan.core.events import Event
 from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.teams.width import plan_evenly
-from longspan.core.policies.longspan.width import ElasticPredictor, ElasticWidth, team_sizes
+from longspan.core.policies.longspan.width import ElasticPredictor, ElasticWidth, team_size, team_sizes
 
 from .cost_models import cost_models, scaling_model
 from .longspan import Run, arrival, plain, played
@@ -46,9 +47,16 @@ def test_a_lone_long_prompt_has_everything() -> None:
     assert set(map(len, groups(alone(policy="longspan:team=2"), "long"))) == {2}
 
 
-@pytest.mark.parametrize(("policy", "changes"), [("longspan:team=1", {}), ("longspan", DEAR)])
-def test_no_team_where_none_is_wanted_or_rings_are_dear(policy: str, changes: dict[str, float]) -> None:
-    assert set(map(len, groups(alone(policy, **changes), "long"))) == {1}
+def test_no_team_where_none_is_wanted() -> None:
+    assert set(map(len, groups(alone("longspan:team=1"), "long"))) == {1}
+
+
+def test_a_dear_ring_pays_for_a_lone_prompt_and_not_beside_decodes() -> None:
+    """Alone iterations may be as long as makes the ring cheap; beside a decode most of each would go to it."""
+    assert alone(**DEAR).played["long"].ttft_s < alone("longspan:team=1", **DEAR).played["long"].ttft_s / 3
+    beside = [arrival(0.0, "decoding", 10, 3000), arrival(1.0, "long", 20_000, 3)]
+    assert set(map(len, groups(played(beside, plain(4, **DEAR), num_instances=4), "long"))) == {1}
+    assert set(map(len, groups(played(beside, plain(4), num_instances=4), "long"))) == {4}
 
 
 def test_a_prompt_of_one_iteration_runs_on_one_instance() -> None:
@@ -91,16 +99,52 @@ def test_a_plan_is_within_the_rooms_and_even(tokens: int, headroom: int, rooms: 
         assert max(shares.values()) <= fair
 
 
+def wide(instances: int = 8) -> ElasticWidth:
+    config = SchedulerConfig(num_instances=instances, tpot_slo_s=0.1)
+    return ElasticWidth(Predictor(plain(instances, fixed_step=0.002), config, gain=0.1))
+
+
 def test_many_others_make_it_narrow() -> None:
     """What a ring wastes, each of the others waits for."""
-    predictor = Predictor(plain(8, fixed_step=0.002), SchedulerConfig(num_instances=8, tpot_slo_s=0.1))
-    width = ElasticWidth(predictor)
+    width = wide()
     sizes = []
     for others in (0, 1, 3, 10, 1000):
         width.num_others = others
-        sizes.append(width.size(20.0))
-    assert sizes[0] == 8 and sizes[-1] == 1
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) >= 3
+        sizes.append(width.size(20.0, left_s=30.0))
+    assert sizes == [8, 4, 4, 4, 1]
+    width.num_others, width.is_decoding = 0, True
+    assert width.size(20.0, left_s=30.0) == 4
+
+
+def test_who_has_time_enough_needs_no_team_beside_others() -> None:
+    """What others wait for would be wasted."""
+    width = wide()
+    assert width.size(2.0, left_s=100.0) == 8
+    width.num_others = 1
+    assert width.size(2.0, left_s=10.0) == 4
+    assert width.size(2.0, left_s=20.0) == 1
+    assert width.size(20.0, left_s=-5.0) == 4  # it is late
+
+
+@pytest.mark.parametrize(
+    ("instances", "size"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (6, 3), (7, 4), (8, 4), (9, 3)]
+)
+def test_the_size_of_teams_beside_others(instances: int, size: int) -> None:
+    assert team_size(instances, None) == size
+    assert team_size(instances, 2) == min(size, 2)
+
+
+@pytest.mark.parametrize("slow", [0, 3, 6])
+def test_who_is_slow_is_in_no_team(slow: int) -> None:
+    """One of eight instances takes twice as long for everything; what is learned of it, teams do without it."""
+    rng, arrivals = random.Random(2), []
+    for n in range(120):
+        arrivals.append(arrival(0.25 * n, f"r{n}", rng.randint(100, 400), 10))
+    arrivals += [arrival(20.0 + 4.0 * n, f"long{n}", 12_000, 10) for n in range(5)]
+    arrivals.sort(key=lambda each: each[0])
+    found = played(arrivals, plain(8), num_instances=8, slowdown=lambda batch: 1.0 + (slow in batch.group))
+    teams = [group for n in range(5) for group in groups(found, f"long{n}") if len(group) > 1]
+    assert teams and not any(slow in team for team in teams)
 
 
 @given(st.integers(1, 64), st.one_of(st.none(), st.integers(1, 64)))
@@ -143,7 +187,7 @@ def test_everybody_comes_to_an_end_in_teams() -> None:
     """Whatever is drawn; also where rings are free and tokens dear, so that teams are the rule."""
     counted: list[int] = []
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(workloads(), cost_models(), st.sampled_from([None, 1, 2]), st.sampled_from([1e-6, 1e-3, 0.05]))
     def check(workload: Workload, drawn: FittedCostModel, team: int | None, tpot_slo_s: float) -> None:
         for model in (drawn, scaling_model(5, fixed=1e-9, fixed_step=0.0, per_token=1.0)):

@@ -104,7 +104,7 @@ def problems(draw: st.DrawFn) -> Problem:
     )
 
 
-@settings(max_examples=1200)
+@settings(max_examples=500)
 @given(problems())
 def test_exact_whatever_the_limits(problem: Problem) -> None:
     plan, least = problem.plan(), problem.brute_force()
@@ -148,7 +148,7 @@ def crowds_of_instances(draw: st.DrawFn) -> Problem:
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(crowds_of_instances())
 def test_exact_among_many_instances(problem: Problem) -> None:
     """Equation 5 over all instances, said plainly."""

@@ -12,7 +12,8 @@ from longspan.core.books.request import Request
 from longspan.core.costs.analytic import analytic_cost_model
 from longspan.core.costs.cost_model import Chunk, FittedCostModel
 from longspan.core.policies.chunked.iteration import Iteration
-from longspan.core.policies.chunked.predictor import Predictor, chunk_floor, longest, tokens_per_shard
+from longspan.core.policies.chunked.predictor import Predictor, chunk_floor, tokens_per_shard
+from longspan.core.policies.parts.longest import longest
 from longspan.service_level import ServiceLevel
 
 from .cost_models import cost_models
@@ -76,8 +77,8 @@ def test_the_chunk_is_what_trying_all_sizes_finds(
     predictor = Predictor(cost_model, config)
     iteration = Iteration(predictor, (0, 1))
     for number, context in enumerate(decodes):
-        request = Request(f"d{number}", context, 9, 0.0, number)
-        iteration.add_decode(request, 0, ((number % 2, context),))
+        request = Request(f"d{number}", context, 9, 0.0, number, num_computed=context)
+        iteration.add_decodes([(request, 0)], {request.id: (number % 2,)}, lambda _: ())
     for number, (length, context) in enumerate(others):
         iteration.add_chunk(Request(f"c{number}", 999, 9, 0.0, number), 0, ((0, context),) if context else (), length)
     holders = tuple((number, tokens) for number, tokens in ((0, here), (1, there)) if tokens)

@@ -63,7 +63,7 @@ class Tally(Driver):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(workloads(), cost_models(), settings_of_chunking)
 def test_everybody_comes_to_an_end(
     policy: str, workload: Workload, cost_model: FittedCostModel, changes: dict[str, float]
@@ -83,7 +83,7 @@ class Demanding(Tally):
         return super().arrive(prompt, max_tokens, request_id, service)
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(workloads(), cost_models(), settings_of_chunking)
 def test_service_levels_of_all_kinds(
     workload: Workload, cost_model: FittedCostModel, changes: dict[str, float]
@@ -92,7 +92,7 @@ def test_service_levels_of_all_kinds(
     run(Demanding(config, seed=workload.seed, cost_model=cost_model), workload)
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(
     prompts=st.lists(st.integers(20, 60), min_size=2, max_size=6),
     shard=st.sampled_from([None, 4, 10]),
@@ -111,7 +111,7 @@ def test_growing_requests_in_a_full_pool_never_block_each_other(
     driver.finish(in_order=False)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_request_that_can_win_waits_for_one_batch_at_most(data: st.DataObject) -> None:
     """There is room, and nobody is more urgent: its first chunk is in the first batch issued from its arrival on,

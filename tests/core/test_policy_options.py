@@ -79,6 +79,8 @@ def test_an_option_is_explained_and_checked(policy: str, option: str) -> None:
     ("text", "option"),
     [
         ("medha:max_fixed_share=1", "max_fixed_share"), ("medha:max_fixed_share=nan", "max_fixed_share"),
+        ("longspan:least_share=1", "least_share"), ("longspan:at_risk_share=-0.1", "at_risk_share"),
+        ("medha:least_share=nan", "least_share"), ("longspan:at_risk_share=none", "at_risk_share"),
         ("medha:max_space_share=1.0", "max_space_share"), ("medha:kvp_tokens_per_shard=0", "kvp_tokens_per_shard"),
         ("edf:max_fixed_share=0", "max_fixed_share"), ("sarathi:chunk_size=0", "chunk_size"),
         ("sarathi:kvp_tokens_per_shard=-1", "kvp_tokens_per_shard"), ("splitfuse:chunk_size=1.5", "chunk_size"),

@@ -136,14 +136,14 @@ class WorkConserving(FirstComeFirstServed):
         return actions
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(workloads())
 def test_elastic_fcfs(workload: Workload) -> None:
     run(FirstComeFirstServed(replace(workload.config, policy="elastic_fcfs"), seed=workload.seed), workload)
 
 
 @pytest.mark.parametrize("policy", PREDICTING)
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(workloads(), cost_models())
 def test_policies_that_predict(policy: str, workload: Workload, cost_model: FittedCostModel) -> None:
     driver = WorkConserving(replace(workload.config, policy=policy), seed=workload.seed, cost_model=cost_model)
@@ -151,7 +151,7 @@ def test_policies_that_predict(policy: str, workload: Workload, cost_model: Fitt
 
 
 @pytest.mark.parametrize("policy", ["static_sp", "static_tp", "replicated"])
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(workloads())
 def test_baselines(policy: str, workload: Workload) -> None:
     side = Driver if policy == "replicated" else FirstComeFirstServed
@@ -165,7 +165,7 @@ def everybody_comes_to_an_end(policy: str, workload: Workload, cost_model: Fitte
     run(Driver(replace(workload.config, policy=policy), seed=workload.seed, cost_model=cost_model), workload)
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(workloads())
 def test_arbitrary_policy(workload: Workload) -> None:
     run(Driver(workload.config, RandomPolicy(workload.seed), seed=workload.seed), workload)
@@ -198,4 +198,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=150, stateful_step_count=30)
+TestMachine.settings = settings(max_examples=60, stateful_step_count=30)

@@ -8,11 +8,11 @@ import pytest
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import KVRange
-from longspan.core.books.invariants import check_invariants
 from longspan.core.books.ledger import Ledger
 from longspan.core.books.lifecycle import abort, arrive, complete_batch
 from longspan.core.events import BatchCompleted, RequestAborted, RequestArrived
 from longspan.core.internal_error import InternalError
+from longspan.core.invariants import check_invariants
 from longspan.core.state import SchedulerState
 
 Act = Callable[[SchedulerState], object]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.core.actions import KVRange
-from longspan.core.books.residence import Residence
 from longspan.core.internal_error import InternalError
+from longspan.core.kv.residence import Residence
 
 Owners = dict[int, int | None]
 instances = st.integers(0, 3)
@@ -48,7 +48,8 @@ def test_it_agrees_with_the_owner_of_each_token(steps: list[tuple[str, int, int]
         mine = stretches(token for token, owner in owners.items() if owner == first)
         missing = stretches(token for token, owner in owners.items() if owner is None)
         if kind == "append":
-            residence.append([KVRange(first, residence.end, residence.end + second)])
+            end = residence.end + second
+            residence.grow(first) if second == 1 else residence.append([KVRange(first, residence.end, end)])
             owners |= dict.fromkeys(range(residence.end - second, residence.end), first)
         elif kind == "move" and mine:
             residence.move(first, second, mine[::2])
@@ -103,6 +104,8 @@ def test_what_is_sealed_does_not_grow() -> None:
     residence.seal()
     with pytest.raises(InternalError, match="residence 3 is sealed"):
         residence.append([KVRange(0, 10, 20)])
+    with pytest.raises(InternalError, match="residence 3 is sealed"):
+        residence.grow(0)
 
 
 @pytest.mark.parametrize("new", [KVRange(2, 5, 12), KVRange(2, 10, 25), KVRange(2, 30, 31), KVRange(2, 12, 12)])
@@ -120,3 +123,24 @@ def test_it_is_cut_inside_only() -> None:
             residence.split(at, 4)
     with pytest.raises(InternalError, match="cannot end at 21"):
         residence.truncate(21)
+
+
+@given(*[st.lists(st.integers(0, 1), min_size=1, max_size=8)] * 2, st.integers(0, 3), st.integers(0, 3), st.data())
+def test_where_two_are_alike_is_found_from_the_end(
+    mine: list[int], theirs: list[int], begin: int, other_begin: int, data: st.DataObject
+) -> None:
+    one, two = Residence(0, begin), Residence(1, other_begin)
+    for residence, owners in ((one, mine), (two, theirs)):
+        for position, owner in enumerate(owners, start=residence.begin):
+            residence.append([KVRange(owner, position, position + 1)])
+        lost = data.draw(st.integers(0, 4))
+        if lost in residence.holders:
+            residence.lose(lost)
+    end = data.draw(st.integers(0, min(one.end, two.end)))
+    position = end
+    while position > max(begin, other_begin):
+        held = [residence.between(position - 1, position) for residence in (one, two)]
+        if not held[0] or held[0] != held[1]:
+            break
+        position -= 1
+    assert one.alike_from(two, end) == position

@@ -52,7 +52,7 @@ def on_one_instance(policy: str, arrivals: list[tuple[float, RequestArrived]], o
 
 
 @pytest.mark.parametrize("policy", [*RIVALS, "longspan"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), factor=st.sampled_from([1.0, 1.5, 20.0]))
 def test_the_waiting_are_ranked_as_one_by_one(policy: str, seed: int, factor: float) -> None:
     """In columns as alone, whatever was done, preempted and aborted before."""
@@ -62,7 +62,7 @@ def test_the_waiting_are_ranked_as_one_by_one(policy: str, seed: int, factor: fl
 
     def ranking(state: SchedulerState, now: float) -> Ranking:
         found = rank(state, now)
-        keys = [candidate.key for candidate in found.waiting()]
+        keys = [candidate.key for candidate in found.waiting(lambda: None)]
         assert keys == sorted(keys)
         compared.append(len(keys))
         return found
@@ -127,7 +127,7 @@ class Ages:
         return float(2.0 ** (self.ages[name] / self.doubling) / (self.prompts[name] * left))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(jobs, st.sampled_from([0.5, 2.0, 8.0]))
 def test_preflow_goes_by_slowdown_and_work(drawn: list[tuple[float, int]], doubling: float) -> None:
     ages, running = Ages(doubling), dict[int, dict[str, int]]()
@@ -140,14 +140,15 @@ def test_preflow_goes_by_slowdown_and_work(drawn: list[tuple[float, int]], doubl
             ages.ran(running.pop(event.batch_id))
         for batch in batches(actions):
             chunks = {segment.request_id: segment.length for segment in batch.segments}
-            ranks = [ages.priority(name) for name in chunks]
+            # A prompt's last token, alone, is like a decode: those go before.
+            ranks = [ages.priority(name) for name in chunks if ages.prompts[name] - ages.done[name] > 1]
             left_out = [
                 ages.priority(name)
                 for name in ages.prompts
                 if name not in chunks and ages.done[name] < ages.prompts[name]
             ]
             assert all(ahead >= behind * (1 - 1e-9) for ahead, behind in pairwise(ranks))
-            assert ranks[-1] >= max(left_out, default=0.0) * (1 - 1e-9)
+            assert min(ranks, default=math.inf) >= max(left_out, default=0.0) * (1 - 1e-9)
             for name, length in chunks.items():
                 ages.done[name] += length
             running[batch.batch_id] = chunks
@@ -212,7 +213,7 @@ def test_jobs_end_as_processor_sharing_ends_them(drawn: list[tuple[int, int, int
     assert all(ends[int(a)] <= ends[int(b)] + Fraction(1, 10**6) for a, b in pairwise(found))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(jobs)
 def test_fsp_ends_nobody_later_than_processor_sharing_does(drawn: list[tuple[float, int]]) -> None:
     """The theorem; but for two iterations: one runs when a request comes, and its work is seen at its end."""

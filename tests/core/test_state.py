@@ -174,7 +174,7 @@ def test_the_queue_is_in_order_of_arrival() -> None:
         queue.add(requests[i])
     queue.remove(requests[2])
     assert queue.first is requests[0]
-    assert [request.arrival_index for request in queue.after_first()] == [1, 3, 4]
+    assert [request.arrival_index for request in queue] == [0, 1, 3, 4]
     with pytest.raises(InternalError, match="does not wait"):
         queue.remove(requests[2])
 

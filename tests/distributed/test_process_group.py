@@ -30,6 +30,7 @@ def member(rank: int, port: int, listener: socket.socket | None, pipe: Connectio
     total = tp.all_reduce_(torch.tensor([rank + 1.0]))
     pipe.send((port_of_store(), [x.tolist() for x in heard], total.item()))
     pipe.recv()  # the store is needed until all have said so
+    torch.distributed.destroy_process_group()  # its threads end, before those of a process that exits are torn down
 
 
 def port_of_store() -> int:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longspan.distributed.across_hosts import AcrossHostsTransport
 from longspan.distributed.local import LocalTensorParallel, LocalTransport, LocalWorld
-from longspan.distributed.shared_memory import Mail, PlainMail, SharedMemoryTensorParallel, SharedMemoryTransport
+from longspan.distributed.plain_mail import PlainMail
+from longspan.distributed.shared_memory import Mail, SharedMemoryTensorParallel, SharedMemoryTransport
 from longspan.distributed.transport import Transport
+from longspan.executor.meeting_place import MeetingPlace
 from longspan.native.library import best_library
 from longspan.native.mail import NativeMail
+from longspan.native.work import CurrentWork
 from tests.threads import in_threads
 
 WORLD, CAPACITY = 3, 1000
@@ -26,23 +30,42 @@ def local() -> list[Transport]:
     return [LocalTransport(world, rank) for rank in range(WORLD)]
 
 
-def shared(make_mail: Callable[[], Mail]) -> list[Transport]:
+def shared(make_mail: Callable[[CurrentWork], Mail]) -> list[Transport]:
     """Buffers so small that most messages do not fit into them."""
-    with tempfile.TemporaryDirectory() as folder:
-        return [SharedMemoryTransport(folder, rank, WORLD, CAPACITY, make_mail()) for rank in range(WORLD)]
+    with closing(MeetingPlace()) as place:
+        return [
+            SharedMemoryTransport(place.path, rank, WORLD, CAPACITY, make_mail=make_mail) for rank in range(WORLD)
+        ]
 
 
-def native_mail() -> Mail:
+def native_mail(work: CurrentWork) -> Mail:
     library = best_library()
     if library is None:
         pytest.skip("no kernels here: no compiler, or not x86-64")
-    return NativeMail(library)
+    return NativeMail(library, work)
+
+
+def across_hosts(make_mail: Callable[[CurrentWork], Mail]) -> list[Transport]:
+    """The first two are on one machine, the third on another."""
+    with closing(MeetingPlace()) as place:
+        ranks = [
+            AcrossHostsTransport(place.path, rank, WORLD, "127.0.0.1", b"token", CAPACITY, make_mail=make_mail)
+            for rank in range(WORLD)
+        ]
+    for rank in (0, 1):
+        ranks[rank].call(ranks[2].address, 2)
+        ranks[2].take_callers()
+    for transport in ranks:
+        transport.close()
+    return list(ranks)
 
 
 MAKERS = {
     "threads": local,
     "shared memory": lambda: shared(native_mail),
     "shared memory, plain": lambda: shared(PlainMail),
+    "across hosts": lambda: across_hosts(native_mail),
+    "across hosts, plain": lambda: across_hosts(PlainMail),
 }
 
 
@@ -90,12 +113,12 @@ def test_every_message_arrives(make: Callable[[], list[Transport]], rounds: list
 def test_tensor_parallel_sums_are_the_same_everywhere(kind: str, dtype: torch.dtype) -> None:
     tp, instances = 2, 2
     ranks = range(tp * instances)
-    with tempfile.TemporaryDirectory() as folder:
+    with closing(MeetingPlace()) as place:
         if kind == "threads":
             world = LocalWorld(tp * instances, tp)
             groups = [LocalTensorParallel(world, rank) for rank in ranks]
         else:
-            transports = [SharedMemoryTransport(folder, rank, tp * instances, CAPACITY) for rank in ranks]
+            transports = [SharedMemoryTransport(place.path, rank, tp * instances, CAPACITY) for rank in ranks]
             groups = [SharedMemoryTensorParallel(transport, tp) for transport in transports]
     parts = [torch.randn(5, 700).to(dtype) for _ in ranks]
     sums: list[torch.Tensor] = [torch.empty(0)] * len(parts)
@@ -114,3 +137,24 @@ def test_tensor_parallel_sums_are_the_same_everywhere(kind: str, dtype: torch.dt
         assert torch.equal(sums[first], sums[first + 1])
         assert torch.equal(wholes[first], torch.cat([parts[first][:, :300], parts[first + 1][:, :400]], dim=-1))
         assert torch.equal(wholes[first], wholes[first + 1])
+
+
+def test_a_stranger_is_no_rank() -> None:
+    """Nor is one of another engine; who calls is told, and the rank goes on with those that know the token."""
+    with closing(MeetingPlace()) as place:
+        ours, stranger, friend = (
+            AcrossHostsTransport(place.path, rank, 2, "127.0.0.1", token, CAPACITY)
+            for rank, token in ((0, b"token"), (1, b"other"), (1, b"token"))
+        )
+        with pytest.raises(OSError):
+            stranger.call(ours.address, 0)
+        ours.take_callers()
+        friend.call(ours.address, 0)
+        ours.take_callers()
+        heard = torch.empty(3)
+        exchange = ours.exchange([], [(heard, 1)])
+        friend.exchange([(torch.arange(3.0), 0)], []).wait()
+        exchange.wait()
+        assert heard.tolist() == [0.0, 1.0, 2.0]
+        for transport in (ours, stranger, friend):
+            transport.close()

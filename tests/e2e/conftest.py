@@ -64,10 +64,11 @@ def wait_for(condition: Callable[[], bool], at_most_s: float = SETTLE_S) -> None
 
 
 @contextmanager
-def serve(*arguments: str, on: Sequence[str] = ()) -> Iterator[Server]:
+def serve(*arguments: str, on: Sequence[str] = (), instances: int = 2) -> Iterator[Server]:
     """on: a command that runs what follows it, on a machine that this one does not reach."""
     process = subprocess.Popen(
-        [*on, sys.executable, "-m", "longspan", "serve", "--port", "0", "--instances", "2", *arguments],
+        [*on, sys.executable, "-m", "longspan", "serve", "--port", "0", "--instances", str(instances),
+         *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     server = Server(process)
@@ -102,7 +103,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(model) -> Iterator[Server]:
+    """One for all tests that leave it as it was: a start costs more than what they ask."""
     with serve() as running:
         yield running

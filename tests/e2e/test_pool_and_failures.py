@@ -1,4 +1,5 @@
-"""One pool over all instances; workers that die or hang; a log that replays."""
+"""One pool over all instances; workers that die or hang; a log that replays. Of servers as users start them, whose
+model is tiny, for all of this is the same whatever the model."""
 
 from __future__ import annotations
 
@@ -11,17 +12,43 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
+from transformers import LlamaConfig
 
 from tests.e2e.conftest import Server, serve, wait_for
+from tests.models.tiny import SIZES, heads, write_tiny_engine_model
 
-MODEL = "smollm2-135m"
+MODEL = "tiny"
+SHORT = [5, 6, 7]
+LONG_STREAM = 1500
+"""Tokens, which take longer than what is done meanwhile."""
 
 
-def test_the_pool_is_one(model) -> None:
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models") / MODEL
+    write_tiny_engine_model(folder, LlamaConfig(**SIZES | {"max_position_embeddings": 8192}, **heads(4, 2, 16)))
+    return str(folder)
+
+
+def client_of(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def stream_of(client: openai.OpenAI) -> openai.Stream[openai.types.Completion]:
+    """A long one, which has begun."""
+    stream = client.completions.create(
+        model=MODEL, prompt=SHORT, max_tokens=LONG_STREAM, stream=True, stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    next(stream)
+    return stream
+
+
+def test_the_pool_is_one(tiny: str) -> None:
     """Neither instance could hold the prompt; together they serve it. One too long is told both numbers."""
-    with serve("--kv-tokens", "3000") as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        long = [1 + i % 40_000 for i in range(5000)]
+    with serve(tiny, "--kv-tokens", "3000") as server:
+        client = client_of(server)
+        long = [3 + i % 90 for i in range(5000)]
         answer = client.completions.create(
             model=MODEL, prompt=long, max_tokens=8, temperature=0, extra_body={"ignore_eos": True}
         )
@@ -37,14 +64,12 @@ def test_the_pool_is_one(model) -> None:
 @pytest.mark.parametrize(
     ("blow", "says"), [(signal.SIGKILL, "ended unexpectedly"), (signal.SIGSTOP, "no sign of life")]
 )
-def test_a_lost_worker_fails_its_requests(model, blow: signal.Signals, says: str) -> None:
-    """They are told why; /health says so until the process ends, with a status that has it started anew."""
-    with serve("--worker-timeout-s", "3", "--dead-linger-s", "600") as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        stream = client.completions.create(
-            model=MODEL, prompt="Once", max_tokens=2000, stream=True, extra_body={"ignore_eos": True}
-        )
-        next(stream)
+def test_a_lost_worker_fails_its_requests(tiny: str, blow: signal.Signals, says: str) -> None:
+    """They are told why; /health says so until the process ends, with a status that has it started anew. So it is where
+    workers cannot go on without each other."""
+    with serve(tiny, "--worker-timeout-s", "3", "--dead-linger-s", "600", "--transport", "gloo") as server:
+        client = client_of(server)
+        stream = stream_of(client)
         os.kill(server.workers()[0], blow)
         with pytest.raises(openai.APIError, match=f"worker 0 .*{says}"):
             list(stream)
@@ -52,19 +77,44 @@ def test_a_lost_worker_fails_its_requests(model, blow: signal.Signals, says: str
         assert health.status_code == 503 and says in health.text
         assert httpx2.get(f"{server.url}/ready").status_code == 503
         with pytest.raises(openai.InternalServerError, match=says):
-            client.completions.create(model=MODEL, prompt="Once", max_tokens=1)
+            client.completions.create(model=MODEL, prompt=SHORT, max_tokens=1)
         assert server.gauge("vllm:num_requests_running") == 0
         assert server.stop() == 1
 
 
-def test_a_batch_that_does_not_end_turns_health_to_503(model) -> None:
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_streams_survive_a_lost_worker(tiny: str, blow: signal.Signals) -> None:
+    """They pause, and go on with the same text; /health names the instance until it is back."""
+    prompts = [SHORT, [3 + i % 90 for i in range(600)], [9, 8, 7]]
+    settings = {"model": MODEL, "max_tokens": 300, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    options = ("--dtype", "float32", "--worker-timeout-s", "3", "--kv-tokens", "3000")
+    with serve(tiny, *options, instances=3) as server:
+        client = client_of(server)
+        expected = [client.completions.create(prompt=prompt, **settings).choices[0].text for prompt in prompts]
+        streams = [client.completions.create(prompt=prompt, stream=True, **settings) for prompt in prompts]
+        begun = ["".join(next(stream).choices[0].text for _ in range(5)) for stream in streams]
+        lost = httpx2.get(f"{server.url}/fleet").json()["instances"][1]["pids"][0]
+        os.kill(lost, blow)
+        wait_for(lambda: httpx2.get(f"{server.url}/health").json()["status"] == "degraded")
+        assert "instance 1 (starting)" in httpx2.get(f"{server.url}/health").json()["missing"]
+        texts = [
+            text + "".join(chunk.choices[0].text for chunk in stream)
+            for text, stream in zip(begun, streams, strict=True)
+        ]
+        assert texts == expected
+        wait_for(lambda: httpx2.get(f"{server.url}/health").json() == {"status": "ok"})
+        assert server.gauge("longspan:instances_lost") == 1 and server.gauge("longspan:instances_missing") == 0
+        again = [client.completions.create(prompt=prompt, **settings).choices[0].text for prompt in prompts]
+        assert again == expected
+        server.wait_until_free()
+        assert server.stop() == 0
+
+
+def test_a_batch_that_does_not_end_turns_health_to_503(tiny: str) -> None:
     """A worker stands still, and whoever looks at workers is told to be patient."""
-    with serve("--worker-timeout-s", "600", "--stall-after-s", "1") as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        stream = client.completions.create(
-            model=MODEL, prompt="Once", max_tokens=2000, stream=True, extra_body={"ignore_eos": True}
-        )
-        next(stream)
+    with serve(tiny, "--worker-timeout-s", "600", "--stall-after-s", "1") as server:
+        client = client_of(server)
+        stream = stream_of(client)
         worker = server.workers()[0]
         os.kill(worker, signal.SIGSTOP)
         wait_for(lambda: httpx2.get(f"{server.url}/health").status_code == 503)
@@ -76,12 +126,12 @@ def test_a_batch_that_does_not_end_turns_health_to_503(model) -> None:
         stream.close()
 
 
-def test_the_event_log_replays(model, tmp_path: Path) -> None:
+def test_the_event_log_replays(tiny: str, tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
-    with serve("--event-log", str(log), "--kv-tokens", "2000") as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    with serve(tiny, "--event-log", str(log), "--kv-tokens", "2000") as server:
+        client = client_of(server)
         client.completions.create(
-            model=MODEL, prompt=["Hello " * n for n in (1, 40, 300, 700, 5)], max_tokens=12, temperature=0
+            model=MODEL, prompt=[[5 + n % 90] * n for n in (1, 40, 300, 700, 5)], max_tokens=12, temperature=0
         )
         leave(server)
         server.wait_until_free()
@@ -93,21 +143,17 @@ def test_the_event_log_replays(model, tmp_path: Path) -> None:
     assert len(log.read_text().splitlines()) > 12
 
 
-def test_sigterm_lets_streams_finish(model) -> None:
-    with serve() as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        stream = client.completions.create(
-            model=MODEL, prompt="Once", max_tokens=50, stream=True, extra_body={"ignore_eos": True}
-        )
-        next(stream)
+def test_sigterm_lets_streams_finish(tiny: str) -> None:
+    with serve(tiny) as server:
+        client = client_of(server)
+        stream = stream_of(client)
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: httpx2.get(f"{server.url}/ready").status_code == 503)
-        assert len(list(stream)) == 49
+        *_, last = stream
+        assert last.usage and last.usage.completion_tokens == LONG_STREAM
         assert server.process.wait(60) == 0
 
 
 def leave(server: Server) -> None:
     """A client that is gone after one token."""
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-    with client.completions.create(model=MODEL, prompt="Once", max_tokens=500, stream=True) as stream:
-        next(stream)
+    stream_of(client_of(server)).close()

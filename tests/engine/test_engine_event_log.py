@@ -13,7 +13,6 @@ from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError, ReplayError
 from longspan.metrics.event_log import read_event_log, replay
-from longspan.models.catalog import ResolvedModel
 from tests.models.tiny import write_tiny_model
 
 
@@ -27,8 +26,8 @@ class StepByStep(ElasticFcfs):
 
 
 @pytest.fixture(scope="module")
-def tiny(model: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny"), model, max_position_embeddings=512)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"), max_position_embeddings=512)
 
 
 def start(folder: Path, **settings: Any) -> LLM:
@@ -46,7 +45,7 @@ def test_a_full_disk_ends_the_log_and_nothing_else(tiny: Path, caplog: pytest.Lo
     with start(tiny, event_log=Path("/dev/full")) as llm:
         ask(llm)
         ask(llm)
-        llm.engine.core.event_log.close()  # type: ignore[union-attr]  (its thread has written by then)
+        llm.engine.core.records.close()  # its thread has written by then
         assert llm.stats().event_log_errors == 1
         ask(llm)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]

@@ -16,17 +16,20 @@ from longspan.core.state import SchedulerState
 from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
 from longspan.errors import EngineDeadError, ReplayError, RequestError, RequestFailedError
+from longspan.log_fields import FIELDS
 from longspan.metrics.event_log import replay
-from longspan.models.catalog import ResolvedModel
 from longspan.outputs import RequestOutput
 from longspan.service_level import ServiceLevel
 from longspan.worker.messages import BatchDone, Command, Run
 from tests.models.tiny import write_tiny_model
 
+TEXT_ID = "cmpl-mine-0123abcd-0"
+"""As the server makes them: of the X-Request-Id `mine`."""
+
 
 @pytest.fixture(scope="module")
-def tiny(model: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny"), model, max_position_embeddings=512)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"), max_position_embeddings=512)
 
 
 def config(folder: Path, **settings) -> EngineConfig:
@@ -146,7 +149,7 @@ async def shared(tiny: Path):
 
 
 async def test_a_failure_in_one_answer_leaves_the_others_alone(
-    shared: AsyncLLM, monkeypatch: pytest.MonkeyPatch
+    shared: AsyncLLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The text of a token, its log probabilities, a reader that cannot take it: each is one request's own."""
     alone = [await tokens(shared, f"alone-{prompt}", greedy(30), prompt) for prompt in (5, 6)]
@@ -156,9 +159,9 @@ async def test_a_failure_in_one_answer_leaves_the_others_alone(
         raise OverflowError("in the text")
 
     async def failing_text() -> None:
-        stream = shared.generate([7] * 9, greedy(30), "text")
+        stream = shared.generate([7] * 9, greedy(30), TEXT_ID)
         await anext(stream)
-        monkeypatch.setattr(shared.core.requests["text"].processor, "push", fail)
+        monkeypatch.setattr(shared.core.requests[TEXT_ID].processor, "push", fail)
         with pytest.raises(RequestFailedError, match="OverflowError"):
             async for _ in stream:
                 pass
@@ -173,6 +176,8 @@ async def test_a_failure_in_one_answer_leaves_the_others_alone(
     good = [tokens(shared, f"beside-{prompt}", greedy(30), prompt) for prompt in (5, 6)]
     beside = await asyncio.gather(*good, failing_text(), failing_reader())
     assert beside[:2] == alone
+    told = [getattr(record, FIELDS) for record in caplog.records if record.levelname == "ERROR"]
+    assert {about["request_id"]: about["engine_id"] for about in told} == {"mine": TEXT_ID, "reader": "reader"}
     await shared.idle()
     assert shared.stats().kv_tokens_used == 0
     shared.core.scheduler.check_invariants()

@@ -16,18 +16,17 @@ from longspan import LLM, SamplingParams
 from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.errors import ConfigError, EngineDeadError, RequestError
 from longspan.metrics.event_log import replay
-from longspan.models.catalog import ResolvedModel
 from longspan.service_level import ServiceLevel
 from tests.models.tiny import write_tiny_model
 
 MAX_WAITING = 4
-ENDLESS = SamplingParams(max_tokens=400, ignore_eos=True)
+ENDLESS = SamplingParams(max_tokens=1000, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def tiny(model: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny"), model, max_position_embeddings=512)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"), max_position_embeddings=1024)
 
 
 def start(folder: Path, **settings: Any) -> LLM:

@@ -16,10 +16,9 @@ from longspan.core.policies.elastic_fcfs import ElasticFcfs
 from longspan.core.state import SchedulerState
 from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
-from longspan.engine.engine_core import RETRY_AFTER_S
+from longspan.engine.beginnings import LEAST_S
 from longspan.engine.lateness_log import EVERY_S, LatenessLog
 from longspan.errors import OverloadedError, QueueFullError
-from longspan.models.catalog import ResolvedModel
 from longspan.service_level import IfLate, ServiceLevel
 from tests.models.tiny import write_tiny_model
 
@@ -41,8 +40,8 @@ class Late(ElasticFcfs):
 
 
 @pytest.fixture(scope="module")
-def tiny(model: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny"), model, max_position_embeddings=512)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"), max_position_embeddings=512)
 
 
 def settings(**more) -> dict:
@@ -59,7 +58,7 @@ async def tokens(engine: AsyncLLM, request_id: str, params: SamplingParams) -> i
     return sum([len(output.token_ids) async for output in engine.generate([5] * 9, params, request_id)])
 
 
-@pytest.mark.parametrize(("told", "retry_after_s"), [(2.3, 2.3), (None, RETRY_AFTER_S)])
+@pytest.mark.parametrize(("told", "retry_after_s"), [(2.3, 2.3), (None, LEAST_S)])
 async def test_who_is_late_gets_an_error_of_its_own(tiny: Path, told: float | None, retry_after_s: float) -> None:
     engine = await start_engine(EngineConfig(model=str(tiny), **settings()), Late(told))
     try:

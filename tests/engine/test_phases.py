@@ -21,7 +21,8 @@ from longspan.errors import ConfigError, EngineDeadError
 from longspan.executor.multiproc import MultiprocExecutor
 from longspan.executor.workers_loading import WorkersLoading
 from longspan.phases import Phase
-from longspan.worker.messages import Loading, WorkerSpec
+from longspan.worker.messages import Loading
+from longspan.worker.spec import WorkerSpec
 from tests.engine.test_llm import tiny  # noqa: F401  (the fixture)
 
 SETTINGS = {"dtype": "float32", "kv_tokens": 300, "threads_per_device": 1}

@@ -12,7 +12,11 @@ import pytest
 
 from longspan import LLM
 from longspan.config import EngineConfig
+from longspan.core.news import News
 from longspan.core.policies import create_policy
+from longspan.core.policies.base import Policy, check_policy
+from longspan.core.policies.longspan.policy import Longspan
+from longspan.core.state import SchedulerState
 from longspan.engine.preflight import Machine
 from longspan.engine.shaping import with_shape
 from longspan.models.catalog import resolve_model
@@ -32,12 +36,12 @@ def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def shaped(model: Path, machine: Machine, **settings: Any) -> EngineConfig:
+def shaped(model: Path, machine: Machine, own: Policy | None = None, **settings: Any) -> EngineConfig:
+    """own: a policy of somebody's own."""
     config = EngineConfig(model=str(model), **settings)
     resolved = resolve_model(config.model)
-    shape = with_shape(
-        config, create_policy(config.policy), resolved, load_model_config(resolved.path), ignore, machine
-    )
+    policy = own or create_policy(config.policy)
+    shape = with_shape(config, policy, resolved, load_model_config(resolved.path), ignore, machine)
     return asyncio.run(shape)
 
 
@@ -83,6 +87,31 @@ def test_one_core_makes_one_instance(tiny: Path, kept: Path, caplog: pytest.LogC
         config = shaped(tiny, machine(1))
     assert (config.instances, config.pp, config.threads_per_device) == (1, 1, 1)
     assert "1 instance of 1 thread for balanced: there is one core" in caplog.text
+
+
+class Own(Longspan):
+    """A policy of somebody's own is tuned if what it extends is."""
+
+    name = "own"
+
+
+class Duck:
+    """A policy that extends nothing."""
+
+    name, needs_cost_model, keeps_on_one_instance = "duck", False, False
+
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
+        return
+
+    def looks_ahead(self, state: SchedulerState, now: float) -> bool:
+        return False
+
+
+def test_a_policy_says_whether_it_is_tuned(tiny: Path, kept: Path) -> None:  # noqa: F811
+    assert shaped(tiny, machine(1), Own()).instances == 1
+    duck: Any = Duck()
+    check_policy(duck)
+    assert shaped(tiny, machine(1), duck).instances is None
 
 
 def test_a_damaged_model_is_told_by_the_start_not_by_the_measurement(

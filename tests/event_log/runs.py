@@ -1,9 +1,11 @@
-"""What the tests of the event log share: runs that have everything in them, written and read."""
+"""What the tests of the event log share: runs that have everything in them, each played once, and only for reading."""
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from longspan.core.events import (
 from longspan.metrics.event_log import EventLogWriter, read_event_log
 from tests.core.cost_models import scaling_model
 from tests.core.driver import Driver
+from tests.core.random_policy import RandomPolicy
 
 CONFIG = SchedulerConfig(
     policy="elastic_fcfs", num_instances=4, kv_tokens=60, min_tokens_per_instance=4, max_requests_per_master=2,
@@ -32,6 +35,7 @@ MODEL = scaling_model(
 Record = tuple[float, Event, Sequence[Action], Sequence[Decision]]
 
 
+@functools.cache
 def a_busy_day(config: SchedulerConfig = CONFIG, seed: int = 5, model: FittedCostModel | None = None) -> Driver:
     """Prefills, decodes, aborts, preemptions, refusals; names that hash differently in each process."""
     driver = Driver(config, seed=seed, cost_model=model)
@@ -43,6 +47,21 @@ def a_busy_day(config: SchedulerConfig = CONFIG, seed: int = 5, model: FittedCos
         if driver.model.started and number % 3 == 0:
             driver.complete(rng.choice(driver.model.started), stop=0.05)
     driver.finish(stop=0.02, in_order=False)
+    return driver
+
+
+@functools.cache
+def a_day_of_talks(seed: int = 3) -> Driver:
+    """Prompts that go on from those before, under a policy that migrates and preempts."""
+    driver = Driver(replace(CONFIG, prefix_block=4), RandomPolicy(seed), seed=seed)
+    for number in range(40):
+        known = list(driver.model.tokens.values())
+        before = driver.rng.choice(known) if known and number % 4 else []
+        prompt = [*before[: driver.rng.choice((len(before), 20))], *driver.rng.choices(range(50), k=6)]
+        driver.arrive(prompt[:100], driver.rng.randint(1, 12), f"request-{number}")
+        while driver.model.started and driver.rng.random() < 0.6:
+            driver.complete(driver.rng.choice(driver.model.started), stop=0.05)
+    driver.finish(in_order=False)
     return driver
 
 
@@ -64,17 +83,13 @@ def read(path: Path) -> list[Record]:
     return [(record.now, record.event, list(record.actions), record.why) for record in read_event_log(path)]
 
 
+@functools.cache
 def a_small_day() -> Driver:
-    if not _SMALL_DAY:
-        driver = Driver(CONFIG, seed=3)
-        for number in range(20):
-            driver.arrive(driver.rng.choice((3, 20, 150)), driver.rng.randint(1, 20))
-            if driver.model.started and number % 3 == 0:
-                driver.complete(driver.rng.choice(driver.model.started), stop=0.05)
-        driver.abort("r18")
-        driver.finish(in_order=False)
-        _SMALL_DAY.append(driver)
-    return _SMALL_DAY[0]
-
-
-_SMALL_DAY: list[Driver] = []
+    driver = Driver(CONFIG, seed=3)
+    for number in range(20):
+        driver.arrive(driver.rng.choice((3, 20, 150)), driver.rng.randint(1, 20))
+        if driver.model.started and number % 3 == 0:
+            driver.complete(driver.rng.choice(driver.model.started), stop=0.05)
+    driver.abort("r18")
+    driver.finish(in_order=False)
+    return driver

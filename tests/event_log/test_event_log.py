@@ -17,7 +17,9 @@ from longspan.config import SchedulerConfig
 from longspan.core.actions import (
     OWN,
     Action,
+    CancelBatch,
     FreeKV,
+    InstanceDrained,
     KVRange,
     MigrateKV,
     RefuseRequest,
@@ -30,6 +32,9 @@ from longspan.core.events import (
     BatchCompleted,
     Event,
     FirstStageFree,
+    InstanceJoined,
+    InstanceLeaving,
+    InstanceLost,
     KVMigrated,
     RequestAborted,
     RequestArrived,
@@ -42,9 +47,11 @@ from longspan.errors import ReplayError
 from longspan.metrics.event_log import Difference, EventLogWriter, read_event_log, replay
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
 from tests.core.driver import Driver
+from tests.core.random_policy import RandomPolicy
 from tests.event_log.runs import (
     CONFIG,
     Record,
+    a_day_of_talks,
     a_small_day,
     read,
     records_of,
@@ -66,6 +73,16 @@ def test_chunks_stages_and_reasons_read_back_exactly(a_day_of_medha: Driver, tmp
     assert read(path) == records_of(a_day_of_medha)
     assert any(why for _, _, _, why in read(path))
     assert replay(path) is None
+
+
+def test_prefixes_that_are_reused_read_back_exactly(tmp_path: Path) -> None:
+    driver = a_day_of_talks()
+    path = write(tmp_path / "log", driver, max_bytes=10_000)
+    assert read(path) == records_of(driver)
+    assert replay(path, RandomPolicy(3)) is None
+    segments = [segment for record in read(path) for action in record[2] if isinstance(action, RunBatch)
+                for segment in action.segments]  # fmt: skip
+    assert any(segment.earlier for segment in segments)
 
 
 def test_floats_keep_every_bit(tmp_path: Path) -> None:
@@ -139,25 +156,31 @@ seconds = st.none() | st.floats(1e-9, 1e9)
 services = st.just(DEFAULT_SERVICE) | st.builds(
     ServiceLevel, seconds, seconds, numbers, st.sampled_from([None, "refuse", "serve"])
 )  # fmt: skip
-outputs = st.builds(TokenOutput, requests, st.sampled_from([None, None, "stop", "length", "abort"]))
+keys = st.just(b"") | st.integers(1, 3).flatmap(lambda count: st.binary(min_size=16 * count, max_size=16 * count))
+outputs = st.builds(TokenOutput, requests, st.sampled_from([None, None, "stop", "length", "abort"]), keys)
 events: st.SearchStrategy[Event] = st.one_of(
-    st.builds(RequestArrived, requests, numbers, numbers, services),
+    st.builds(RequestArrived, requests, numbers, numbers, services, keys),
     st.builds(RequestAborted, requests),
     st.builds(FirstStageFree, small),
     st.builds(KVMigrated, small),
+    st.builds(InstanceLost, small, st.booleans()),
+    st.builds(InstanceJoined, small, numbers),
+    st.builds(InstanceLeaving, small),
     st.builds(BatchCompleted, small, st.lists(outputs, max_size=4).map(tuple)),
 )
 large_pairs = st.lists(st.tuples(numbers, numbers), max_size=2).map(tuple)
 actions: st.SearchStrategy[Action] = st.one_of(
     runs,
     plain_runs,
-    st.builds(MigrateKV, small, requests, small, small, large_pairs, residences),
+    st.builds(MigrateKV, small, requests, small, small, large_pairs, residences, st.just(()) | pairs),
     st.builds(FreeKV, residences, groups, st.just(()) | large_pairs),
     st.builds(StopRequest, requests, groups, st.sampled_from(["finished", "aborted", "preempted"])),
     st.builds(
-        RefuseRequest, requests, texts, st.sampled_from(["too_long", "queue_full", "late"]),
+        RefuseRequest, requests, texts, st.sampled_from(["too_long", "queue_full", "late", "fleet_too_small"]),
         st.none() | st.floats(0.0, 1e9),
     ),
+    st.builds(CancelBatch, groups, groups, groups),
+    st.builds(InstanceDrained, small),
 )
 decisions = st.builds(
     Decision, texts, st.lists(requests, max_size=2).map(tuple), groups,

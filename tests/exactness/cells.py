@@ -22,6 +22,8 @@ DEFAULT = "default"
 """How a cell is written that differs in nothing from the defaults."""
 _DEVICES = ("instances", "stages", "tp")
 _PROCESSES = ("shared_memory", "gloo")
+_SURVIVES = "shared_memory"
+"""What goes on when a worker is lost."""
 _MOST_PROCESSES = 4
 
 
@@ -29,6 +31,8 @@ _MOST_PROCESSES = 4
 class Cell:
     """One run of an engine, under everything that its fields name.
 
+    rope: as the model has it; or scaled, by 16 from a context that most prompts are beyond, and some outputs go beyond.
+    loss: of no worker; or of one, killed or stopped when some number of tokens has come.
     executor: threads of this process; or a process for each device, and what they exchange through.
     chunk: tokens of a chunk, where the policy takes a size; `forced` cuts by it, or anyhow.
     shard: KV tokens of a prompt after which it goes on at the next instance, where the policy takes a number.
@@ -38,10 +42,16 @@ class Cell:
     aborts: no request; or two of them: with their arrival, upon others' tokens, or in the middle of their own.
     end: after all tokens, after the first, at a stop token, or at a stop string.
     sampling: greedy, with log-probabilities to compare; seeded; or seeded with penalties and filters.
+    structured: whether all of the output has to match `serving.PATTERN`.
+    scored: whether the prompts' log-probabilities are asked for, too.
+    reuse: of KV that others have computed: none; or with prompts that come again, that go on from the one before and
+        its answer, or that begin like the first.
     """
 
     policy: str = "elastic_fcfs"
     model: str = "llama"
+    rope: str = "plain"
+    loss: str = "none"
     instances: int = 2
     stages: int = 1
     tp: int = 1
@@ -58,6 +68,9 @@ class Cell:
     aborts: str = "none"
     end: str = "length"
     sampling: str = "greedy"
+    structured: bool = False
+    scored: bool = False
+    reuse: str = "none"
 
     @property
     def seed(self) -> int:
@@ -84,6 +97,8 @@ def _read(value: str, kind: object) -> str | int | bool:
 AXES: dict[str, Axis] = {
     "policy": Axis([FORCED, *EVERY_POLICY]),
     "model": Axis(["llama", "qwen2", "qwen3", "smollm2"], rare={"smollm2": _DEVICES}),
+    "rope": Axis(["plain", "yarn", "dynamic", "longrope"]),
+    "loss": Axis(["none", "killed", "stopped"], rare={"killed": _DEVICES, "stopped": ("instances",)}),
     "instances": Axis([1, 2, 3]),
     "stages": Axis([1, 2, 3]),
     "tp": Axis([1, 2]),
@@ -100,6 +115,9 @@ AXES: dict[str, Axis] = {
     "aborts": Axis(["none", "at_once", "beside", "middle"]),
     "end": Axis(["length", "first", "stop_token", "stop_string"]),
     "sampling": Axis(["greedy", "seeded", "filtered"]),
+    "structured": Axis([False, True]),
+    "scored": Axis([False, True]),
+    "reuse": Axis(["none", "again", "turns", "forks"]),
 }
 
 
@@ -113,8 +131,13 @@ def possible(values: Mapping[str, Any]) -> bool:
     needs_several = values.get("migrates") or in_pieces or values.get("policy") == "distserve"
     if values.get("instances") == 1 and needs_several:
         return False
-    processes = math.prod(values.get(name, 1) for name in _DEVICES)
-    return values.get("executor") not in _PROCESSES or processes <= _MOST_PROCESSES
+    if values.get("model") == "smollm2" and values.get("rope", "plain") != "plain":
+        return False
+    loses = values.get("loss", "none") != "none"
+    if loses and (values.get("instances") == 1 or values.get("executor", _SURVIVES) != _SURVIVES):
+        return False
+    processes = math.prod([values.get(name, 1 + (loses and name == "instances")) for name in _DEVICES])
+    return not (loses or values.get("executor") in _PROCESSES) or processes <= _MOST_PROCESSES
 
 
 @functools.cache

@@ -14,8 +14,8 @@ from longspan.outputs import Completion
 from tests.exactness.theirs import Reference, Theirs
 
 TOP = 10
-LONG = [200, 400, 1300]
-NUM_SHORT = 25
+LONG = [150, 500]
+NUM_SHORT = 10
 
 
 def require_same(completions: Sequence[Completion], references: Sequence[Reference]) -> None:
@@ -32,7 +32,7 @@ def require_same(completions: Sequence[Completion], references: Sequence[Referen
 
 @pytest.fixture(scope="session")
 def prompts(model: ResolvedModel, moby_dick: str) -> list[list[int]]:
-    """Pieces of 16 to 1,300 tokens, from all over the text."""
+    """Pieces of 16 to 500 tokens, from all over the text."""
     text = Tokenizer.load(model).encode(moby_dick)
     draw = random.Random(0)
     lengths = [draw.randint(16, 64) for _ in range(NUM_SHORT)] + LONG
@@ -41,5 +41,5 @@ def prompts(model: ResolvedModel, moby_dick: str) -> list[list[int]]:
 
 
 @pytest.fixture(scope="session")
-def theirs(hf_model: PreTrainedModel) -> Theirs:
-    return Theirs(hf_model)
+def theirs(model: ResolvedModel, hf_model: PreTrainedModel) -> Theirs:
+    return Theirs(hf_model, Tokenizer.load(model).decode)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import combinations, islice, product
 
 TRIES = 3
 """Cells that are made from a pair before the best is taken."""
+MOST_TRIES = 50
+"""Values drawn for some axes may exclude all of another's; then another cell is tried."""
 
 Cell = dict[str, Hashable]
 Place = tuple[str, Hashable]
@@ -23,7 +25,8 @@ Pair = tuple[Place, Place]
 class Axis:
     """One thing that varies.
 
-    rare: values that cost much, each with the axes whose values it must meet; it appears for that alone.
+    rare: values that cost much, each with the axes whose values it must meet; it appears for that alone, and where
+        another rare value leaves no choice.
     """
 
     values: Sequence[Hashable]
@@ -40,7 +43,8 @@ def cover(axes: Mapping[str, Axis], possible: Callable[[Cell], bool], seed: int 
     cells: list[Cell] = []
     while missing:
         pair = next(iter(missing))
-        tried = [cell for _ in range(TRIES) if (cell := _cell_of(axes, possible, pair, missing, draw))]
+        every = (_cell_of(axes, possible, pair, missing, draw) for _ in range(MOST_TRIES))
+        tried = [*islice((cell for cell in every if cell), TRIES)]
         if not tried:
             raise ValueError(f"no cell has both {pair[0]} and {pair[1]}: `possible` should tell so of the two alone")
         cells.append(max(tried, key=lambda cell: sum(pair in missing for pair in pairs_of(axes, cell))))
@@ -70,9 +74,8 @@ def _cell_of(
     for name in draw.sample([name for name in axes if name not in cell], len(axes) - 2):
         best: list[Hashable] = []
         most = -1
-        for value in axes[name].values:
-            if value in axes[name].rare or not possible({**cell, name: value}):
-                continue
+        able = [value for value in axes[name].values if possible({**cell, name: value})]
+        for value in [value for value in able if value not in axes[name].rare] or able:
             place = (name, value)
             new = sum(
                 ((place, other) if order[name] < order[other[0]] else (other, place)) in missing

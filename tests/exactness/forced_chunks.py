@@ -10,8 +10,9 @@ import numpy as np
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.news import News
 from longspan.core.policies.base import Policy
-from longspan.core.policies.chunked.predictor import Predictor, TokenBudget
+from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.ranking import Ranking
+from longspan.core.policies.chunked.token_budget import TokenBudget
 from longspan.core.policies.medha.baselines import Sarathi
 from longspan.core.state import SchedulerState
 

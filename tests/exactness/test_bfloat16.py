@@ -13,12 +13,13 @@ from longspan.core.actions import KVRange, RunBatch, Segment
 from longspan.distributed.local import LocalTransport, LocalWorld
 from longspan.distributed.tensor_parallel import SingleDevice
 from longspan.models.catalog import ResolvedModel
-from longspan.worker.messages import AllocateKV, WorkerSpec
+from longspan.worker.messages import AllocateKV
+from longspan.worker.spec import WorkerSpec
 from longspan.worker.worker import Worker
 from tests.threads import in_threads
 
 pytestmark = pytest.mark.heavy
-LENGTH = 1000
+LENGTH = 400
 
 
 @pytest.fixture(scope="module")

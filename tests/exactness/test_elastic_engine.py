@@ -15,7 +15,7 @@ from .conftest import TOP, require_same
 from .theirs import Theirs
 
 pytestmark = pytest.mark.heavy
-NUM_TOKENS = 8
+NUM_TOKENS = 6
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=TOP)
 
 
@@ -48,11 +48,11 @@ def test_processes(model, theirs, prompts) -> None:
     policy = FixedPolicy(
         range(2), keepers=[1], masters=lambda i: [i % 2], migrations=lambda i: (1, 0) if i == 3 else None
     )
-    check(model, theirs, prompts[:15], instances=2, tp=2, executor="multiproc", transport="shared_memory",
+    check(model, theirs, prompts[:8], instances=2, tp=2, executor="multiproc", transport="shared_memory",
           policy=policy, lookahead=False)  # fmt: skip
 
 
 def test_all_kinds_of_parallelism_together(model, theirs, prompts) -> None:
     """Eight devices: prompts grow over both instances, each of two stages of two devices; the first stage is short."""
-    check(model, theirs, prompts[:10], instances=2, tp=2, pp=2, pp_layers=(5, 25),
+    check(model, theirs, prompts[:6], instances=2, tp=2, pp=2, pp_layers=(5, 25),
           policy="medha:kvp_tokens_per_shard=16")  # fmt: skip

@@ -24,6 +24,8 @@ from tests.core.settings import EVERY_POLICY
 from tests.exactness.cells import AXES, Cell, all_cells, possible
 from tests.exactness.covering import pairs_of, pairs_to_meet
 from tests.exactness.serving import (
+    ASKED,
+    MOST_TURNS,
     NUM_TOKENS,
     STOPS_AFTER,
     TOP,
@@ -36,10 +38,12 @@ from tests.exactness.serving import (
     victims,
 )
 from tests.exactness.theirs import Reference, Theirs
-from tests.models.tiny import CONFIGS, write_tiny_engine_model
+from tests.models.tiny import CONFIGS, scaled, write_tiny_engine_model
 
 TOLERANCE, REAL_TOLERANCE = 1e-4, 1e-3
 """In log-probabilities, of three layers of random weights and of thirty real ones."""
+LIGHT = 6
+"""One cell of so many is no heavy one, so that some of all this is tried where time is short."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +56,41 @@ class Subject:
     text: list[int]
 
     def prompts(self, cell: Cell) -> list[list[int]]:
-        wanted = lengths(cell)
-        return [self.text[number : number + length] for number, length in enumerate(wanted)]
+        """Return those of a cell; what goes on from an answer does so from all that it could be."""
+        wanted, prompts = lengths(cell), list[list[int]]()
+        for number, length in enumerate(wanted):
+            goes_on = cell.reuse == "turns" and number % MOST_TURNS
+            if cell.reuse == "again" and number % 2:
+                prompts.append(prompts[-1])
+            elif goes_on:
+                answer = self.theirs.of(prompts[-1], replace(params_of(cell), max_tokens=None), NUM_TOKENS).tokens
+                prompts.append([*prompts[-1], *answer, *self.text[number : number + ASKED]])
+            elif cell.reuse == "forks":
+                prompts.append([*self.text[: length // 2], *self.text[number : number + length - length // 2]])
+            else:
+                prompts.append(self.text[number : number + length])
+        assert [len(prompt) for prompt in prompts] == wanted
+        return prompts
 
 
 @pytest.fixture(scope="session")
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subject]:
-    """A model by the name that cells give it, made when it is first asked for."""
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Subject]:
+    """A model by the names that cells give it and its RoPE, made when it is first asked for."""
     torch.set_num_threads(1)  # OpenMP threads that wait for each other on a busy machine take forever
 
     @functools.cache
-    def get(name: str) -> Subject:
+    def get(name: str, rope: str) -> Subject:
         if name == "smollm2":
             model: ResolvedModel = request.getfixturevalue("model")
             path, tokenizer = model.path, Tokenizer.load(model)
             theirs = request.getfixturevalue("theirs")
             text = tokenizer.encode(request.getfixturevalue("moby_dick")[5000:8000])
         else:
-            path = tmp_path_factory.mktemp(name)
-            theirs = Theirs(write_tiny_engine_model(path, CONFIGS[name]))
+            path = tmp_path_factory.mktemp(f"{name}-{rope}")
+            config = CONFIGS[name] if rope == "plain" else scaled(CONFIGS[name], rope)
+            written = write_tiny_engine_model(path, config)
             tokenizer = Tokenizer.load(resolve_model(str(path)))
+            theirs = Theirs(written, tokenizer.decode)
             text = random.Random(name).choices(range(3, CONFIGS[name].vocab_size), k=400)
         return Subject(path, theirs, tokenizer, text)
 
@@ -81,11 +100,15 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cell" in metafunc.fixturenames:
         alone = metafunc.config.getoption("cell")
-        metafunc.parametrize("cell", [Cell.parse(alone)] if alone else all_cells(), ids=str)
+        cells = [Cell.parse(alone)] if alone else all_cells()
+        metafunc.parametrize("cell", [
+            pytest.param(cell, id=str(cell), marks=pytest.mark.heavy if number % LIGHT else ())
+            for number, cell in enumerate(cells)
+        ])  # fmt: skip
 
 
-def test_a_cell(cell: Cell, subject: Callable[[str], Subject], tmp_path: Path) -> None:
-    ours, log = subject(cell.model), tmp_path / "events.jsonl"
+def test_a_cell(cell: Cell, subject: Callable[[str, str], Subject], tmp_path: Path) -> None:
+    ours, log = subject(cell.model, cell.rope), tmp_path / "events.jsonl"
     prompts, params = ours.prompts(cell), params_of(cell)
     wanted = [Wanted.of(ours, prompt, params, cell.end) for prompt in prompts]
     try:
@@ -93,10 +116,21 @@ def test_a_cell(cell: Cell, subject: Callable[[str], Subject], tmp_path: Path) -
             serve(cell, engine_config(cell, ours.path, log), [*zip(prompts, [w.params for w in wanted], strict=True)])
         )
         for number, (answer, want) in enumerate(zip(served.answers, wanted, strict=True)):
-            want.compare(answer, number in victims(cell), REAL_TOLERANCE if cell.model == "smollm2" else TOLERANCE)
+            tolerance = REAL_TOLERANCE if cell.model == "smollm2" else TOLERANCE
+            want.compare(answer, number in victims(cell), tolerance)
+            if cell.scored and answer.tokens:
+                require_same_prompt(answer, prompts[number], ours.theirs.prompt_logprobs(prompts[number]), tolerance)
         stats = served.stats
         assert (stats.num_running, stats.num_waiting, stats.kv_tokens_used) == (0, 0, 0)
         assert replay(log, policy_of(cell)) is None
+        assert stats.num_losses == (cell.loss != "none")
+        if cell.loss != "none":  # what it held is not found again
+            return
+        leaves = cell.reuse != "none" and not cell.scored
+        if not leaves or cell.rope == "plain":  # where KV depends on the length, long requests leave none
+            assert (stats.kv_tokens_cached > 0) == leaves
+        in_time = (cell.reuse, cell.arrivals, cell.pool) == ("again", "in_turn", "ample")
+        assert stats.num_found > 0 or not (leaves and in_time and cell.policy == "longspan")
     except BaseException as error:
         error.add_note(f"once more: python -m pytest tests/exactness/test_matrix.py --cell '{cell}'\nits events: {log}")
         raise
@@ -144,6 +178,19 @@ class Wanted:
             for ours in position.top:
                 assert abs(ours.logprob - float(theirs_V[ours.token_id])) < tolerance
         assert len(answer.logprobs) == (len(tokens) if self.params.logprobs else 0)
+
+
+def require_same_prompt(answer: Answer, prompt: list[int], theirs_TV: torch.Tensor, tolerance: float) -> None:
+    """Log-probabilities and ranks of the prompt's own tokens, and of the best at each of them."""
+    assert answer.prompt_logprobs is not None
+    (first, none), *others = answer.prompt_logprobs.positions()
+    assert (first, none) == (prompt[0], None) and [token for token, _ in others] == prompt[1:]
+    for (token, position), theirs_V in zip(others, theirs_TV[:-1], strict=True):
+        assert position is not None and len(position.top) == TOP and position.chosen.token_id == token
+        for ours in (*position.top, position.chosen):
+            assert abs(ours.logprob - float(theirs_V[ours.token_id])) < tolerance
+        better = int((theirs_V > theirs_V[token] + tolerance).sum())
+        assert better < position.chosen.rank <= int((theirs_V > theirs_V[token] - tolerance).sum()) + 1
 
 
 def test_all_pairs_meet() -> None:

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+
+from tests.processes import is_alive, wait_until
 
 CASES = '''
 import os, threading
@@ -195,20 +196,6 @@ options = argparse.Namespace(device="cpu", shape="tiny", only="hangs")
 record = Record(Path(sys.argv[2]), "trial", torch.device("cpu"))
 evidence.PartRun(options, record, "trial", time.monotonic() + 100.0).until_through()
 """
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60.0
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_call_for_no_case_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-_ELSEWHERE = {"protocol", "vllm_cpu", "vllm_server", "llama_cpp_cpu", "transformers_cpu"}
+_ELSEWHERE = {"protocol", "vllm_cpu", "vllm_server", "llama_cpp_cpu", "llama_cpp_slots", "transformers_cpu"}
 """Scripts that run in virtual environments of vLLM's, llama.cpp's and transformers' own; those of gpu/ have tests."""
 _MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)

@@ -226,4 +226,4 @@ def test_sizes_that_are_none() -> None:
 def test_the_counter() -> None:
     stats = EngineStats(0, 0, 0, 1, 1, 0, (0,), event_log_errors=1)
     metrics = ServerMetrics(model_name="m", max_model_len=10, stats=lambda: stats)
-    assert b'longspan:event_log_errors_total{engine="0",model_name="m"} 1.0' in metrics.render()
+    assert b'longspan:event_log_errors_total{engine="0",model_name="m"} 1.0' in metrics.render()[0]

@@ -14,7 +14,8 @@ from longspan.core.events import Event
 from longspan.entrypoints import cli
 from longspan.errors import ReplayError
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
-from longspan.metrics.explain import Chapter, Story, explain
+from longspan.metrics.explain import explain
+from longspan.metrics.story import Chapter, Story
 from tests.core.cost_models import scaling_model
 from tests.core.driver import Driver
 
@@ -67,6 +68,20 @@ def an_instance_is_emptied() -> Driver:
         d.complete()
     d.finish(in_order=False)
     return d
+
+
+def test_work_that_comes_to_nothing_is_told(tell: Tell) -> None:
+    d = driver(policy="elastic_fcfs")
+    d.arrive(100, 20, "a")
+    d.complete()
+    d.complete()
+    (instance,) = d.model.started[0].group  # type: ignore[union-attr]  # a batch
+    d.lose(instance)
+    d.finish()
+    story = tell(d, "a")
+    told = [kind for kind in kinds(story) if kind not in ("waits", "pauses", "scales")]
+    assert told == ["prefill", "decode", "void", "preempted", "prefill", "decode", "ended"]
+    assert any("comes to nothing" in line for line in story.lines())
 
 
 def kinds(story: Story) -> list[str]:
@@ -132,6 +147,32 @@ def test_scaling_up_and_preemption(tell: Tell) -> None:
     assert kinds(story) == ["prefill", "preempted", "prefill", "decode", "ended"]
 
 
+def test_what_was_computed_before_is_told(tell: Tell) -> None:
+    d = driver(policy="elastic_fcfs", num_instances=1, prefix_block=16)
+    prompt = list(range(200))
+    d.arrive(prompt, 5, "a")
+    d.finish()
+    d.arrive([*prompt[:100], *range(500, 510)], 5, "b")
+    d.arrive(prompt, 5, "c")
+    d.finish()
+    found = {name: [(each.found, each.tokens) for each in tell(d, name).chapters if each.kind == "prefill"]
+             for name in ("a", "b", "c")}  # fmt: skip
+    assert found == {"a": [(0, 200)], "b": [(96, 14)], "c": [(192, 8)]}
+    assert any("prefill of 14 tokens behind 96 that were there on 0" in line for line in tell(d, "b").lines())
+
+
+def test_whose_cached_tokens_go_for_whom_is_told(tell: Tell) -> None:
+    d = driver(policy="elastic_fcfs", num_instances=1, prefix_block=16)
+    for number, name in enumerate("ab"):
+        d.arrive(list(range(1000 * number, 1000 * number + 400)), 1, name)
+        d.finish()
+    d.arrive(list(range(5000, 5700)), 1, "c")
+    d.finish()
+    lines = list(tell(d, "c").lines())
+    (line,) = [line for line in lines if "evicted" in line]
+    assert line.strip() == "512 cached tokens on 0 were evicted for c: 400 of a, 112 of b"
+
+
 def test_refused_aborted_and_unfinished(tell: Tell) -> None:
     d = driver()
     d.arrive(3000, 5, "too long")
@@ -143,6 +184,25 @@ def test_refused_aborted_and_unfinished(tell: Tell) -> None:
     assert "3000" in chapter(tell(d, "too long"), "refused").detail
     assert tell(d, "leaves").chapters[-1].detail == "aborted by the client"
     assert tell(d, "stays").chapters[-1].detail == "not yet: the log ends here"
+
+
+def test_an_iteration_under_way_is_no_wait(tell: Tell) -> None:
+    """Of a request that is aborted in it, and of one that is read in it."""
+    d = driver(lookahead=True)
+    d.arrive(50, 100, "leaves")
+    d.arrive(5, 100, "stays")
+    d.arrive(900, 100, "waits")
+    for _ in range(6):
+        d.complete()
+    d.abort("leaves")
+    d.abort("nobody")  # a while later
+    for name in ("leaves", "stays"):
+        *_, last, end = tell(d, name).chapters
+        assert (last.kind, last.end, end.kind) == ("decode", end.start, "ended")
+    begun = driver()
+    begun.arrive(50, 100, "first")
+    begun.abort("nobody")
+    assert [chapter.kind for chapter in tell(begun, "first").chapters] == ["prefill", "ended"]
 
 
 def test_times_add_up_whatever_happened(tell: Tell) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from longspan.core.decision import SERVED_LATE, Decision
 from longspan.entrypoints import cli
 from longspan.metrics.event_log import EventLogWriter
-from longspan.metrics.explain import Story, explain
+from longspan.metrics.explain import explain
 from longspan.metrics.reasons import Rank, in_words, why_first
+from longspan.metrics.story import Story
 from longspan.service_level import ServiceLevel
 from tests.core.longspan import Arrival, Run, arrival, plain, played
 
@@ -62,7 +64,8 @@ def test_when_it_became_hopeless(tmp_path: Path) -> None:
     (decision,) = [decision for decision in run.decisions("hopeless") if decision.request_ids == ("mine",)]
     assert decision.predicted["late_s"] > 0.0
     story = told(explain(write(run, tmp_path / "log.jsonl"), "mine"))
-    assert story.count("s late: from here on it gets what those leave that can be in time") == 1
+    left = "from here on it gets what those leave that can be in time, until its promise is at risk"
+    assert story.count(f"s late: {left}") == 1
     assert "went first: it could be in time yet" in story
 
 
@@ -101,6 +104,9 @@ def test_reasons() -> None:
     assert why_first(late, mine, 3.0) == "it was due 1.000 s earlier"
     assert why_first(mine, late, 5.0) == "it could be in time yet"
     assert why_first(late, late, 5.0) == "sharing alike would end it sooner"
+    promised = replace(late, is_promised=True)
+    assert why_first(promised, mine, 5.0) == "there was time for it, too, or its promise was at risk"
+    assert why_first(promised, late, 5.0) == "it goes by its promise"
 
 
 @pytest.mark.parametrize("step", ["promise", "hopeless", "batch"])

@@ -147,7 +147,7 @@ def test_a_log_whose_first_pieces_are_gone_is_explained_but_not_replayed(
 
 
 def test_a_gap_between_pieces_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = a_log(tmp_path, max_bytes=722)
+    path = a_log(tmp_path, max_bytes=762)
     assert len(list(tmp_path.iterdir())) >= 4
     (tmp_path / "log.2").unlink()
     chapters = explain(path, "llm-1").chapters

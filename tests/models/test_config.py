@@ -99,8 +99,7 @@ def test_qwen_uses_its_window_only_where_told(tmp_path: Path, settings: dict[str
     ({"attention_bias": True}, "attention_bias"),
     ({"mlp_bias": True}, "mlp_bias"),
     ({"quantization_config": {"quant_method": "awq"}}, "weights quantised by awq"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "the RoPE scaling 'yarn'"),
-    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "the RoPE scaling 'dynamic'"),
+    ({"rope_parameters": {"rope_type": "proportional", "factor": 2.0}}, "the RoPE scaling 'proportional'"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
 ])  # fmt: skip
 def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path, changes: dict, reason: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from longspan.core.actions import KVRange, RunBatch, Segment
 from longspan.distributed.shared_memory import SharedMemoryTransport
 from longspan.distributed.tensor_parallel import SingleDevice
 from longspan.distributed.transport import SoleDevice
+from longspan.executor.meeting_place import MeetingPlace
 from longspan.models.config import load_model_config
 from longspan.models.llama import LlamaModel
 from longspan.models.sharding import TensorParallelShard
@@ -95,8 +96,8 @@ def step_of_two(models: list[LlamaModel], dtype: torch.dtype) -> list[torch.Tens
         segments.append(Segment(name, stored, 1, (master,), store, context, residence=number))
     batch = RunBatch(0, (0, 1), tuple(segments))
     logits = [torch.empty(0)] * 2
-    with tempfile.TemporaryDirectory() as folder:
-        transports = [SharedMemoryTransport(folder, rank, 2) for rank in range(2)]
+    with closing(MeetingPlace()) as place:
+        transports = [SharedMemoryTransport(place.path, rank, 2) for rank in range(2)]
 
     def run(rank: int) -> None:
         layout = plan_layout(batch, rank, pools[rank], CPU)

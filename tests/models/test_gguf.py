@@ -136,7 +136,7 @@ def test_only_the_share_is_dequantised(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("more", "reason"), [
-    ({"llama.rope.scaling.type": "yarn"}, "the RoPE scaling 'yarn'"),
+    ({"llama.rope.scaling.type": "longrope"}, "the RoPE scaling 'longrope'"),
     ({"llama.expert_count": 8}, "a mixture of 8 experts"),
     ({"llama.rope.dimension_count": 4}, "rotary embedding of a part of each head"),
 ])  # fmt: skip

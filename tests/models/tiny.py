@@ -25,12 +25,11 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from longspan.distributed.tensor_parallel import SingleDevice, TensorParallelGroup
-from longspan.engine.tokenizer import Tokenizer
-from longspan.models.catalog import ResolvedModel
 from longspan.models.config import ModelConfig, load_model_config
 from longspan.models.llama import LlamaModel
 from longspan.models.sharding import TensorParallelShard
 from longspan.models.weights import WeightFormat, WeightSource, open_weights
+from tests.models.tokenizers_zoo import byte_level
 
 CPU = torch.device("cpu")
 SIZES = {"vocab_size": 101, "hidden_size": 72, "intermediate_size": 70, "num_hidden_layers": 3,
@@ -57,6 +56,35 @@ CONFIGS: dict[str, PretrainedConfig] = {
 }
 
 
+ORIGINAL = 24
+"""The context before scaling, tokens, of `scaled`."""
+
+
+def scaled(config: PretrainedConfig, kind: str) -> PretrainedConfig:
+    """The model with this RoPE scaling, by 16; with dynamic the config gives the length before it."""
+    pairs = config.head_dim // 2 if getattr(config, "head_dim", None) else (
+        config.hidden_size // config.num_attention_heads // 2
+    )
+    of_kind: dict[str, dict[str, object]] = {
+        "yarn": {"factor": 16.0, "original_max_position_embeddings": ORIGINAL, "beta_fast": 4.0},
+        "dynamic": {"factor": 16.0},
+        "longrope": {
+            "original_max_position_embeddings": ORIGINAL, "short_factor": [1.0 + 0.1 * i for i in range(pairs)],
+            "long_factor": [1.0 + 3.0 * i for i in range(pairs)],
+        },
+    }  # fmt: skip
+    values = config.to_dict() | {"rope_parameters": {"rope_type": kind, "rope_theta": 100.0, **of_kind[kind]}}
+    return type(config).from_dict(
+        values | {"max_position_embeddings": ORIGINAL if kind == "dynamic" else 16 * ORIGINAL}
+    )
+
+
+def fresh_rope(model: PreTrainedModel) -> None:
+    """What transformers keeps of the longest sequence so far is forgotten: each request is the first."""
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(model.config)
+
+
 def make_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     """Every parameter random, norms and biases included, so that none can be forgotten unnoticed."""
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).eval().float()
@@ -68,9 +96,10 @@ def make_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def write_tiny_model(folder: Path, model: ResolvedModel, max_position_embeddings: int) -> Path:
-    """Two layers with random weights, and the tokenizer of `model`; what an engine can serve. Returns the folder."""
-    backend = Tokenizer.load(model).backend
+def write_tiny_model(folder: Path, max_position_embeddings: int) -> Path:
+    """Two layers with random weights, and a tokenizer of some hundred tokens; what an engine can serve in no time, for
+    a real vocabulary takes each start seconds. Returns the folder."""
+    backend = byte_level()
     return write_random_model(folder, backend, backend.get_vocab_size(), max_position_embeddings)
 
 
@@ -80,7 +109,8 @@ def write_random_model(
     """Two layers with random weights, an embedding of so many rows, and this tokenizer. Returns the folder."""
     config = LlamaConfig(
         vocab_size=rows, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=max_position_embeddings, eos_token_id=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=max_position_embeddings,
+        eos_token_id=backend.token_to_id("</s>") or 2,
     )  # fmt: skip
     make_model(config).save_pretrained(folder)
     backend.save(str(folder / "tokenizer.json"))

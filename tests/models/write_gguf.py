@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, quantize
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, quantize
 from transformers import PreTrainedModel
 
 from longspan.models.gguf_weights import gguf_name
+
+_KINDS = {str: GGUFValueType.STRING, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32}
 
 
 def write_gguf(model: PreTrainedModel, path: Path, *, quantised: GGMLQuantizationType | None = None,
@@ -37,10 +39,15 @@ def write_gguf(model: PreTrainedModel, path: Path, *, quantised: GGMLQuantizatio
     if config.rope_parameters["rope_type"] == "linear":
         writer.add_string(f"{family}.rope.scaling.type", "linear")
         writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+    if config.rope_parameters["rope_type"] == "yarn":
+        writer.add_string(f"{family}.rope.scaling.type", "yarn")
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+        writer.add_rope_scaling_orig_ctx_len(config.rope_parameters["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_beta_fast(config.rope_parameters["beta_fast"])
     if config.rope_parameters["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_divisors(config.rope_parameters, head_dim))
     for key, value in (more or {}).items():
-        (writer.add_string if isinstance(value, str) else writer.add_uint32)(key, value)
+        writer.add_key_value(key, value, _KINDS[type(value)])
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue

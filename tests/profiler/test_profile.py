@@ -20,7 +20,6 @@ from longspan.entrypoints import cli
 from longspan.entrypoints.profile import parse_seconds
 from longspan.errors import ConfigError, EngineDeadError
 from longspan.metrics.event_log import read_event_log
-from longspan.models.catalog import ResolvedModel
 from longspan.sib import read_sib
 from longspan.worker.messages import BatchDone, Run
 from longspan.worker.model_runner import ModelRunner
@@ -31,8 +30,8 @@ SETTINGS = ["--executor", "inproc", "--dtype", "float32", "--threads-per-device"
 
 
 @pytest.fixture(scope="module")
-def tiny(model: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", model, max_position_embeddings=400)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=400)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +189,6 @@ def test_places_that_cannot_be(sib_file: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_picture(sib_file: Path, tiny: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     picture = tmp_path / "errors.png"
     arguments = ["profile", str(tiny), "--check", str(sib_file), "--budget", "1s", "--plot", str(picture)]
     assert cli.run(arguments) == 0

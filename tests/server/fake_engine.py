@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longspan.config import EngineConfig
 from longspan.core.events import FinishReason
+from longspan.core.progress import Progress
+from longspan.engine.chat_format import ChatFormat
+from longspan.engine.fleet import Purpose
+from longspan.engine.observer.messages import Frames
 from longspan.errors import EngineDeadError, EngineDrainingError, LongspanError, RequestError
-from longspan.outputs import EngineStats, PositionLogprobs, RequestOutput, RequestTimes, TokenLogprob
+from longspan.executor.base import InstanceReport, InstanceState
+from longspan.metrics.ended_request import EndedRequest
+from longspan.metrics.fleet import Fleet
+from longspan.metrics.fleet.frames import About
+from longspan.metrics.fleet.watched import Watched
+from longspan.metrics.story import Story
+from longspan.outputs import EngineStats, PositionLogprobs, Quote, RequestOutput, RequestTimes, TokenLogprob
 from longspan.sampling_params import SamplingParams
 
 MODEL = "fake-model"
@@ -23,6 +34,7 @@ class FakeTokenizer:
     eos_token_ids = (256,)
     max_token_chars = 1
     may_shrink = False
+    chat_format = ChatFormat.of(None)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         try:
@@ -30,12 +42,58 @@ class FakeTokenizer:
         except UnicodeEncodeError:
             raise RequestError("the text is not valid Unicode", param="prompt", code="invalid_unicode") from None
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def token(self, token_id: int) -> str | None:
+        return chr(token_id) if token_id < 256 else None
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        ids = token_ids
         return bytes(token for token in ids if token < 256).decode(errors="replace")
+
+    def info(self) -> dict[str, str | None]:
+        none = dict.fromkeys(("bos_token", "pad_token", "unk_token"))
+        return {"tokenizer_class": "Fake", "chat_template": "{{ messages }}", "eos_token": "<eos>", **none}
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], /, **kwargs: Any) -> str:
         extra = "".join(f"<{key}={value}>" for key, value in kwargs.items())
         return extra + "".join(f"<{m['role']}>{m['content']}" for m in messages)
+
+
+@dataclass
+class FakePromptLogprobs:
+    """The log-probabilities that every token of this prompt has."""
+
+    prompt: list[int]
+    top: int
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id % 256])
+
+    def positions(self) -> Iterator[tuple[int, PositionLogprobs | None]]:
+        for number, token in enumerate(self.prompt):
+            found = position_logprobs(chr(token % 256), self.top, number)
+            yield token, found if number else None
+
+
+@dataclass
+class FakeView:
+    """`View` of a fleet that is kept in the same process; the test tells it what happens."""
+
+    watched: Watched
+
+    def catch_up(self) -> int:
+        return 0
+
+    async def remember(self) -> None:
+        """Nothing was before."""
+
+    async def frames(self, about: About | None, state: str | None) -> Frames:
+        if self.watched.failed:
+            return Frames(is_over=True)
+        changes, whole = self.watched.frame(time.monotonic(), about, state)
+        return Frames(changes=changes, whole=whole, is_empty=not self.watched.fleet.lives)
 
 
 @dataclass
@@ -46,6 +104,8 @@ class FakeEngine:
     fail_after: (tokens, error, prompt), raised after so many tokens if this is the prompt, or None.
     hold_after: tokens after which the gate closes by itself.
     cut_after: tokens after which a request ends with finish reason abort.
+    stop_reason: the stop string that ended it, where none was cut off.
+    told: how far every request is. watched: while somebody looks on, what is kept up to date for them.
     prompts, params: what was admitted. tokens_sent, admitted, ended: for tests to wait on.
     """
 
@@ -81,10 +141,17 @@ class FakeEngine:
         self.hold_after: int | None = None
         self.error: str | None = None
         self.stalled: str | None = None
+        self.missing: dict[int, str] = {}
+        self.left: list[tuple[int, Purpose]] = []
+        self.added = 0
+        self.courses: dict[int, list[InstanceReport]] = {}  # how one that is asked for is, look by look
         self.draining = False
         self.prompts: dict[str, list[int]] = {}
         self.params: dict[str, SamplingParams] = {}
         self.running: set[str] = set()
+        self.stop_reason: str | None = None
+        self.told: Progress | None = None
+        self.watched: list[Watched] = []
         self.gate.set()
         for events in (self.tokens_sent, self.admitted, self.ended):
             while not events.empty():
@@ -122,6 +189,9 @@ class FakeEngine:
                 param="max_tokens", code="context_length_exceeded",
             )  # fmt: skip
         return replace(params, max_tokens=params.max_tokens or limit - length)
+
+    async def prepare(self, params: SamplingParams) -> None:
+        """Any grammar will do."""
 
     async def generate(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
@@ -177,7 +247,11 @@ class FakeEngine:
             logprobs = None
             if params.logprobs is not None:
                 logprobs = (position_logprobs(letter, params.logprobs, sent - len(text)),)
+            of_prompt = None
+            if number == 0 and params.prompt_logprobs is not None:
+                of_prompt = FakePromptLogprobs(self.prompts[request_id], params.prompt_logprobs)
             yield RequestOutput(
+                prompt_logprobs=of_prompt,
                 request_id=request_id,
                 num_prompt_tokens=num_prompt_tokens,
                 num_output_tokens=number + 1,
@@ -185,6 +259,7 @@ class FakeEngine:
                 text=text,
                 logprobs=logprobs,
                 finish_reason=reason,
+                stop_reason=self.stop_reason if reason == "stop" else None,
                 times=times,
             )
 
@@ -194,8 +269,58 @@ class FakeEngine:
             if number == tokens and only_prompt in (None, prompt):
                 raise error
 
+    def progress(self, request_id: str) -> Progress | None:
+        return self.told if request_id in self.running else None
+
+    def has(self, request_id: str) -> bool:
+        return request_id in self.running
+
+    def quote(self, request_id: str) -> Quote | None:
+        if request_id not in self.running or self.told is None or self.told.estimate is None:
+            return None
+        median_s, quote_s = self.told.estimate.median_s, self.told.estimate.quote_s
+        return Quote(median_s, quote_s, promised_s=quote_s, deadline_s=quote_s, tpot_s=1.0)
+
+    def on_ended(self, listener: Callable[[EndedRequest], None]) -> None:
+        """Nobody is told."""
+
+    async def stories(self, given: str, most: int) -> list[Story]:
+        return []
+
+    @contextmanager
+    def watching(self) -> Iterator[FakeView]:
+        self.watched.append(Watched(Fleet(2), time.time() - time.monotonic()))
+        try:
+            yield FakeView(self.watched[-1])
+        finally:
+            self.watched.pop()
+
     def abort(self, request_id: str) -> None:
         raise AssertionError("the server closes iterators instead")
+
+    def instances(self) -> list[InstanceReport]:
+        return [self._report(instance) for instance in range(2 + self.added)]
+
+    def _report(self, instance: int) -> InstanceReport:
+        """One that leaves is there at once where it was to be."""
+        purposes = [purpose for left, purpose in self.left if left == instance]
+        state: InstanceState = "starting" if instance in self.missing else "serving"
+        if purposes:
+            ends: dict[Purpose, InstanceState] = {"drain": "drained", "remove": "removed", "restart": state}
+            state = ends[purposes[-1]]
+        if (purposes or instance > 1) and (course := self.courses.get(instance)):
+            return course.pop(0) if len(course) > 1 else course[0]
+        why = self.missing.get(instance, "")
+        return InstanceReport(instance, state, why, purposes.count("restart"), (100 + instance,))
+
+    def leave(self, instance: int, purpose: Purpose) -> None:
+        if instance > 1:
+            raise RequestError(f"there is no instance {instance}; there are 0 to 1", param="instance")
+        self.left.append((instance, purpose))
+
+    def add_instance(self) -> int:
+        self.added += 1
+        return 1 + self.added
 
     def stats(self) -> EngineStats:
         alive = self.error is None  # a dead engine runs nothing

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import httpx2
 import uvloop
 
 from longspan.entrypoints.bind import bind
-from longspan.entrypoints.http_protocol import ConnectionLimits
+from longspan.entrypoints.http_connections import ConnectionLimits
 from longspan.entrypoints.http_server import HTTPServer
 from longspan.entrypoints.openai.app import create_app
 from longspan.entrypoints.openai.body import Bodies
@@ -24,6 +27,25 @@ class LiveServer:
         self.bodies = bodies
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+
+    def prompt(self) -> str:
+        """The one prompt that the engine got, as text: its tokens are bytes."""
+        (prompt,) = self.engine.prompts.values()
+        return bytes(prompt).decode()
+
+
+def typed_events(http: httpx2.Client, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The events of a stream in which each is named by its type."""
+    with http.stream("POST", path, json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream"), answer.read()
+        text = answer.read().decode()
+    found = []
+    for part in text.split("\n\n")[:-1]:
+        name, data = part.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        found.append(event)
+    return found
 
 
 @contextmanager

@@ -26,6 +26,7 @@ TINY = {
 }  # fmt: skip
 COMMANDS = {
     "serve": [".", "--port", "0"],
+    "run-batch": [".", "--input-file", "in.jsonl", "--output-file", "out.jsonl"],
     "bench latency": ["."],
     "bench throughput": ["."],
     "profile": ["."],
@@ -52,6 +53,7 @@ def nothing_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     (tmp_path / "config.json").write_text(json.dumps(TINY))
+    (tmp_path / "in.jsonl").write_text('{"custom_id": "1", "url": "/v1/completions", "body": {}}')
     (tmp_path / "trace.csv").write_text("arrived_at_s,num_prefill_tokens,num_decode_tokens\n0,10,3\n1,60,3\n")
 
 
@@ -93,6 +95,7 @@ def test_no_value_of_any_option_is_a_traceback(command: str, capsys: pytest.Capt
         "serve . --tp 5", "serve . --pp 3", "serve . --quantization gguf", "serve . --device cpu --transport nccl",
         "serve . --device cuda", "serve . --event-log no/x", "serve . --event-log .", "serve . --sib none.json",
         "serve . --policy medah", "serve . --kv-tokens 2000000000", "serve . --max-model-len 513",
+        "serve . --revision v1", "serve . --rope-scaling {", 'serve . --rope-scaling {"rope_type":"yarn"}',
         "bench latency . --kv-tokens 10", "bench latency . --json .", f"bench latency . --batch-size {10**30}",
         f"bench throughput . --num-prompts {10**30}", "profile . --out no/sib.json", "profile . --plot no/x.png",
         f"bench serve --url http://127.0.0.1:9 --num-requests {10**30}", "bench serve --duration 1e9 --rate 1e6",

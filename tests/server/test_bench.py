@@ -275,7 +275,6 @@ def test_no_matplotlib(
 
 
 def test_a_plot(server: LiveServer, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     out = tmp_path / "out.png"
     options = ("--rate", "500", "--num-requests", "10", "--long-threshold", "12", "--plot", str(out))
     assert bench(server, *SHORT, *options) == 0

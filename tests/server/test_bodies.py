@@ -64,7 +64,7 @@ def test_large_bodies_share_a_budget_and_small_ones_pass(tight: LiveServer, head
         assert (refused.status, refused.error["code"], refused.error["type"]) == (
             503, "server_overloaded", "server_error",
         )  # fmt: skip
-        assert refused.headers["retry-after"] == "1"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert ask(tight, MIB).status == 400  # read, and blank
         assert exchange(tight, post(b'{"prompt": "x"}', "Connection: close"))[0].status == 200
         assert first().status == 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,6 +129,43 @@ def test_a_template_that_adds_texts_takes_null_content(ask: Callable[[str], Ask]
     template = "{% for m in messages %}{{ m['role'] + ':' + m['content'] }}{% endfor %}"
     assert ask(template)(USER, {"role": "assistant", "content": None}, USER).status_code == 200
     assert prompt(templated) == "user:hiassistant:user:hi"
+
+
+def calls_and_results(*ids: str) -> list[dict[str, Any]]:
+    """Of one call each."""
+    found: list[dict[str, Any]] = [USER]
+    for call_id in ids:
+        found.append({"role": "assistant", "content": None, "tool_calls": [{**CALL, "id": call_id}]})
+        found.append({"role": "tool", "tool_call_id": call_id, "content": "42"})
+    return found
+
+
+def test_a_template_that_takes_short_ids_only(ask: Callable[[str], Ask], templated: LiveServer) -> None:
+    """As Mistral's do, which refuse the ids of all three APIs; a result still has its call's."""
+    template = (
+        "{% if tools %}[TOOL_CALLS]{% endif %}{% for m in messages %}{% for call in m.tool_calls or [] %}"
+        "{% if call.id|length != 9 %}{{ raise_exception('length') }}{% endif %}<{{ call.id }}>{% endfor %}"
+        "{% if m.role == 'tool' %}{% if m.tool_call_id|length != 9 %}{{ raise_exception('length') }}{% endif %}"
+        "({{ m.tool_call_id }}){% endif %}{% endfor %}"
+    )
+    ids = ["call_" + "0" * 23 + "1", "call_" + "0" * 23 + "2", "toolu_1", "aB3dE6gH9", "ü"]
+    answer = ask(template)(*calls_and_results(*ids))
+    assert answer.status_code == 200, answer.text
+    told = re.findall(r"<(\w{9})>\((\w{9})\)", prompt(templated))
+    assert len({call for call, _ in told}) == 5 and all(call == result for call, result in told)
+    assert told[3][0] == "aB3dE6gH9", "its own stay"
+
+
+def test_a_template_that_adds_arguments_as_text(ask: Callable[[str], Ask], templated: LiveServer) -> None:
+    """As DeepSeek's do."""
+    template = (
+        "{% for m in messages %}{% for call in m.tool_calls or [] %}"
+        "{{ '<' + call['function']['name'] + '\n' + call['function']['arguments'] + '>' }}{% endfor %}"
+        "{{ m.role + ':' + m['content'] }}{% endfor %}"
+    )
+    answer = ask(template)(*calls_and_results("1"), {"role": "assistant", "content": None}, USER)
+    assert answer.status_code == 200, answer.text
+    assert prompt(templated) == 'user:hi<f\n{"x": [1, "ä"]}>assistant:tool:42assistant:user:hi'
 
 
 @pytest.mark.parametrize(

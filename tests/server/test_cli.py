@@ -94,6 +94,18 @@ def test_the_model_by_argument_environment_or_file(
     ]  # fmt: skip
 
 
+def test_rope_scaling_in_every_place(started: Started, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    yarn = '{"rope_type": "yarn", "factor": 4.0}'
+    cli.run(["serve", "--rope-scaling", yarn])
+    monkeypatch.setenv("LONGSPAN_SERVE_ROPE_SCALING", yarn)
+    cli.run(["serve"])
+    monkeypatch.delenv("LONGSPAN_SERVE_ROPE_SCALING")
+    for text in (f"rope_scaling = '{yarn}'", '[serve.rope_scaling]\nrope_type = "yarn"\nfactor = 4.0'):
+        (tmp_path / "longspan.toml").write_text(f"[serve]\n{text}\n")
+        cli.run(["serve"])
+    assert [engine.rope_scaling for engine, _ in started] == 4 * [yarn]
+
+
 def test_another_file(started: Started, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "longspan.toml").write_text("[serve]\nport = 1\n")
     (tmp_path / "other.toml").write_text("[serve]\nport = 2\n")
@@ -272,7 +284,7 @@ def test_every_command_with_settings_has_a_table(monkeypatch: pytest.MonkeyPatch
         (tmp_path / "longspan.toml").write_text(f"[{table}]\nnonsense = 1\n")
         assert cli.run(table.split(".")) == 2
     commands = [name for name in cli.app if not name.startswith("-")]
-    without = {"models", "policies", "replay", "explain", "version"}
+    without = {"models", "policies", "replay", "explain", "export-trace", "dashboard", "version"}
     assert {table.partition(".")[0] for table in TABLES} == {*commands} - without
 
 

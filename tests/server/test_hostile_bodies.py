@@ -10,17 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longspan.entrypoints.anthropic.request import CountTokensRequest, MessagesRequest
 from longspan.entrypoints.openai.bounds import Bounds
 from longspan.entrypoints.openai.decoding import BodyReader
 from longspan.entrypoints.openai.json_place import bad_utf8, lone_surrogate, place_of
 from longspan.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
+from longspan.entrypoints.openai.request_fields import RequestFields
+from longspan.entrypoints.responses.request import ResponsesRequest
 from longspan.errors import RequestError
 from tests.server.live_server import LiveServer
 from tests.server.test_server_errors import error_of
 
 MILLION = 1_000_000
 TOO_LONG, TOO_MANY, TOO_LARGE = "context_length_exceeded", "array_above_max_length", "value_too_large"
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+MESSAGES = "/v1/messages"
 JSON = {"content-type": "application/json"}
 BOUNDS = Bounds(request_tokens=512, prompt_chars=4096, choices=64, vocab_size=257)
 
@@ -61,6 +65,11 @@ LONE = "a\ud800b"
          "messages[2].content[1].text"),
         (CHAT, message(role="user", content="x") | {"chat_template_kwargs": {"a": LONE}}, "chat_template_kwargs.a"),
         (CHAT, message(role="user", content="x") | {"chat_template_kwargs": {LONE: "a"}}, "chat_template_kwargs"),
+        (RESPONSES, {"input": LONE}, "input"),
+        (RESPONSES, {"input": "x", "instructions": LONE}, "instructions"),
+        (RESPONSES, {"input": [{"type": "function_call_output", "call_id": LONE, "output": "x"}]}, "input[0].call_id"),
+        (RESPONSES, {"input": "x", "metadata": {"a": LONE}}, "metadata.a"),
+        (RESPONSES, {"input": "x", "previous_response_id": LONE}, "previous_response_id"),
     ],
 )  # fmt: skip
 def test_half_of_a_surrogate_pair_is_refused_where_it_stands(
@@ -108,7 +117,7 @@ def test_other_odd_characters_are_text_like_any(http: httpx2.Client, server: Liv
         (b'{"prompt": "x", "max_tokens": "3"}', "max_tokens", "invalid_type"),
         (b'{"prompt": "x", "prompt": "y"}', "prompt", "duplicate_field"),
         (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", None, "invalid_json"),
-        (b'{"prompt": "x", "logit_bias": ' + b"[" * 900 + b"]" * 900 + b"}", "logit_bias", "unsupported_parameter"),
+        (b'{"prompt": "x", "logit_bias": ' + b"[" * 900 + b"]" * 900 + b"}", "logit_bias", "value_too_large"),
     ],
 )  # fmt: skip
 def test_odd_json(
@@ -171,7 +180,8 @@ def test_a_body_that_is_not_called_json(http: httpx2.Client, content_type: str) 
         (COMPLETIONS, lambda: {"prompt": "x", "stop_token_ids": [1] * 2000}, "stop_token_ids", TOO_MANY),
         (COMPLETIONS, lambda: {"prompt": "x", "model": "m" * MILLION}, "model", TOO_LARGE),
         (COMPLETIONS, lambda: {"prompt": "x", "logit_bias": {str(i): 1 for i in range(MILLION)}}, "logit_bias",
-         "unsupported_parameter"),
+         TOO_LARGE),
+        (COMPLETIONS, lambda: {"prompt": "x", "logit_bias": {str(i): 1 for i in range(2000)}}, "logit_bias", TOO_MANY),
         (CHAT, lambda: {"messages": [{"role": "user", "content": ""}] * MILLION}, "messages", TOO_LONG),
         (CHAT, lambda: {"messages": [{}] * MILLION}, "messages", TOO_LONG),
         (CHAT, lambda: message(role="user", content="x" * MILLION), "messages", TOO_LONG),
@@ -186,6 +196,18 @@ def test_a_body_that_is_not_called_json(http: httpx2.Client, content_type: str) 
         (CHAT, lambda: message(role="user", content="x") | {"tools": [{}] * MILLION}, "tools", TOO_LARGE),
         (CHAT, lambda: message(role="user", content="x", name="n" * 2000), "messages[2].name",
          "string_above_max_length"),
+        (RESPONSES, lambda: {"input": "x" * MILLION}, "input", TOO_LONG),
+        (RESPONSES, lambda: {"input": [{}] * MILLION}, "input", TOO_LONG),
+        (RESPONSES, lambda: {"input": [{"role": "user", "content": "x" * 99}] * 99}, "input", TOO_LONG),
+        (RESPONSES, lambda: {"input": [{"role": "user", "content": [{}] * MILLION}]}, "input", TOO_LONG),
+        (RESPONSES, lambda: {"input": "x", "instructions": "x" * MILLION}, "instructions", TOO_LONG),
+        (RESPONSES, lambda: {"input": [CALL | {"arguments": "[" * MILLION}]}, "input[0].arguments", TOO_LARGE),
+        (RESPONSES, lambda: {"input": [CALL | {"arguments": "x" * MILLION}]}, "input", TOO_LONG),
+        (RESPONSES, lambda: {"input": "x", "metadata": {"a": "x" * MILLION}}, "metadata", TOO_LARGE),
+        (RESPONSES, lambda: {"input": "x", "text": {"format": deep(200)}}, "text", TOO_LARGE),
+        (RESPONSES, lambda: {"input": "x", "tools": [{}] * MILLION}, "tools", TOO_LARGE),
+        (RESPONSES, lambda: {"input": "x", "previous_response_id": "r" * 2000}, "previous_response_id",
+         "string_above_max_length"),
     ],
 )  # fmt: skip
 def test_more_than_could_be_served_is_refused(
@@ -193,6 +215,40 @@ def test_more_than_could_be_served_is_refused(
 ) -> None:
     assert refused(http, path, body()) == (param, code)
     assert not server.engine.prompts
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (lambda: {"messages": [{"role": "user", "content": LONE}]}, "messages[0].content holds half of a surrogate"),
+        (lambda: {"system": LONE}, "system holds half of a surrogate"),
+        (lambda: {"messages": [{"role": "user", "content": "x" * MILLION}]}, "shorten it"),
+        (lambda: {"messages": [{}] * MILLION}, "leave some out"),
+        (lambda: {"messages": [{"role": "user", "content": [{}] * MILLION}]}, "leave some out"),
+        (lambda: {"messages": [{"role": "user", "content": [BLOCK | {"text": "x" * 99}] * 99}]}, "shorten it"),
+        (lambda: {"messages": [{"role": "assistant", "content": [USE | {"input": {"a": [0] * MILLION}}]}]},
+         "hold more than can be read"),
+        (lambda: {"messages": [{"role": "assistant", "content": [USE | {"input": {"a": deep(100)}}]}]}, "deeper than"),
+        (lambda: {"messages": [{"role": "user", "content": [{"type": "x" * MILLION}]}]}, "too large"),
+        (lambda: {"system": "x" * MILLION}, "shorten it"),
+        (lambda: {"system": [{}] * MILLION}, "leave some out"),
+        (lambda: {"stop_sequences": ["a" * 300_000] * 128}, "stop_sequences is too large"),
+        (lambda: {"tools": [{}] * MILLION}, "tools is too large"),
+        (lambda: {"thinking": {"type": "x" * MILLION}}, "thinking is too large"),
+        (lambda: {"output_config": {"format": deep(200)}}, "output_config is too large"),
+    ],
+)  # fmt: skip
+def test_messages_beyond_what_could_be_served(http: httpx2.Client, server: LiveServer, fields: Any, said: str) -> None:
+    """Anthropic's errors name the field in their message."""
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3} | fields()
+    answer = post(http, MESSAGES, body)
+    assert answer.status_code == 400 and said in answer.json()["error"]["message"], answer.text[:300]
+    assert not server.engine.prompts and len(answer.text) < 1000
+
+
+BLOCK = {"type": "text", "text": "x"}
+USE = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+CALL = {"type": "function_call", "call_id": "a", "name": "f"}
 
 
 def deep(levels: int) -> list[Any]:
@@ -235,7 +291,7 @@ def test_errors_name_the_clients_own_field(http: httpx2.Client, body: dict[str, 
 # -- the reader by itself
 
 
-def read(body: bytes, kind: type[CompletionRequest] | type[ChatCompletionRequest] = CompletionRequest) -> Any:
+def read(body: bytes, kind: type[RequestFields] = CompletionRequest) -> Any:
     return BodyReader(BOUNDS).read(body, "application/json", kind)
 
 
@@ -246,18 +302,54 @@ json_values = st.recursive(
 )
 
 
+KINDS: dict[type[RequestFields], dict[str, Any]] = {
+    CompletionRequest: {"prompt": "x"},
+    ChatCompletionRequest: {"messages": [{"role": "user", "content": "x"}]},
+    ResponsesRequest: {"input": "x"},
+    MessagesRequest: {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3},
+    CountTokensRequest: {"messages": [{"role": "user", "content": "x"}]},
+}
+
+
 @given(data=st.data())
-@pytest.mark.parametrize("kind", [CompletionRequest, ChatCompletionRequest])
-def test_any_value_in_any_field_is_taken_or_refused(
-    kind: type[CompletionRequest] | type[ChatCompletionRequest], data: st.DataObject
-) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_value_in_any_field_is_taken_or_refused(kind: type[RequestFields], data: st.DataObject) -> None:
     names = st.sampled_from([*kind.model_fields, *kind.unsupported])
-    body = {"prompt": "x", "messages": [{"role": "user", "content": "x"}]}
-    body |= data.draw(st.dictionaries(names, json_values, max_size=3))
+    body = KINDS[kind] | data.draw(st.dictionaries(names, json_values, max_size=3))
     try:
-        read(json.dumps(body).encode(), kind).check()
+        request = read(json.dumps(body).encode(), kind)
+        request.check()
+        if isinstance(request, ResponsesRequest):
+            request.task([], {}, thinks=True)
+        if isinstance(request, MessagesRequest):
+            request.task({}, thinks=True)
     except RequestError as error:
         assert error.code and str(error)
+
+
+PARTS = ("type", "role", "id", "content", "text", "input", "name", "tool_use_id", "thinking", "call_id", "arguments",
+         "output", "summary", "refusal")  # fmt: skip
+WORDS = st.sampled_from(("user", "assistant", "system", "text", "tool_use", "tool_result", "thinking", "message",
+                         "function_call", "function_call_output", "reasoning", "input_text", "x"))  # fmt: skip
+items = st.recursive(
+    json_values | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(PARTS), inner | WORDS, max_size=5),
+    max_leaves=12,
+)
+
+
+@given(conversation=st.lists(st.dictionaries(st.sampled_from(PARTS), items | WORDS, max_size=5), max_size=3))
+def test_any_conversation_is_taken_or_refused(conversation: list[Any]) -> None:
+    for kind, name in ((ResponsesRequest, "input"), (MessagesRequest, "messages"), (ChatCompletionRequest, "messages")):
+        body = KINDS[kind] | {name: conversation}
+        try:
+            request = read(json.dumps(body).encode(), kind)
+            request.check()
+            before = ([],) if kind is ResponsesRequest else ()
+            task = request.task(*before, {}, thinks=True)
+            assert all(isinstance(message["content"], str) for message in task.messages)
+        except RequestError as error:
+            assert error.code and str(error)
 
 
 @given(st.binary(max_size=60))

@@ -12,7 +12,7 @@ from random import Random
 import httpx2
 import pytest
 
-from longspan.entrypoints.http_protocol import ConnectionLimits
+from longspan.entrypoints.http_connections import ConnectionLimits
 from tests.server.live_server import LiveServer, live_server
 from tests.server.raw_http import answers, connection, exchange, post, until_closed
 
@@ -322,7 +322,7 @@ def test_one_connection_too_many(strict: LiveServer) -> None:
         for sent in (b"", post(X), b"\0" * 100_000):
             (answer,) = exchange(strict, sent)
             assert (answer.status, answer.error["code"]) == (503, "server_overloaded")
-            assert answer.headers["retry-after"] == "1"
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
         strict.engine.release()
         for sock in busy:
             assert sock.recv(65536).startswith(b"HTTP/1.1 200")

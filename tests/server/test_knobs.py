@@ -51,7 +51,9 @@ def other(knob: Field[Any]) -> Any:
 
 def as_option(name: str, value: Any) -> list[str]:
     option = f"--{name.replace('_', '-')}"
-    return [f"--no{option[1:]}"] if value is False else [option, str(value)]
+    if isinstance(value, bool):
+        return [option if value else f"--no{option[1:]}"]
+    return [option, str(value)]
 
 
 def as_toml(value: Any) -> str:

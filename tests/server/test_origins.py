@@ -113,7 +113,7 @@ def test_pages_of_others_may_not(open_to_pages: LiveServer, server: LiveServer) 
         refused = preflight(open_to_pages, origin)
         assert error_of(refused, 403)["code"] == "origin_not_allowed"
         assert "access-control-allow-origin" not in refused.headers
-    error_of(preflight(open_to_pages, "https://app.example", "DELETE"), 403)
+    error_of(preflight(open_to_pages, "https://app.example", "PUT"), 403)
     by_default = preflight(server, "https://app.example")
     assert by_default.status_code == 204
     assert not [name for name in by_default.headers if name.startswith("access-control")]

@@ -12,13 +12,12 @@ from longspan.config import EngineConfig
 from longspan.engine.assembly import start_engine
 from longspan.entrypoints.openai.app import create_app
 from longspan.entrypoints.welcome import print_welcome
-from longspan.models.catalog import ResolvedModel
 from tests.models.tiny import write_tiny_model
 
 
 @pytest.fixture(scope="module")
-def folder(model: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = write_tiny_model(tmp_path_factory.mktemp("served"), model, max_position_embeddings=512)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = write_tiny_model(tmp_path_factory.mktemp("served"), max_position_embeddings=512)
     template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     (made / "chat_template.jinja").write_text(template)
     return made

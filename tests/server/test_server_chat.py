@@ -10,11 +10,6 @@ from tests.server.live_server import LiveServer
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 
 
-def prompt_of(server: LiveServer) -> str:
-    (prompt,) = server.engine.prompts.values()
-    return bytes(prompt).decode()
-
-
 def test_a_chat(client: openai.OpenAI, server: LiveServer) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=HELLO)
     ChatCompletion.model_validate(answer.model_dump(), strict=True)
@@ -27,7 +22,7 @@ def test_a_chat(client: openai.OpenAI, server: LiveServer) -> None:
     assert choice.logprobs is None
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 11
-    assert prompt_of(server) == "<user>Hello"
+    assert server.prompt() == "<user>Hello"
 
 
 def test_roles_and_content_parts(client: openai.OpenAI, server: LiveServer) -> None:
@@ -41,7 +36,7 @@ def test_roles_and_content_parts(client: openai.OpenAI, server: LiveServer) -> N
         ],
         extra_body={"chat_template_kwargs": {"thinking": False}},
     )
-    assert prompt_of(server) == "<thinking=False><system>Be kind.<user>one\ntwo<assistant>yes<user>go on"
+    assert server.prompt() == "<thinking=False><system>Be kind.<user>one\ntwo<assistant>yes<user>go on"
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])

@@ -14,7 +14,10 @@ from tests.server.live_server import LiveServer, live_server
 PATHS: dict[str, dict[str, object]] = {
     "/v1/completions": {"prompt": "x"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+    "/v1/responses": {"input": "x"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 400},
 }
+CASES = [(path, n) for path in PATHS for n in ((1, 3) if path.endswith("completions") else (1,))]
 
 
 def send(server: LiveServer, path: str, body: dict[str, object]) -> socket.socket:
@@ -26,9 +29,8 @@ def send(server: LiveServer, path: str, body: dict[str, object]) -> socket.socke
     return sock
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("path", "n"), CASES)
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("n", [1, 3])
 def test_leaving_before_the_first_token(server: LiveServer, path: str, stream: bool, n: int) -> None:
     server.engine.hold()
     with send(server, path, PATHS[path] | {"stream": stream, "n": n}):
@@ -38,17 +40,16 @@ def test_leaving_before_the_first_token(server: LiveServer, path: str, stream: b
     assert set(ended.values()) == {"aborted"}
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(("path", "n"), CASES)
 def test_leaving_in_the_middle_of_a_stream(server: LiveServer, path: str, n: int) -> None:
     engine = server.engine
     engine.answer = "a" * 400
     engine.hold_after = 5
     url = server.url + path
-    body = PATHS[path] | {"stream": True, "n": n, "max_tokens": 400}
+    body = PATHS[path] | {"stream": True, "n": n} | ({"max_tokens": 400} if path.endswith("completions") else {})
     with httpx2.Client(timeout=30, trust_env=False) as http, http.stream("POST", url, json=body) as answer:
         lines = answer.iter_lines()
-        while '"text":"a"' not in (line := next(lines)) and '"content":"a"' not in line:
+        while not any(f'"{name}":"a"' in line for line in [next(lines)] for name in ("text", "content", "delta")):
             pass
     ended = dict(engine.ended.get(timeout=30) for _ in range(n))
     assert set(ended.values()) == {"aborted"}

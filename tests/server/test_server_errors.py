@@ -40,18 +40,21 @@ def error_of(answer: httpx2.Response, status: int) -> dict[str, Any]:
         ({"prompt": [-1]}, "prompt", "no token id"),
         ({"prompt": "x", "n": 0}, "n", "greater than or equal to 1"),
         ({"prompt": "x", "n": 65}, "n", "at most 64"),
-        ({"prompt": "x", "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"prompt": "x", "max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
         ({"prompt": "x", "temperature": 3}, "temperature", "less than or equal to 2"),
         ({"prompt": "x", "top_p": 0}, "top_p", "greater than 0"),
         ({"prompt": "x", "top_k": 10**400}, "top_k", "less than or equal"),
         ({"prompt": "x", "logprobs": 21}, "logprobs", "less than or equal to 20"),
         ({"prompt": "x", "stop": [""]}, "stop[0]", "at least 1 character"),
         ({"prompt": "x", "seed": 0.5}, "seed", "valid integer"),
-        ({"prompt": "x", "echo": True}, "echo", "not supported"),
+        ({"prompt": "x", "echo": 1}, "echo", "valid boolean"),
+        ({"prompt": "x", "prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "not streamed"),
         ({"prompt": "x", "suffix": "y"}, "suffix", "not supported"),
         ({"prompt": "x", "best_of": 3}, "best_of", "not supported"),
-        ({"prompt": "x", "logit_bias": {"1": 5}}, "logit_bias", "not supported"),
-        ({"prompt": "x", "min_tokens": 2}, "min_tokens", "ignore_eos"),
+        ({"prompt": "x", "logit_bias": {"1": 101}}, "logit_bias", "must lie in [-100, 100]"),
+        ({"prompt": "x", "logit_bias": {"x" * 5000: 1}}, "logit_bias", "token ids"),
+        ({"prompt": "x", "logit_bias": {"1": True}}, "logit_bias", "a number"),
+        ({"prompt": "x", "min_tokens": 17}, "min_tokens", "[0, 16]"),
         ({"prompt": "x", "stream_options": {"include_usage": True}}, "stream_options", "stream"),
     ],
 )
@@ -78,10 +81,9 @@ def test_bad_completions(http: httpx2.Client, body: dict[str, Any], param: str, 
             "messages[0].tool_calls[0]",
             "missing required field `function`",
         ),
-        (CHAT | {"tools": [{"type": "function"}]}, "tools", "not supported"),
-        (CHAT | {"tools": [{"type": "function"}], "tool_choice": "auto"}, "tools", "not supported"),
-        (CHAT | {"tool_choice": "required"}, "tool_choice", "not supported"),
-        (CHAT | {"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        (CHAT | {"tools": [{"type": "function"}]}, "tools[0].function", "Field required"),
+        (CHAT | {"tool_choice": "required"}, "tool_choice", "needs tools"),
+        (CHAT | {"response_format": {"type": "xml"}}, "response_format.type", "json_object"),
         (CHAT | {"modalities": ["audio"]}, "modalities", "not supported"),
         (CHAT | {"functions": [{}]}, "functions", "not supported"),
         (CHAT | {"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
@@ -137,7 +139,7 @@ def test_unknown_model(client: openai.OpenAI, http: httpx2.Client) -> None:
 
 
 def test_unknown_paths_and_methods(http: httpx2.Client) -> None:
-    for path in ("/", "/v1", "/v1/nope", "/v1/completions/", "/tokenizer_info", "/docs"):
+    for path in ("/dashboard", "/v1", "/v1/nope", "/v1/completions/", "/tokenizer_info/", "/docs"):
         assert error_of(http.get(path), 404)["code"] == "unknown_url"
     refused = http.get("/v1/completions")
     assert error_of(refused, 405)["code"] == "method_not_allowed"
@@ -167,6 +169,16 @@ def test_a_dead_engine(server: LiveServer, http: httpx2.Client, stream: bool) ->
     error_of(http.get("/ready"), 503)
     refused = http.post("/v1/completions", json={"prompt": "x", "stream": stream})
     assert error_of(refused, 503)["code"] == "engine_dead"
+
+
+def test_health_names_the_instances_that_are_missing(server: LiveServer, http: httpx2.Client) -> None:
+    server.engine.missing[1] = "worker 1 is gone"
+    health = http.get("/health")
+    assert health.status_code == 200
+    assert health.json() == {"status": "degraded", "missing": "instance 1 (starting): worker 1 is gone"}
+    assert http.get("/ready").status_code == 200
+    server.engine.missing.clear()
+    assert http.get("/health").json() == {"status": "ok"}
 
 
 def test_draining(server: LiveServer, http: httpx2.Client) -> None:

@@ -145,7 +145,7 @@ def test_a_request_that_fails_ends_under_error(fresh: LiveServer, stream: bool) 
 def test_a_request_that_is_refused_ends_under_nothing_else(fresh: LiveServer, stream: bool) -> None:
     with httpx2.Client(base_url=fresh.url, trust_env=False, timeout=30) as http:
         http.post("/v1/completions", json={"prompt": "x" * 1000, "stream": stream})
-        http.post("/v1/completions", json={"prompt": "x", "max_tokens": 0, "stream": stream})
+        http.post("/v1/completions", json={"prompt": "x", "max_tokens": -1, "stream": stream})
         http.post("/v1/completions", json={"prompt": "x", "model": "nope", "stream": stream})
         fresh.engine.refuse = QueueFullError("full", retry_after_s=1)
         http.post("/v1/completions", json={"prompt": ["x", "y"], "stream": stream})
@@ -184,7 +184,7 @@ def test_times_are_taken_from_the_engines_clock() -> None:
     request.observe(output(2, RequestTimes(arrived=10.0, scheduled=11.0, first_token=13.0, last_token=14.0)))
     arrival.end("abort")
     arrival.end("error")
-    found = samples(measured.render().decode())
+    found = samples(measured.render()[0].decode())
     assert value(found, "vllm:time_to_first_token_seconds_sum") == pytest.approx(3.0)
     assert value(found, "vllm:request_queue_time_seconds_sum") == pytest.approx(1.0)
     assert value(found, "vllm:inter_token_latency_seconds_sum") == pytest.approx(1.0)  # 0.5 s each of two
@@ -195,7 +195,7 @@ def test_times_are_taken_from_the_engines_clock() -> None:
 def test_two_servers_in_one_process_do_not_meet() -> None:
     one, other = metrics(), metrics()
     one.prompt_tokens.inc(5)
-    assert value(samples(other.render().decode()), "vllm:prompt_tokens_total") == 0
+    assert value(samples(other.render()[0].decode()), "vllm:prompt_tokens_total") == 0
 
 
 def test_token_buckets() -> None:

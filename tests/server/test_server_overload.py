@@ -18,7 +18,6 @@ from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
 from longspan.entrypoints.openai.app import create_app
 from longspan.errors import OverloadedError
-from longspan.models.catalog import ResolvedModel
 from longspan.worker.messages import Reply
 from tests.models.tiny import write_tiny_model
 from tests.server.live_server import LiveServer
@@ -35,8 +34,8 @@ ENDPOINTS = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT}
 
 
 @pytest.fixture(scope="module")
-def folder(model: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = write_tiny_model(tmp_path_factory.mktemp("overload"), model, max_position_embeddings=512)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = write_tiny_model(tmp_path_factory.mktemp("overload"), max_position_embeddings=512)
     template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     (made / "chat_template.jinja").write_text(template)
     return made

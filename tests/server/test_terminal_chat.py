@@ -117,16 +117,26 @@ USAGE = b'data: {"choices": [], "usage": {"completion_tokens": 1}}\n\n'
 DONE = b"data: [DONE]\n\n"
 
 
+def stream(body: bytes) -> bytes:
+    return response(body, "200 OK", "text/event-stream")
+
+
+
+
 @pytest.mark.parametrize(
     ("answer", "shown", "error"),
     [
-        (response(ROLE + HELLO + STOP + USAGE + DONE), "Hello\n", None),
-        (response(b": ping\r\n\r\n" + HELLO.replace(b"data: ", b"data:") + STOP), "Hello\n", None),  # no [DONE]
-        (response(HELLO), "Hello", "ended the answer in the middle"),
-        (response(HELLO + b'data: {"error": {"message": "worker 1 is gone"}}\n\n'), "Hello", "worker 1 is gone"),
-        (response(HELLO + b'data: {"error": "busy"}\n\n'), "Hello", "busy"),
-        (response(b"data: [1, 2]\n\n"), "", "no piece of a chat: [1, 2]"),
-        (response(b"data: " + b"[" * 100_000 + b"\n\n"), "", "no piece of a chat"),
+        (stream(ROLE + HELLO + STOP + USAGE + DONE), "Hello\n", None),
+        (stream(b": ping\r\n\r\n" + HELLO.replace(b"data: ", b"data:") + STOP), "Hello\n", None),  # no [DONE]
+        (stream(HELLO), "Hello", "ended the answer in the middle"),
+        (stream(HELLO + b'data: {"error": {"message": "worker 1 is gone"}}\n\n'), "Hello", "worker 1 is gone"),
+        (stream(HELLO + b'data: {"error": "busy"}\n\n'), "Hello", "busy"),
+        (stream(b"data: [1, 2]\n\n"), "", "no piece of a chat: [1, 2]"),
+        (stream(b"data: " + b"[" * 100_000 + b"\n\n"), "", "no piece of a chat"),
+        (stream((ROLE + HELLO + STOP + DONE).replace(b"\n", b"\r\n")), "Hello\n", None),
+        (stream((ROLE + HELLO + STOP + DONE).replace(b"\n", b"\r")), "Hello\n", None),
+        (stream(HELLO.replace(b', "finish', b',\ndata: "finish') + STOP), "Hello\n", None),  # one event in two lines
+        (response(HELLO), "", "is not an OpenAI-compatible server: Expected response with content type"),
         (response(b"<html>no</html>", "502 Bad Gateway", "text/html"), "", "status 502"),
         (response(b'{"error": {"message": "no key"}}', "401 Unauthorized"), "", "no key (give a key with --api-key"),
         (response(b"", "200 OK", "text/event-stream", "content-length: 100"), "", "the connection to"),
@@ -153,7 +163,7 @@ def test_a_key_by_option_and_environment(
 ) -> None:
     def keys(*options: str) -> set[str | None]:
         pipe(monkeypatch, "one\n")
-        with raw_server(lambda asked: [MODELS] if asked.line.startswith("GET") else [response(STOP)]) as server:
+        with raw_server(lambda asked: [MODELS] if asked.line.startswith("GET") else [stream(STOP)]) as server:
             assert cli.run(["chat", "--url", server.url, *options]) == 0
         return {asked.headers.get("authorization") for asked in server.asked}
 

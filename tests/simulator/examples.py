@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 from longspan.config import SchedulerConfig
 from longspan.core.costs.analytic import ModelShape
@@ -12,7 +14,7 @@ from longspan.simulator.fleet import Fleet, SimulatedModel
 from longspan.simulator.hardware import A800_80G
 from longspan.simulator.machine import DataSheet, Efficiency, Machine, Overheads
 from longspan.simulator.models import MODELS
-from longspan.workload.traces import TraceRequest
+from longspan.workload.traces import BLOCK_TOKENS, TraceRequest
 
 ENDLESS = 1e30
 NOTHING = Overheads(
@@ -66,3 +68,19 @@ def workload(seed: int, number: int = 60, longest: int = 3000, rate: float = 40.
         prompt = draw.choice((draw.randint(1, 100), draw.randint(100, longest)))
         requests.append(TraceRequest(now, prompt, draw.choice((1, 2, draw.randint(1, 200)))))
     return requests
+
+
+TALKS, TURNS, TALK_TOKENS = 8, 4, 10 * BLOCK_TOKENS
+
+
+def talks_in_turn(path: Path) -> Path:
+    """Write a trace in Mooncake's format: so many talks, one after the other, each asked the same in every turn."""
+    blocks = TALK_TOKENS // BLOCK_TOKENS
+    rows = [
+        {"timestamp": 20_000 * (TALKS * turn + talk), "input_length": TALK_TOKENS, "output_length": 5,
+         "hash_ids": [blocks * talk + place for place in range(blocks)]}
+        for turn in range(TURNS)
+        for talk in range(TALKS)
+    ]  # fmt: skip
+    path.write_text("".join([json.dumps(row) + "\n" for row in rows]))
+    return path

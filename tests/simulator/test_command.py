@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from longspan.entrypoints.cli import run
 from longspan.sib import write_sib
 from longspan.simulator.hardware import A800_80G
 
+from .examples import TALK_TOKENS, TALKS, talks_in_turn
 from .test_calibration import profiled
 
 ARGUMENTS = [
@@ -135,13 +135,44 @@ def test_nothing_finished_is_a_failure(capsys: pytest.CaptureFixture[str]) -> No
     assert "0 of 2 requests finished" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is optional")
 def test_pictures(tmp_path: Path) -> None:
     assert run([*ARGUMENTS, "--plot", str(tmp_path / "pictures")]) == 0
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["groups.png", "kv.png", "latencies.png"]
 
 
-@pytest.mark.skipif(find_spec("matplotlib") is not None, reason="matplotlib is there")
-def test_pictures_need_matplotlib(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_need_matplotlib(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run([*ARGUMENTS, "--plot", str(tmp_path / "pictures")]) == 2
     assert "pip install matplotlib" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_pools_of_other_sizes_would_find_is_told(
+    kept: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Talks that take turns: a pool that keeps what was used last finds all of them again, or none."""
+    trace, file = talks_in_turn(tmp_path / "trace.jsonl"), tmp_path / "r.json"
+    options = [] if kept else ["--no-prefix-cache"]
+    kv_tokens = TALKS * TALK_TOKENS // 2 + 1000  # half as many as all talks take, and a bit
+    command = ["simulate", "--trace", str(trace), "--instances", "1", "--kv-tokens", str(kv_tokens)]
+    assert run([*command, "--json", str(file), *options]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    told = (
+        "a pool that keeps what was used last finds 0.0% with these KV slots, "
+        "with 0.5 times 0.0%, 2 times 75.0%, 4 times 75.0%"
+    )
+    assert (told in printed) is kept
+    prefixes = json.loads(file.read_text()).get("prefixes")
+    if not kept:
+        assert prefixes is None and "a pool that" not in printed
+        return
+    rates = {pool["times"]: pool["hit_rate"] for pool in prefixes["pools"]}
+    found = 0.75 * (1 - 1 / TALK_TOKENS)  # three of four turns, but for each prompt's last token
+    assert rates == pytest.approx({0.5: 0.0, 1.0: 0.0, 2.0: found, 4.0: found})
+
+
+def test_of_a_trace_that_tells_no_prefixes_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(ARGUMENTS) == 0
+    assert "a pool that keeps" not in capsys.readouterr().out

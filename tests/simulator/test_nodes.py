@@ -97,6 +97,7 @@ def test_it_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "node_instances is 0, but must be at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_the_queue_of_loongserve_stays_bounded_in_nodes_of_a_host(tmp_path: Path) -> None:
     """At an offered load of .8, where a single scheduler puts groups together over slow links between hosts."""
     fleet = Fleet(machine=A800_80G, model=MODELS["lwm-1m"], instances=256)

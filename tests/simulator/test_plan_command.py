@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 
 from longspan.entrypoints.cli import run
+from longspan.entrypoints.plan.doubts import doubts
+from longspan.simulator.pool_sizes import TIMES, PoolSizes
+from longspan.workload.traces import TraceRequest, read_trace
+
+from .examples import talks_in_turn
 
 OPTIONS = {
     "--input-len": "200:9000", "--output-len": "5:30", "--num-requests": "30", "--devices": "2", "--tp": "1,2",
@@ -51,6 +56,40 @@ def test_those_refused_as_late_are_counted(tmp_path: Path, capsys: pytest.Captur
         (answer,) = answers(file)
         late[overload] = answer["num_late"]
     assert 0 == late["off"] < late["enforce"]
+
+
+def test_what_speaks_against_an_answer_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The 30 requests of one burst are over before the queue is long, at a rate that nobody can bear."""
+    file = tmp_path / "plan.json"
+    assert plan(policies="replicated", tp=1, attainment=0.5, slo="ttft=100,tpot=10", json=file) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longspan: ")]
+    assert len(told) == 2 and answers(file)[0]["load"] > 1
+    assert "requests judge it" in told[0] and "50% asks for 20 of each" in told[0] and "--num-requests" in told[0]
+    assert f"the load is {answers(file)[0]['load']:.2f}" in told[1]
+    assert [f"longspan: {doubt}" for doubt in json.loads(file.read_text())["doubts"]] == told
+
+
+def test_nothing_speaks_against_enough_requests_at_a_low_load() -> None:
+    short, long = TraceRequest(0.0, 100, 5), TraceRequest(0.0, 9000, 5)
+    assert list(doubts([short] * 100 + [long] * 100, 0.9, 4096, 0.9)) == []
+    assert list(doubts([short] * 100, 0.9, 4096, None)) == []  # a class that is not there needs none
+    (told,) = doubts([short] * 100 + [long] * 99, 0.9, 4096, 1.0)
+    assert told.startswith("only 99 long requests")
+
+
+def test_what_pools_of_other_sizes_would_find_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For the best answer, of its own pool: as much as the file has."""
+    trace, file = talks_in_turn(tmp_path / "trace.jsonl"), tmp_path / "plan.json"
+    command = ["plan", "--trace", str(trace), "--devices", "2", "--tp", "1,2", "--policies", "longspan", "--jobs", "1"]
+    assert run([*command, "--attainment", "0.5", "--json", str(file)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    found, pools = json.loads(file.read_text())["answers"], PoolSizes(read_trace(trace))
+    for answer in found:
+        expected = [{"times": times, "hit_rate": pools.hit_rate(times * answer["kv_slots"])} for times in TIMES]
+        assert answer["pools"] == expected
+    half, same, twice, four = [f"{pool['hit_rate']:.1%}" for pool in found[0]["pools"]]
+    told = f"finds {same} with these KV slots, with 0.5 times {half}, 2 times {twice}, 4 times {four}"
+    assert f"of the best: a pool that keeps what was used last {told}" in printed
 
 
 def test_pipelines_are_tried_too(tmp_path: Path) -> None:

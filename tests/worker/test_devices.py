@@ -18,12 +18,12 @@ from longspan.distributed.stream import Event
 from longspan.distributed.transport import SoleDevice
 from longspan.errors import ConfigError
 from longspan.executor.inproc import InprocExecutor
-from longspan.models.catalog import ResolvedModel
 from longspan.sampling_params import SamplingParams
 from longspan.worker import worker as worker_module
 from longspan.worker.device import resolve_device, workers_on_device
-from longspan.worker.messages import AllocateKV, BatchDone, Run, WorkerSpec
+from longspan.worker.messages import AllocateKV, BatchDone, Run
 from longspan.worker.sampling_state import SamplingState
+from longspan.worker.spec import WorkerSpec
 from longspan.worker.worker import Progress, Worker
 from tests.models.tiny import write_tiny_model
 
@@ -157,8 +157,8 @@ def test_progress_of_a_cpu_is_its_layers_and_its_time() -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory, model: ResolvedModel) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny"), model, 256)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"), 256)
 
 
 @pytest.mark.parametrize("emits", [True, False])

@@ -17,8 +17,9 @@ from longspan.distributed.local import LocalTransport, LocalWorld
 from longspan.distributed.transport import Exchange, NothingToWaitFor, SoleDevice, Transport
 from longspan.executor.inproc import InprocExecutor
 from longspan.sampling_params import SamplingParams
-from longspan.worker.messages import AllocateKV, BatchDone, FirstStageDone, Reply, Run, WorkerSpec
+from longspan.worker.messages import AllocateKV, BatchDone, FirstStageDone, Reply, Run
 from longspan.worker.sampling_state import SamplingState
+from longspan.worker.spec import WorkerSpec
 from longspan.worker.worker import Worker
 from tests.models.tiny import heads, write_tiny_engine_model
 

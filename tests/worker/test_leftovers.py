@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,51 +19,25 @@ from longspan import LLM, SamplingParams
 from longspan.cache import is_own, private_folder, remove_leftovers
 from longspan.engine.tokenizer import Tokenizer
 from longspan.errors import EngineDeadError
-from longspan.executor.meeting_place import MeetingPlace
+from longspan.log_fields import FIELDS
 from longspan.models.catalog import ResolvedModel
 from longspan.native.build import BuildError, built_library
 from longspan.native.isa import wanted_isas
 from tests.models.tiny import write_random_model
 from tests.models.tokenizers_zoo import byte_level
 
-PROGRAM = """
+FORGETS = """
 import sys
-from longspan import LLM, SamplingParams
+from longspan import LLM
 if __name__ == "__main__":
     llm = LLM(sys.argv[1], instances=2, kv_tokens=64, threads_per_device=1, dtype="float32")
     print("ready", flush=True)
-    if sys.argv[2] == "wait":
-        sys.stdin.read()
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_model(tmp_path_factory.mktemp("tiny"), byte_level(), 400)
-
-
-@pytest.fixture
-def started(folder: Path, tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Starts an engine in a program of its own, which ends with the test."""
-    (tmp_path / "program.py").write_text(PROGRAM)
-    programs: list[subprocess.Popen[str]] = []
-
-    def start(how: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(tmp_path / "program.py"), str(folder), how]
-        programs.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-        return programs[-1]
-
-    yield start
-    for program in programs:
-        program.kill()
-        program.communicate()
-
-
-def workers_of(program: subprocess.Popen[str]) -> list[int]:
-    """Its worker processes, by the name of their entry."""
-    children = Path(f"/proc/{program.pid}/task").glob("*/children")
-    pids = [int(pid) for file in children for pid in file.read_text().split()]
-    return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
@@ -71,50 +47,91 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
         time.sleep(0.02)
 
 
-def has_ended(pid: int) -> bool:
-    """A killed orphan may be a zombie until the system's first process looks after it."""
+class Server:
+    """`longspan serve` of two instances, in a session of its own, with a folder of its own for what is temporary."""
+
+    def __init__(self, model: Path, temporary: Path) -> None:
+        options = ["--instances", "2", "--kv-tokens", "64", "--dtype", "float32", "--threads-per-device", "1"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "longspan", "serve", str(model), *options, "--port", "0"], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, "TMPDIR": str(temporary)},
+        )  # fmt: skip
+
+    def processes(self) -> list[int]:
+        """Its own, and all that have begun with it. A killed orphan may be a zombie until somebody looks after it."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it has just ended
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.process.pid and state != "Z":
+                    found.append(int(stat.parent.name))
+        return found
+
+    def workers(self) -> list[int]:
+        """Its worker processes, by the name of their entry, in the order in which they began."""
+        return sorted(pid for pid in self.processes() if b"spawn_main" in read(pid, "cmdline"))
+
+    def meeting(self) -> list[int]:
+        """Those of them that have met, or are about to."""
+        return [pid for pid in self.workers() if b"memfd:longspan" in read(pid, "maps")]
+
+    def until_it_serves(self) -> None:
+        assert self.process.stdout is not None
+        seen = []
+        for line in self.process.stdout:
+            seen.append(line)
+            if re.search(r"serves .* at http://", line):
+                return
+        raise AssertionError("".join(seen))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=60)  # what else may write there has ended, too
+
+
+def read(pid: int, name: str) -> bytes:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:  # it has just ended
+        return b""
 
 
-def test_a_stopped_worker_ends_with_its_killed_engine(started: Callable[[str], subprocess.Popen[str]]) -> None:
-    program = started("wait")
-    assert program.stdout is not None and program.stdout.readline() == "ready\n"
-    workers = workers_of(program)
-    assert len(workers) == 2
-    os.kill(workers[0], signal.SIGSTOP)
-    program.kill()
-    program.wait()
-    wait_until(lambda: all(map(has_ended, workers)))
+@pytest.mark.parametrize("when", ["workers start", "they load", "one comes back, and the other is stopped"])
+def test_a_killed_server_leaves_nothing(folder: Path, tmp_path: Path, when: str) -> None:
+    """No process, and no file; the memory in which workers met is theirs, and went with them."""
+    in_memory = set(Path("/dev/shm").iterdir())
+    server = Server(folder, tmp_path)
+    try:
+        if when == "workers start":
+            wait_until(lambda: bool(server.workers()))
+        elif when == "they load":
+            wait_until(lambda: bool(server.meeting()))
+        else:
+            server.until_it_serves()
+            lost, other = server.workers()
+            os.kill(lost, signal.SIGKILL)
+            wait_until(lambda: any(pid not in (lost, other) for pid in server.meeting()))
+            os.kill(other, signal.SIGSTOP)
+    finally:
+        server.kill()
+    wait_until(lambda: not server.processes())
+    assert not list(tmp_path.iterdir())
+    new = set(Path("/dev/shm").iterdir()) - in_memory
+    assert not [path for path in new if path.name.startswith("longspan")]
 
 
-def test_an_engine_killed_while_it_loads_leaves_no_worker_and_its_folder_goes_with_the_next(
-    started: Callable[[str], subprocess.Popen[str]], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LONGSPAN_SHM", str(tmp_path))
-    program = started("wait")
-    wait_until(lambda: any(tmp_path.glob("longspan-*/*-to-*")))  # the workers exchange nothing yet
-    workers = workers_of(program)
-    program.kill()
-    program.wait()
-    assert workers
-    wait_until(lambda: all(map(has_ended, workers)))
-    (left,) = tmp_path.glob("longspan-*")
-    with LLM(str(folder), instances=2, kv_tokens=64, threads_per_device=1, dtype="float32"):
-        assert not left.exists()
-    assert not list(tmp_path.glob("longspan-*"))
-
-
-def test_a_program_that_forgets_to_close_its_engine_ends(started: Callable[[str], subprocess.Popen[str]]) -> None:
-    program = started("forget")
-    assert program.stdout is not None and program.stdout.readline() == "ready\n"
-    assert program.wait(timeout=120) == 0
+def test_a_program_that_forgets_to_close_its_engine_ends(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(FORGETS)
+    command = [sys.executable, str(tmp_path / "program.py"), str(folder)]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "ready\n")
 
 
 def test_a_killed_worker_says_what_it_may_have_been(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with LLM(str(folder), instances=2, kv_tokens=64, threads_per_device=1, dtype="float32") as llm:
+    with LLM(
+        str(folder), instances=2, kv_tokens=64, threads_per_device=1, dtype="float32", transport="gloo"
+    ) as llm:
         os.kill(llm.engine.executor.handles[1].process.pid, signal.SIGKILL)
         wait_until(lambda: llm.engine.error is not None)
         with pytest.raises(EngineDeadError, match=r"worker 1 .*killed from outside.*memory.*fewer --instances"):
@@ -133,27 +150,11 @@ def test_workers_log_through_the_engine(
     told = [record for record in caplog.records if "the CPU kernels are not used" in record.getMessage()]
     assert [(record.name, record.levelname) for record in told] == [("longspan.native.library", "INFO")]
     assert told[0].getMessage().startswith("worker ")
+    own = getattr(told[0], FIELDS)
+    assert own["worker"] == own["instance"] and f"worker {own['worker']} " in told[0].getMessage()
 
 
 # -- places -----------------------------------------------------------------------------------------------------------
-
-
-def test_only_abandoned_meeting_places_are_removed(tmp_path: Path) -> None:
-    alive = MeetingPlace(tmp_path)
-    abandoned, file, link = (tmp_path / f"longspan-meeting-{name}" for name in ("old", "file", "link"))
-    abandoned.mkdir()
-    unlocked = tmp_path / "longspan-0_a1b2c3"  # of an engine of a version that did not lock it
-    unlocked.mkdir()
-    (abandoned / "0-to-1").touch()
-    file.touch()
-    (tmp_path / "elsewhere").mkdir()
-    link.symlink_to(tmp_path / "elsewhere")
-    newcomer = MeetingPlace(tmp_path)
-    assert alive.path.is_dir() and newcomer.path.is_dir() and not abandoned.exists()
-    assert unlocked.is_dir() and file.exists() and link.is_symlink() and (tmp_path / "elsewhere").is_dir()
-    for place in (alive, newcomer, newcomer):
-        place.close()
-    assert not alive.path.exists() and not newcomer.path.exists()
 
 
 def test_the_cache_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.executor.multiproc import MultiprocExecutor
 from longspan.models.catalog import ResolvedModel
-from longspan.worker.messages import WorkerSpec
 from longspan.worker.pinning import cores_of
+from longspan.worker.spec import Host, WorkerSpec
 
 
 def spec(rank: int, world: int, threads: int | None) -> WorkerSpec:
@@ -29,6 +30,17 @@ def test_workers_share_all_cores_or_are_not_pinned(world: int, threads: int | No
         assert len({len(share or ()) for share in shares}) == 1
     else:
         assert shares == [None] * world
+
+
+def test_workers_of_one_machine_of_several_share_its_cores() -> None:
+    """Whatever their ranks among all: here the third and the fourth of six."""
+    there = [
+        replace(
+            spec(rank, 6, None), host=Host(node=1, address="10.0.0.2", token=b"", local_rank=place, local_size=2)
+        )
+        for place, rank in enumerate((2, 3))
+    ]  # fmt: skip
+    assert [cores_of(each, range(10, 14)) for each in there] == [range(10, 12), range(12, 14)]
 
 
 def test_a_started_worker_runs_on_its_core(model: ResolvedModel) -> None:

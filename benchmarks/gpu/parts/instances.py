@@ -20,8 +20,9 @@ from longspan.distributed.local import LocalTransport, LocalWorld
 from longspan.distributed.stream import stream_on
 from longspan.sampling_params import SamplingParams
 from longspan.worker.device import resolve_device
-from longspan.worker.messages import AllocateKV, Run, WorkerSpec
+from longspan.worker.messages import AllocateKV, Run
 from longspan.worker.sampling_state import SampledToken, SamplingState
+from longspan.worker.spec import WorkerSpec
 from longspan.worker.worker import Worker
 from shapes import ModelShape
 
@@ -74,7 +75,7 @@ def run_everywhere(specs: list[WorkerSpec]) -> list[torch.Tensor]:
             worker.execute(AllocateKV(REQUESTS * (PROMPT + STEPS)))
             assert worker.runner is not None
             for number, command in enumerate(commands(instances)):
-                worker.runner.sampler = Recorder(seen, number)  # type: ignore[assignment]
+                worker.runner.sampler = Recorder(seen, number)  # type: ignore[assignment]  # in its sampler's place
                 worker.execute(command)
         except BaseException as error:
             failures.append(error)
@@ -138,4 +139,4 @@ def spec(folder: str, device: str, dtype: torch.dtype, rank: int, instances: int
     return WorkerSpec(
         model_path=folder, instance=rank, tp_rank=0, num_instances=instances, tp=1,
         dtype="float32" if dtype == torch.float32 else "bfloat16", device=device, threads=1, shares_devices=True,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip

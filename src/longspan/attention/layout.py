@@ -6,7 +6,7 @@ instances derive their parts from the same `RunBatch`, so both ends of every exc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
@@ -17,12 +17,18 @@ import torch
 from longspan.attention.backend import PagedSegment
 from longspan.core.actions import RunBatch, Segment
 
+Earlier = tuple[tuple[int, int], ...]
+"""(residence, length) of each residence before a request's own."""
+
 
 class SlotBook(Protocol):
     """The pool's side of a layout: where tokens of a residence are, and where new ones go."""
 
-    def held(self, residence: int, below: int) -> torch.Tensor:
-        """Return slots (int64) of the residence's tokens here, at positions below `below`, in any order."""
+    def held(self, residence: int, below: int, earlier: Earlier = ()) -> torch.Tensor:
+        """Return slots (int64) of the residence's tokens here, at positions below `below`, in any order.
+
+        earlier: as `Segment.earlier` has it; with the tokens of these.
+        """
         ...
 
     def allocate(self, residence: int, start: int, end: int) -> torch.Tensor:
@@ -211,16 +217,22 @@ def positions_of(layout: BatchLayout) -> np.ndarray:
     )
 
 
+def lengths_of(layout: BatchLayout, prompt_tokens: Mapping[str, int]) -> np.ndarray:
+    """Return the length that each row's request has when the row's token is computed, int64 [T].
+
+    It is that of the whole prompt for all tokens of it, however it is cut up, and position + 1 for those that follow.
+    prompt_tokens: the length of the prompt of each request that may have rows of it.
+    """
+    lengths_T = positions_of(layout) + 1
+    for part in layout.rows:
+        prompt = prompt_tokens.get(part.segment.request_id, 0)
+        np.maximum(lengths_T[part.start : part.stop], prompt, out=lengths_T[part.start : part.stop])
+    return lengths_T
+
+
 def _held(book: SlotBook, segment: Segment, below: int) -> torch.Tensor:
     """Slots (int64) of the request's tokens before a position, in all residences that it refers to."""
-    own = book.held(segment.residence, below)
-    if not segment.earlier:
-        return own
-    others, end = [], 0
-    for residence, length in segment.earlier:
-        end += length
-        others.append(book.held(residence, end))
-    return torch.cat([*others, own])
+    return book.held(segment.residence, below, segment.earlier)
 
 
 def _context_at(segment: Segment, instance: int) -> int:

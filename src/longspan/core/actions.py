@@ -38,8 +38,9 @@ class Segment(Struct, frozen=True, gc=False):
     context: (instance, tokens) for each instance that holds KV of tokens [0, start); they add up to `start`.
     emits: whether a token is sampled after the segment's last one.
     residence: the number of the residence that the new tokens are appended to. Its tokens below `start` are context.
-    earlier: (residence, length) of others that hold context, in token order; their lengths add up to where
-        `residence` begins. Tokens behind these lengths, and from `start` on, are not the request's: nobody reads them.
+    earlier: (residence, end) of others that hold context, in token order, each from where the one before ends; the last
+        ends where `residence` begins. Tokens behind these ends, and from `start` on, are not the request's: it does not
+        read them.
     cuts: positions at which the tokens are cut into contiguous pieces, in order; compute[i] takes the i-th, and may
         take several (zigzag rings, layers that need neighbours side by side). Empty: they are striped.
     """
@@ -93,7 +94,10 @@ class RunBatch(Struct, frozen=True, gc=False, tag=True):
 
 
 class MigrateKV(Struct, frozen=True, gc=False, tag=True):
-    """Move the KV of token ranges [start, end) of a residence, which is a request's, from one instance to another."""
+    """Move the KV of token ranges [start, end) of a request from one instance to another.
+
+    residence, earlier: where its tokens are, as `Segment` has it.
+    """
 
     migration_id: int
     request_id: str
@@ -101,6 +105,21 @@ class MigrateKV(Struct, frozen=True, gc=False, tag=True):
     target: int
     ranges: tuple[tuple[int, int], ...]
     residence: int = OWN
+    earlier: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def parts(self) -> list[tuple[int, tuple[tuple[int, int], ...]]]:
+        """The residences in which these tokens are, in order, with the ranges of each."""
+        found, begin = [], 0
+        for residence, end in (*self.earlier, (self.residence, None)):
+            inside = tuple(
+                [(max(low, begin), high if end is None else min(high, end)) for low, high in self.ranges
+                 if high > begin and (end is None or low < end)]
+            )  # fmt: skip
+            if inside:
+                found.append((residence, inside))
+            begin = begin if end is None else end
+        return found
 
     @property
     def num_tokens(self) -> int:
@@ -118,6 +137,9 @@ class FreeKV(Struct, frozen=True, gc=False, tag=True):
     ranges: tuple[tuple[int, int], ...] = ()
 
 
+StopReason = Literal["finished", "aborted", "preempted"]
+
+
 class StopRequest(Struct, frozen=True, gc=False, tag=True):
     """A request runs no more on these instances, which held KV of it: they forget how its tokens are sampled.
 
@@ -126,17 +148,19 @@ class StopRequest(Struct, frozen=True, gc=False, tag=True):
 
     request_id: str
     instances: tuple[int, ...]
-    reason: Literal["finished", "aborted", "preempted"]
+    reason: StopReason
 
 
-RefuseReason = Literal["too_long", "queue_full", "late"]
+RefuseReason = Literal["too_long", "queue_full", "late", "fleet_too_small"]
 
 
 class RefuseRequest(Struct, frozen=True, gc=False, tag=True):
     """The request will not be served; the message says why, with the numbers.
 
     `too_long`: it can never fit (HTTP 400). `queue_full`: it may try again later (HTTP 429). `late`: its first token
-    would come later than is promised; it may try again after so many seconds (HTTP 429).
+    would come later than is promised; it may try again after so many seconds (HTTP 429). `fleet_too_small`: it would
+    fit if all instances served, but too many are lost or have left, and none of these is expected back (HTTP 503); it
+    may have begun to answer.
     """
 
     request_id: str
@@ -145,4 +169,28 @@ class RefuseRequest(Struct, frozen=True, gc=False, tag=True):
     retry_after_s: float | None = None
 
 
-Action = RunBatch | MigrateKV | FreeKV | StopRequest | RefuseRequest
+class CancelBatch(Struct, frozen=True, gc=False, tag=True):
+    """This work is void: it runs on an instance that is lost, or comes behind such work on another, or is of a request
+    that loses KV, slots that were set aside for it, or other work by that.
+
+    It is no longer in the books: nothing of it is stored, the slots that it took are free again, and KV that was to
+    move is where it was. A worker drops what it has not begun, leaves what it is in, and undoes what it has finished:
+    slots of the positions that it stored go back, the last first. A residence of which nothing is left anywhere is
+    gone, unless it is computed again; no `FreeKV` comes for it. Actions behind this one hold for what is there after
+    it.
+
+    instances: those that serve and have some of it, by number; the lost one is not among them.
+    """
+
+    batch_ids: tuple[int, ...]
+    migration_ids: tuple[int, ...]
+    instances: tuple[int, ...]
+
+
+class InstanceDrained(Struct, frozen=True, gc=False, tag=True):
+    """The instance, which is leaving, holds no KV, and nothing is in flight there: it may end."""
+
+    instance: int
+
+
+Action = RunBatch | MigrateKV | FreeKV | StopRequest | RefuseRequest | CancelBatch | InstanceDrained

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+PROMISED = "promise"
+"""The step of a policy that predicts at its arrival when a request gets its first token: `median_s`, `quote_s`,
+`promised_s` and `deadline_s`, all seconds from then."""
 SERVED_LATE = "late"
 """The step of a policy that serves a request though its first token will come later than is promised."""
 
 OVER_SHARE, WITHIN_SHARE = "over its share", "within its share"
 """The steps of a policy that has a tenant's requests go behind those of tenants within their shares, and lets them go
 back. One request stands for all that its tenant has, and will have, at its priority."""
+EVICTED = "evict"
+"""The step that says whose cached KV went for want of slots: of an instance, for the first of the requests; the others
+had computed it. It tells all `tokens`, and the `tokens of` each."""
+EXTRAPOLATED = "extrapolated"
+"""The step that says that more `instances` serve than were `measured`: predictions for so many follow from those."""
 ROUTED = "node"
 """The step that says to which node an arrival goes, where there are several: `first` and `instances` tell its own."""
 

@@ -12,12 +12,17 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 class RequestArrived(Struct, frozen=True, gc=False, tag=True):
-    """A validated request joins the queue. `max_tokens` is its limit; where it really ends is unknown."""
+    """A validated request joins the queue. `max_tokens` is its limit; where it really ends is unknown.
+
+    prefix_keys: of the whole blocks of its prompt, side by side (`prefix_keys.PrefixHasher`). Empty: its KV is not
+        shared.
+    """
 
     request_id: str
     num_prompt_tokens: int
     max_tokens: int
     service: ServiceLevel = DEFAULT_SERVICE
+    prefix_keys: bytes = b""
 
 
 class RequestAborted(Struct, frozen=True, gc=False, tag=True):
@@ -27,10 +32,14 @@ class RequestAborted(Struct, frozen=True, gc=False, tag=True):
 
 
 class TokenOutput(Struct, frozen=True, gc=False):
-    """One sampled token of one request. `finish_reason` is set when the request ends with it."""
+    """One sampled token of one request. `finish_reason` is set when the request ends with it.
+
+    prefix_keys: of the block that the token completes, if it does, and the request goes on.
+    """
 
     request_id: str
     finish_reason: FinishReason | None = None
+    prefix_keys: bytes = b""
 
 
 class FirstStageFree(Struct, frozen=True, gc=False, tag=True):
@@ -57,4 +66,36 @@ class KVMigrated(Struct, frozen=True, gc=False, tag=True):
     migration_id: int
 
 
-Event = RequestArrived | RequestAborted | FirstStageFree | BatchCompleted | KVMigrated
+class InstanceLost(Struct, frozen=True, gc=False, tag=True):
+    """An instance is gone, and all KV that it held; it serves no more until it joins.
+
+    Work in flight on it is void, and so is what came behind that (`CancelBatch`): none of it is ever told to have
+    completed. returns: whether it is expected to join again. It may be told again of one that is lost, when that has
+    changed.
+    """
+
+    instance: int
+    returns: bool = True
+
+
+class InstanceJoined(Struct, frozen=True, gc=False, tag=True):
+    """An instance serves, and holds no KV: one that was lost, or a new one, whose number is the next.
+
+    kv_tokens: slots of its KV pool.
+    """
+
+    instance: int
+    kv_tokens: int
+
+
+class InstanceLeaving(Struct, frozen=True, gc=False, tag=True):
+    """An instance is to be emptied: nothing new begins there, what it holds moves away while requests go on.
+
+    `InstanceDrained` tells when it is empty; what is then done with it comes as `InstanceLost`.
+    """
+
+    instance: int
+
+
+FleetEvent = InstanceLost | InstanceJoined | InstanceLeaving
+Event = RequestArrived | RequestAborted | FirstStageFree | BatchCompleted | KVMigrated | FleetEvent

@@ -13,7 +13,7 @@ from __future__ import annotations
 from longspan.config import SchedulerConfig
 from longspan.core.actions import RunBatch, Segment
 from longspan.core.books.cluster import Work
-from longspan.core.books.ledger import Ledger, decode_segment
+from longspan.core.books.ledger import Ledger
 from longspan.core.books.request import RequestStatus
 from longspan.core.books.rules import involved_instances
 
@@ -44,7 +44,7 @@ def _next_iteration(ledger: Ledger, work: Work[RunBatch]) -> list[Segment]:
         request, master = ledger.requests[segment.request_id], segment.compute[0]
         last_one = request.num_output_tokens + request.in_flight >= request.max_tokens
         if request.status is RequestStatus.DECODING and not last_one:
-            segments.append(decode_segment(ledger, request, master))
+            segments.append(ledger.placement.decode_segment(request.id, master))
             stored[master] = stored.get(master, 0) + 1
     if any([tokens > ledger.cluster[number].unreserved for number, tokens in stored.items()]):
         return []

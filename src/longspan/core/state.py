@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import inf
 
 from longspan.config import SchedulerConfig
 from longspan.core.actions import OWN, KVRange, MigrateKV, RefuseReason, RefuseRequest, RunBatch, Segment
 from longspan.core.books.cluster import Cluster
-from longspan.core.books.kv_placement import KVPlacement
-from longspan.core.books.ledger import Ledger, decode_segment
+from longspan.core.books.decode_steps import Decodes
+from longspan.core.books.ledger import Ledger
+from longspan.core.books.migration import start_migration
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.books.rules import check_batch, check_migration, check_ready, check_reservation
 from longspan.core.books.waiting_queue import WaitingQueue
 from longspan.core.costs.cost_model import CostModel
 from longspan.core.decision import Decision
 from longspan.core.internal_error import InternalError
+from longspan.core.kv.kv_placement import KVPlacement
 from longspan.errors import ConfigError
 
 
 class SchedulerState:
-    """The reading side of the books, and the five things a policy can do.
+    """The reading side of the books, and the things a policy can do.
 
     Each act is checked, applied at once (the policy sees its effect), and becomes an action. Everything else
     here is for reading. A policy works from `cluster.idle()` and `cluster[i].ready`, so that its cost follows
@@ -65,15 +67,34 @@ class SchedulerState:
         """Return all requests that hold KV, also those that are draining."""
         return map(self._ledger.requests.__getitem__, self.placement)
 
+    def with_reservation(self) -> list[Request]:
+        """Return those of them that have slots reserved, in the same order."""
+        return self._ledger.with_reservation()
+
     def request(self, request_id: str) -> Request:
         request = self._ledger.requests.get(request_id)
         if request is None:
             raise InternalError(f"request {request_id} is unknown or has ended")
         return request
 
+    def going_on(self, names: Iterable[str]) -> list[str]:
+        """Return those of these ids whose requests hold KV and have not ended: what drains gets no tokens more."""
+        own, requests = self.placement.own, self._ledger.requests
+        return [name for name in names if name in own and requests[name].end_reason is None]
+
     def headroom(self, request: Request) -> int:
         """Return the free slots that a request should find once all its known tokens have KV."""
         return self._ledger.headroom(request)
+
+    def need(self, request: Request, instances: Collection[int] | None = None) -> int:
+        """Return the free slots that a request has to find for its known tokens and its headroom.
+
+        It finds none for what it adopts of these instances' tokens that others use; None: of all instances' tokens.
+        """
+        need = request.slots_to_take + self.headroom(request)
+        if request.prefix_keys and request.status is RequestStatus.WAITING and not request.num_stored:
+            need -= self._ledger.prefixes.lookup.used(request, instances)
+        return need
 
     def instances_are_needed(self) -> bool:
         """Tell whether a waiting request would fit into some instances' room together, or a ready one rests.
@@ -81,8 +102,7 @@ class SchedulerState:
         They wait for instances to come back, which a queued batch would put off, again and again.
         """
         if self.waiting:
-            head = self.waiting.first
-            lacking = head.slots_to_take + self._ledger.headroom(head)
+            lacking = self.need(self.waiting.first)
             for instance in self.cluster.instances:
                 if (room := instance.room) > 0:
                     lacking -= room
@@ -118,29 +138,78 @@ class SchedulerState:
             length=position - start,
             compute=tuple(compute),
             store=tuple(store),
-            context=() if own is None else own.context,
+            context=self.placement.context(request.id),
             emits=position == request.num_tokens,
             residence=OWN if own is None else own.number,
+            earlier=self.placement.earlier(request.id),
             cuts=tuple(cuts),
         )
 
     def decode_segment(self, request: Request, master: int) -> Segment:
         """Return a segment of one more token, computed and kept by `master`, which need not hold any KV of it."""
-        return decode_segment(self._ledger, request, master)
+        return self.placement.decode_segment(request.id, master)
 
-    def run_batch(self, group: Sequence[int], segments: Sequence[Segment]) -> RunBatch:
-        """Run one iteration on idle instances: exactly those that compute, store or hold context."""
-        check_batch(self._ledger, tuple(group), segments)
+    def cached(self, request: Request, instances: Collection[int] | None = None) -> int:
+        """Return how many of a waiting request's tokens `adopt` would find on these instances; None: on all."""
+        return self._ledger.prefixes.lookup.longest(request, instances)
+
+    def cached_on(self, request: Request, instances: Collection[int] | None = None) -> dict[int, int]:
+        """Return the instances that hold what `cached` counts, and how much each."""
+        return self._ledger.prefixes.lookup.held(request, instances)
+
+    def least_cached(self, instance: int, tokens: int) -> float:
+        """Return how much the first of the cached tokens are worth that go if so many slots of the instance are taken:
+        a number that only compares; minus infinity if none go."""
+        there = self.cluster[instance]
+        return -inf if there.vacant >= tokens or not there.cached else self._ledger.prefixes.order.least(instance)
+
+    def coming(self, request: Request) -> tuple[Request, int] | None:
+        """Return who is computing what a waiting request's tokens go on with behind those that `cached` counts, and how
+        many of its tokens there will be once that is done."""
+        self._ledger.prefixes.lookup.find(request)
+        return self._ledger.prefixes.coming.find(request)
+
+    def is_shared(self, request: Request) -> bool:
+        """Tell whether other requests refer to some of its KV: to move it moves theirs."""
+        return self._ledger.prefixes.is_shared(request.id)
+
+    def adopt(
+        self, request: Request, instances: Collection[int], rooms: Mapping[int, int] | None = None
+    ) -> int:
+        """Let a waiting request take over the longest prefix of its tokens whose KV these instances hold.
+
+        rooms: no more cached slots of an instance than this; else all that are not reserved.
+        Returns its tokens. The rest, its last token at least, is missing as before, so its segment begins behind them,
+        and every holder takes part. It is for requests that run in this very decision; others lose it again at the end.
+        """
+        if request.status is not RequestStatus.WAITING or request.num_stored:
+            return 0
+        return self._ledger.prefixes.adopt(request, instances, rooms)
+
+    def disown(self, *requests: Request) -> None:
+        """Take back what these waiting requests have adopted, if they have; without any, what all have."""
+        adopting = self._ledger.prefixes.adopting
+        for request in requests or list(adopting.values()):
+            if request.id in adopting:
+                self._ledger.undo_adoption(request)
+
+    def run_batch(self, group: Sequence[int], segments: Sequence[Segment], decodes: Decodes = ()) -> RunBatch:
+        """Run one iteration on idle instances: exactly those that compute, store or hold context.
+
+        decodes: requests that run one more token each, with the instance that computes and keeps it; before the
+        segments, as if `decode_segment` had made theirs.
+        """
+        check_batch(self._ledger, tuple(group), segments, decodes)
         is_decode = all(
             self._ledger.requests[segment.request_id].status is RequestStatus.DECODING for segment in segments
         )
-        return self._ledger.issue(tuple(group), segments, is_decode=is_decode)
+        return self._ledger.issue(tuple(group), segments, decodes, is_decode=is_decode)
 
     def migrate(self, request_id: str, source: int, target: int, ranges: Iterable[tuple[int, int]]) -> MigrateKV:
         """Move token ranges (in order, disjoint) of a ready request between two idle instances."""
         request, ranges = self.request(request_id), tuple(ranges)
         check_migration(self._ledger, request, source, target, ranges)
-        return self._ledger.start_migration(request, source, target, ranges)
+        return start_migration(self._ledger, request, source, target, ranges)
 
     def preempt(self, request_id: str) -> None:
         """Drop the KV of a ready request; it returns to its place in the queue, to be computed again."""

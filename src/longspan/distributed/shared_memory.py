@@ -1,8 +1,10 @@
 """Exchange between processes of one machine, at the speed of memory: a ring buffer for each ordered pair of ranks.
 
 A small gloo exchange costs about 0.1 ms, and a decode step over two instances makes two in each layer. Here it is a
-copy into memory that both processes have mapped, and one out of it. A channel is a stream of bytes: both ends know
-every size, so there are no headers, and messages may be larger than the buffer.
+copy into memory that both processes have mapped, and one out of it. A channel is a stream of letters, which may be
+larger than the buffer. A heading of 16 bytes says what work each belongs to (native/work.py). Where work becomes void
+its ranks leave it at different places; what some of them have sent for it is older than what is awaited next, and is
+skipped. A rank that comes in place of another has channels of its own, to which the others link anew.
 
 The two counters of a channel are written after the bytes that they count, which x86 keeps in order; other machines
 use `process_group`.
@@ -10,194 +12,130 @@ use `process_group`.
 
 from __future__ import annotations
 
-import ctypes
+import fcntl
 import mmap
 import os
 import platform
-import time
-from collections import deque
-from collections.abc import Sequence
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from longspan.distributed.plain_mail import PlainMail
 from longspan.distributed.transport import Exchange, NothingToWaitFor
 from longspan.native.library import best_library
 from longspan.native.mail import NativeMail
+from longspan.native.work import CurrentWork
 
 CAPACITY = 16 << 20  # bytes of a channel's buffer; untouched pages cost nothing
 _COUNTER_BYTES, _CACHE_LINE = 4096, 64  # one page: the counters lie a cache line apart in it
-_SPINS = 500  # rounds of waiting with a yield, about half a millisecond, before sleeping between looks
-_NAP_S = 20e-6
 
 
 def usable() -> bool:
     """Tell whether this machine has what it takes."""
-    return platform.machine() == "x86_64" and os.path.isdir("/dev/shm")
+    return platform.machine() == "x86_64" and sys.platform == "linux"
 
 
 class Mail(Protocol):
     """One rank's ends of all channels. There are two: one in C++ (csrc/mail.h), and its twin below."""
 
     def connect(self, rank: int, written: int, read: int, buffer: int, capacity: int, *, outgoing: bool) -> None:
-        """Return the channel to or from `rank`: addresses of its counters and of its buffer."""
+        """Take the channel to or from `rank`, in place of one before: addresses of its counters and of its buffer."""
+        ...
+
+    def connect_socket(self, rank: int, connection: socket.socket, *, outgoing: bool) -> None:
+        """Take the channel to or from `rank`, in place of one before: over a connection, which stays the caller's."""
         ...
 
     def exchange(
         self, sends: Sequence[tuple[torch.Tensor, int]], receives: Sequence[tuple[torch.Tensor, int]]
     ) -> Exchange:
-        """Exchange as `Transport.exchange` does."""
+        """Exchange as `Transport.exchange` does. Its `wait` raises WorkVoidError."""
+        ...
+
+    def drop(self) -> None:
+        """Leave all exchanges as they are: their tensors are not touched any more."""
         ...
 
 
 class SharedMemoryTransport:
-    """`Transport` over channels in a folder that all ranks of the world use.
+    """`Transport` over channels in memory that all ranks of the world map.
 
-    The folder may go once every rank has made its transport; the memory then goes with the processes.
+    place: where they open it, which they need not once every rank has made its transport; the memory then goes with the
+    processes. work: what this rank is at, which its letters tell, and which ends its waiting where it is void.
     """
 
     def __init__(
-        self, folder: Path | str, rank: int, world_size: int, capacity: int = CAPACITY, mail: Mail | None = None
-    ) -> None:
+        self, place: Path | str, rank: int, world_size: int, capacity: int = CAPACITY,
+        work: CurrentWork | None = None, make_mail: Callable[[CurrentWork], Mail] | None = None,
+    ) -> None:  # fmt: skip
         self.rank = rank
-        self.mail = mail or _best_mail()
-        self.memory: list[torch.Tensor] = []
+        self.capacity = capacity
+        self.work = work or CurrentWork()
+        self.mail = (make_mail or _best_mail)(self.work)
+        self._mapped: dict[tuple[int, int], mmap.mmap] = {}
         for other in range(world_size):
             if other != rank:
-                self._connect(Path(folder, f"{rank}-to-{other}"), other, capacity, outgoing=True)
-                self._connect(Path(folder, f"{other}-to-{rank}"), other, capacity, outgoing=False)
+                self.link(place, other)
+
+    def link(self, place: Path | str, other: int) -> None:
+        """Exchange with another rank through the channels in this place from now on: it may be in place of one that
+        is lost. There is no exchange under way with it."""
+        descriptor = os.open(place, os.O_RDWR)
+        try:
+            for pair in ((self.rank, other), (other, self.rank)):
+                self._connect(descriptor, pair)
+        finally:
+            os.close(descriptor)
 
     def exchange(
         self, sends: Sequence[tuple[torch.Tensor, int]], receives: Sequence[tuple[torch.Tensor, int]]
     ) -> Exchange:
         return self.mail.exchange(sends, receives) if sends or receives else NothingToWaitFor()
 
-    def _connect(self, path: Path, other: int, capacity: int, *, outgoing: bool) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.ftruncate(descriptor, _COUNTER_BYTES + capacity)
-            memory = torch.frombuffer(mmap.mmap(descriptor, _COUNTER_BYTES + capacity), dtype=torch.uint8)
-        finally:
-            os.close(descriptor)
-        self.memory.append(memory)  # keeps the mapping
-        begin = memory.data_ptr()
-        self.mail.connect(other, begin, begin + _CACHE_LINE, begin + _COUNTER_BYTES, capacity, outgoing=outgoing)
+    def drop(self) -> None:
+        """Leave what is under way as it is, since its work is void."""
+        self.mail.drop()
+
+    def _connect(self, place: int, pair: tuple[int, int]) -> None:
+        size = -(-(_COUNTER_BYTES + self.capacity) // mmap.PAGESIZE) * mmap.PAGESIZE
+        begin = _number(*pair) * size
+        _grow(place, begin + size)
+        mapped = mmap.mmap(place, size, offset=begin)
+        address, outgoing = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr(), pair[0] == self.rank
+        self.mail.connect(
+            pair[outgoing], address, address + _CACHE_LINE, address + _COUNTER_BYTES, self.capacity, outgoing=outgoing
+        )
+        before = self._mapped.get(pair)
+        if before is not None:  # of a rank that is lost: others may map the same place, so its pages would stay
+            with suppress(OSError):
+                before.madvise(mmap.MADV_REMOVE)
+        self._mapped[pair] = mapped
 
 
-def _best_mail() -> Mail:
+def _number(sender: int, receiver: int) -> int:
+    """Return which of all channels is that of the pair: the same however many ranks there are."""
+    low, high = sorted((sender, receiver))
+    return high * (high - 1) + 2 * low + (sender == high)
+
+
+def _grow(place: int, size: int) -> None:
+    """Let it be so many bytes at least; other ranks may be at the same."""
+    fcntl.flock(place, fcntl.LOCK_EX)
+    try:
+        if os.fstat(place).st_size < size:
+            os.ftruncate(place, size)
+    finally:
+        fcntl.flock(place, fcntl.LOCK_UN)
+
+
+def _best_mail(work: CurrentWork) -> Mail:
     library = best_library()
-    return NativeMail(library) if library else PlainMail()
-
-
-class PlainMail:
-    """The twin of csrc/mail.h, for machines without a compiler."""
-
-    def __init__(self) -> None:
-        self.outgoing: dict[int, _Channel] = {}
-        self.incoming: dict[int, _Channel] = {}
-
-    def connect(self, rank: int, written: int, read: int, buffer: int, capacity: int, *, outgoing: bool) -> None:
-        (self.outgoing if outgoing else self.incoming)[rank] = _Channel(written, read, buffer, capacity)
-
-    def exchange(
-        self, sends: Sequence[tuple[torch.Tensor, int]], receives: Sequence[tuple[torch.Tensor, int]]
-    ) -> Exchange:
-        stretches = []
-        for tensor, dst in sends:
-            stretches.append(_Stretch(tensor))
-            self.outgoing[dst].waiting.append(stretches[-1])
-            self.outgoing[dst].send_some()
-        for tensor, src in receives:
-            stretches.append(_Stretch(tensor))
-            self.incoming[src].waiting.append(stretches[-1])
-        return _PlainExchange(self, stretches)
-
-    def step(self) -> bool:
-        """Move what can be moved, anywhere; returns whether anything was."""
-        moved = False
-        for channel in self.outgoing.values():
-            if channel.waiting:
-                moved |= channel.send_some()
-        for channel in self.incoming.values():
-            if channel.waiting:
-                moved |= channel.receive_some()
-        return moved
-
-
-class _PlainExchange:
-    def __init__(self, mail: PlainMail, stretches: list[_Stretch]) -> None:
-        self.mail = mail
-        self.stretches = stretches
-
-    def wait(self) -> None:
-        idle = 0
-        while any(stretch.left for stretch in self.stretches):
-            if self.mail.step():
-                idle = 0
-            elif (idle := idle + 1) <= _SPINS:
-                os.sched_yield()
-            else:
-                time.sleep(_NAP_S)
-
-
-class _Channel:
-    """One end of a stream of bytes from one rank to another.
-
-    waiting: what is still to be sent, or received, at this end, in order.
-    """
-
-    def __init__(self, written: int, read: int, buffer: int, capacity: int) -> None:
-        self.written, self.read = (ctypes.c_uint64.from_address(address) for address in (written, read))
-        self.buffer = torch.frombuffer((ctypes.c_uint8 * capacity).from_address(buffer), dtype=torch.uint8)
-        self.capacity = capacity
-        self.waiting: deque[_Stretch] = deque()
-
-    def send_some(self) -> bool:
-        """Copy in as much as there is room for; whether any was."""
-        written = self.written.value
-        moved = self._move(written, self.capacity - (written - self.read.value), inward=True)
-        self.written.value = written + moved
-        return moved > 0
-
-    def receive_some(self) -> bool:
-        """Copy out as much as is there; whether any was."""
-        read = self.read.value
-        moved = self._move(read, self.written.value - read, inward=False)
-        self.read.value = read + moved
-        return moved > 0
-
-    def _move(self, at: int, limit: int, *, inward: bool) -> int:
-        left = limit
-        while self.waiting and left:
-            stretch = self.waiting[0]
-            place = (at + limit - left) % self.capacity
-            count = min(left, self.capacity - place, stretch.left)
-            ours, shared = stretch.next(count), self.buffer[place : place + count]
-            if inward:
-                shared.copy_(ours)
-            else:
-                ours.copy_(shared)
-            left -= count
-            if not stretch.left:
-                self.waiting.popleft()
-        return limit - left
-
-
-class _Stretch:
-    """The bytes of one tensor, and how far they are."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.bytes = tensor.view(-1).view(torch.uint8)
-        self.done = 0
-
-    @property
-    def left(self) -> int:
-        return len(self.bytes) - self.done
-
-    def next(self, count: int) -> torch.Tensor:
-        self.done += count
-        return self.bytes[self.done - count : self.done]
+    return NativeMail(library, work) if library else PlainMail(work)
 
 
 class SharedMemoryTensorParallel:

@@ -87,11 +87,11 @@ class CudaEvent:
     """`Event` of a GPU."""
 
     def __init__(self, stream: Any) -> None:
-        self.event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+        self.event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]  # torch's have no types
         self.event.record(stream)
 
     def done(self) -> bool:
-        return bool(self.event.query())  # type: ignore[no-untyped-call]
+        return bool(self.event.query())  # type: ignore[no-untyped-call]  # torch's have no types
 
     def wait(self) -> None:
         self.event.synchronize()
@@ -108,7 +108,7 @@ class CudaStream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's have no types
 
     def enter(self) -> None:
         torch.cuda.set_device(self.device)  # of this thread; kernels that torch does not launch itself go by it

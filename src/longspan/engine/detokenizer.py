@@ -27,21 +27,25 @@ _MIN_CONTEXT, _MAX_CONTEXT, _PROMPT_TAIL = 6, 10, 64
 
 
 class Detokenizer:
-    """The decoding half of a tokenizer; one for all requests of an engine."""
+    """The decoding half of a tokenizer; one for all requests of an engine. skips_special: such tokens have no text."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, skips_special: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skips_special = skips_special
         added = tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._bytes = TokenBytes(tokenizer)
+        self.with_special = Detokenizer(tokenizer, False) if skips_special else self
+        """The same, but special tokens have their names as text."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of all these tokens together; special tokens have none."""
-        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        """Return the text of all these tokens together."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skips_special)
 
     def has_text(self, token_id: int) -> bool:
         """Tell whether it has text: not special tokens, nor ids beyond the vocabulary with which some models pad it."""
-        return token_id not in self._special and self._tokenizer.id_to_token(token_id) is not None
+        shown = not self._skips_special or token_id not in self._special
+        return shown and self._tokenizer.id_to_token(token_id) is not None
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return what a token adds to a text's UTF-8, perhaps part of a character; of a special token, its name."""
@@ -128,12 +132,17 @@ class OutputProcessor:
         self._scanner = StopScanner(params.stop, include=params.include_stop_str_in_output)
         self._eos: frozenset[int] = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._stop_token_ids = frozenset(params.stop_token_ids)
-        self._max_tokens = params.max_tokens
+        self._max_tokens, self._min_tokens = params.max_tokens, params.min_tokens
         self.num_tokens = 0
         self._detokenizer = detokenizer if params.logprobs is not None else None
         self._num_characters = 0
         self._unfinished = b""  # of the tokens whose text has not come yet
         self.finish_reason: FinishReason | None = None
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end the output, wherever they come."""
+        return self._eos | self._stop_token_ids
 
     def push(self, token_id: int) -> Delta:
         """Take the next token. An end-of-sequence or stop token adds no text of its own."""
@@ -147,7 +156,10 @@ class OutputProcessor:
         self._num_characters += len(text)
         if self._detokenizer is not None:
             self._unfinished = b"" if text else self._unfinished + self._text_bytes(token_id)
-        text, stop = self._scanner.push(text)
+        if self.num_tokens > self._min_tokens:
+            text, stop = self._scanner.push(text)
+        else:
+            stop = None
         if stop is not None:
             reason, cause = "stop", stop
         elif reason is not None:

@@ -13,7 +13,7 @@ _SAMPLE_BYTES = 65536
 _READ_WHOLE = 2**20  # bytes
 
 
-def fingerprint(model: Path, deployment: Deployment) -> str:
+def fingerprint(model: Path, deployment: Deployment, rope_scaling: str | None = None) -> str:
     """Return `fp_` and ten hex digits. A seed gives the same text on any number of instances, so these do not count.
 
     Files are known by their size and by parts of them, so that it takes a moment however large they are.
@@ -22,6 +22,8 @@ def fingerprint(model: Path, deployment: Deployment) -> str:
     for value in (_version("longspan"), _version("torch"), deployment.model, deployment.architecture, deployment.dtype,
                   deployment.quantization, deployment.device, deployment.processor, deployment.kernels):  # fmt: skip
         digest.update(f"{value}\0".encode())
+    if rope_scaling is not None:
+        digest.update(f"{rope_scaling}\0".encode())
     add_model(digest, model)
     return f"fp_{digest.hexdigest()[:10]}"
 

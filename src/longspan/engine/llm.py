@@ -21,9 +21,10 @@ from longspan.config import DEFAULT_MODEL, EngineConfig
 from longspan.core.policies import told_of_moved
 from longspan.core.policies.base import Policy, check_policy
 from longspan.engine.assembly import start_engine
+from longspan.engine.grammars import MAX_WAITING
 from longspan.engine.phase_display import shown_phases
 from longspan.errors import ConfigError, EngineDeadError, RequestError
-from longspan.outputs import Completion, EngineStats, PositionLogprobs
+from longspan.outputs import Completion, EngineStats, PositionLogprobs, PromptPositions
 from longspan.phases import OnPhase
 from longspan.sampling_params import SamplingParams
 
@@ -68,6 +69,7 @@ class LLM:
         self._thread.start()
         self._ids = 0
         self._room = asyncio.Semaphore(config.max_waiting)  # of all threads' calls together
+        self._room_to_try = asyncio.Semaphore(MAX_WAITING)  # of grammars, which may be more than are kept
         self._submitting, self._ending = threading.Lock(), threading.RLock()
         self._closed = False
         try:
@@ -91,11 +93,18 @@ class LLM:
         settings = [_patient(one) for one in _one_each(params, len(texts))]
         token_ids = [self.engine.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
         resolved = [self.engine.validate(ids, p) for ids, p in zip(token_ids, settings, strict=True)]
+        self._call(self._prepare(resolved))
         return self._call(self._generate_all(texts, token_ids, resolved))
 
-    def chat(self, messages: list[dict[str, Any]], params: SamplingParams | None = None) -> Completion:
-        """Return the model's answer to a conversation, through its own chat template."""
-        return self.generate([self.engine.tokenizer.apply_chat_template(messages)], params)[0]
+    def chat(
+        self, messages: list[dict[str, Any]], params: SamplingParams | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Completion:  # fmt: skip
+        """Return the model's answer to a conversation, through its own chat template.
+
+        tools: that the model is told of, as OpenAI's API has them; calls are in the text, as the model writes them.
+        """
+        return self.generate([self.engine.tokenizer.apply_chat_template(messages, tools=tools)], params)[0]
 
     def wait_idle(self) -> None:
         """Wait until nothing of any request is left on the instances."""
@@ -126,6 +135,10 @@ class LLM:
     ) -> None:
         self.close()
 
+    async def _prepare(self, params: list[SamplingParams]) -> None:
+        for one in dict.fromkeys(p.structured_outputs for p in params):
+            await self.engine.prepare(SamplingParams(structured_outputs=one))
+
     async def _generate_all(
         self, prompts: list[Prompt], token_ids: list[list[int]], params: list[SamplingParams]
     ) -> list[Completion]:
@@ -146,14 +159,18 @@ class LLM:
                     left.cancel()
 
     async def _complete(self, prompt: Prompt, token_ids: list[int], params: SamplingParams) -> Completion:
+        async with self._room_to_try:
+            await self.engine.prepare(params)
         self._ids += 1
         out_ids: list[int] = []
         text: list[str] = []
         logprobs: list[PositionLogprobs] = []
+        of_prompt: PromptPositions | None = None
         async for output in self.engine.generate(token_ids, params, f"llm-{self._ids}"):
             out_ids += output.token_ids
             text.append(output.text)
             logprobs += output.logprobs or ()
+            of_prompt = output.prompt_logprobs or of_prompt
         assert output.finish_reason is not None
         return Completion(
             request_id=output.request_id,
@@ -165,6 +182,8 @@ class LLM:
             stop_reason=output.stop_reason,
             logprobs=tuple(logprobs) if params.logprobs is not None else None,
             times=output.times,
+            prompt_logprobs=None if of_prompt is None else tuple(each for _, each in of_prompt.positions()),
+            num_cached_tokens=output.num_cached_tokens,
         )
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from longspan.config import EngineConfig
 from longspan.core.policies.base import Policy
 from longspan.errors import ConfigError
+from longspan.executor.nodes.access import check_access, fleet_key, master_address, resolve
 from longspan.files import check_readable, check_writable
 from longspan.models.catalog import ResolvedModel
 from longspan.models.config import ModelConfig
@@ -62,6 +64,10 @@ def check_settings(config: EngineConfig, policy: Policy, machine: Machine | None
     if config.sib is not None:
         check_readable(config.sib)
     _check_devices(config, machine)
+    if config.nnodes > 1:
+        gathering_place(config)
+    if config.executor == "ray" and find_spec("ray") is None:
+        raise ConfigError("executor is ray, which needs the package ray: pip install 'longspan[ray]'")
     if config.max_model_len is not None and config.max_model_len < 2:
         raise ConfigError("max_model_len is 1, but a prompt and its output have at least 2 tokens")
     _check_pool(config, policy)
@@ -74,12 +80,17 @@ def check_model(
     """Check what the model's own configuration says further. Raises ConfigError; warns of what may go wrong."""
     machine = machine or this_machine()
     _check_length(config, model_config)
+    if model_config.rope.kind not in ("default", "per_frequency"):
+        logger.info(
+            "%s RoPE scaling by %g: up to %d tokens", model_config.rope.kind, model_config.rope.factor,
+            config.max_model_len or model_config.max_model_len,
+        )  # fmt: skip
     for rank in range(config.tp):
         TensorParallelShard.of(model_config, rank, config.tp)
     _check_stages(config, model_config.num_layers)
     if config.quantization == "gguf" and model.kind != "gguf":
         raise ConfigError("quantization is gguf, but the model is no .gguf file; use --quantization int8")
-    if config.device != "cuda":
+    if config.device != "cuda" and config.executor != "ray":
         _check_memory(config, model, model_config, machine)
 
 
@@ -88,11 +99,12 @@ def _check_length(config: EngineConfig, model_config: ModelConfig) -> None:
         return
     limit = model_config.longest_model_len
     if config.max_model_len > limit:
-        raise ConfigError(f"max_model_len is {config.max_model_len}, but the model was made for {limit} tokens")
+        raise ConfigError(f"max_model_len is {config.max_model_len}, but the model was made for {limit} tokens; "
+                          "--rope-scaling stretches it, where that is worth it")
     logger.warning(
-        "max_model_len is %d, beyond max_position_embeddings of %d: with linear RoPE scaling by %g some models give "
+        "max_model_len is %d, beyond max_position_embeddings of %d: with %s RoPE scaling by %g some models give "
         "that number before scaling; if this one gives the length that it was trained for, answers get worse beyond it",
-        config.max_model_len, model_config.max_position_embeddings, model_config.rope.factor,
+        config.max_model_len, model_config.max_position_embeddings, model_config.rope.kind, model_config.rope.factor,
     )  # fmt: skip
 
 
@@ -131,11 +143,11 @@ def _check_devices(config: EngineConfig, machine: Machine) -> None:
             f"quantization is {config.quantization}, but its kernels are for CPUs and the device is cuda; use "
             "--quantization none"
         )
-    threads = (config.threads_per_device or 0) * config.world_size
+    threads = (config.threads_per_device or 0) * config.devices_here
     if config.device != "cuda" and threads > machine.cores:
         logger.warning(
             "%d threads on each of %d devices are more than the %d cores here, and slow each other down; leave out "
-            "--threads-per-device for an even share", config.threads_per_device, config.world_size, machine.cores,
+            "--threads-per-device for an even share", config.threads_per_device, config.devices_here, machine.cores,
         )  # fmt: skip
 
 
@@ -158,6 +170,17 @@ def _check_gpus(config: EngineConfig, machine: Machine) -> None:
             f"instances {config.num_instances}, pp {config.num_stages} and tp {config.tp} need {config.world_size} "
             f"GPUs, but here are {found}; use fewer, or --executor inproc for several instances on one GPU"
         )
+
+
+def gathering_place(config: EngineConfig) -> tuple[str, int, bytes]:
+    """Return the address and port at which the nodes meet, and their key. Raises ConfigError."""
+    (host, port), key = master_address(config), fleet_key(config)
+    try:
+        address = resolve(host)
+    except OSError as error:
+        raise ConfigError(f"master is {host!r}, which cannot be resolved: {error.strerror}") from error
+    check_access(key, address)
+    return address, port, key
 
 
 def runs_on_cpu(config: EngineConfig, machine: Machine) -> bool:
@@ -201,17 +224,18 @@ def _check_memory(config: EngineConfig, model: ResolvedModel, model_config: Mode
     kv_bytes = (config.kv_tokens or 0) * model_config.kv_bytes_per_token(
         number_bytes, model_config.num_kv_heads, model_config.num_layers
     )
-    if config.num_instances * kv_bytes > machine.memory_bytes:
-        fit = config.kv_tokens * machine.memory_bytes // (config.num_instances * kv_bytes) if config.kv_tokens else 0
+    instances = config.instances_here
+    if instances * kv_bytes > machine.memory_bytes:
+        fit = config.kv_tokens * machine.memory_bytes // (instances * kv_bytes) if config.kv_tokens else 0
         raise ConfigError(
-            f"kv_tokens is {config.kv_tokens}, which takes {_gb(kv_bytes)} on each of {config.num_instances} "
+            f"kv_tokens is {config.kv_tokens}, which takes {_gb(kv_bytes)} on each of {instances} "
             f"instances, but this machine has {_gb(machine.memory_bytes)}: not even {fit} would leave room for the "
             "weights"
         )
-    copies = config.num_instances if config.executor == "multiproc" else 1
-    processes = config.world_size if config.executor == "multiproc" else 1
+    copies = instances if config.executor == "multiproc" else 1
+    processes = config.devices_here if config.executor == "multiproc" else 1
     weights = copies * weight_bytes(config, model, model_config)
-    needed = weights + config.num_instances * kv_bytes + processes * _WORKER_BYTES
+    needed = weights + instances * kv_bytes + processes * _WORKER_BYTES
     if needed > machine.free_bytes:
         logger.warning(
             "this takes about %s (weights of %d copies: %s), but %s of memory are free: it may be killed, or swap; "

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from longspan.config import EngineConfig
-from longspan.core.policies.base import Policy
+from longspan.core.policies.base import Policy, is_tuned_at_start
 from longspan.engine.fingerprint import add_model
 from longspan.engine.preflight import Machine, runs_on_cpu, this_machine, weight_bytes
 from longspan.executor.probing import Probe
@@ -37,10 +37,10 @@ async def with_shape(
 ) -> EngineConfig:  # fmt: skip
     """Return the configuration with instances, stages and threads, where they are the start's to choose.
 
-    They are where nothing is said of them, the policy is longspan, and its workers are processes on a CPU.
+    They are where nothing is said of them, the policy is tuned at the start, and its workers are processes on a CPU.
     """
     machine = machine or this_machine()
-    if config.has_shape or policy.name != "longspan" or config.executor != "multiproc":
+    if config.has_shape or not is_tuned_at_start(policy) or config.executor != "multiproc":
         return config
     if not runs_on_cpu(config, machine):
         return config
@@ -81,7 +81,8 @@ def _of(config: EngineConfig, chosen: Chosen, how: str = "") -> EngineConfig:
     logger.info(
         "%s for %s%s: %s", shape, config.objective, f", {how}" if how else "", chosen.reason,
     )  # fmt: skip
-    return replace(config, instances=shape.instances, pp=shape.pp, threads_per_device=shape.threads)
+    instances = shape.instances * config.nnodes  # of machines that are taken to be alike
+    return replace(config, instances=instances, pp=shape.pp, threads_per_device=shape.threads)
 
 
 async def _probed(

@@ -51,11 +51,14 @@ class StopScanner:
 
     It reads character by character, so how the text is cut into pieces makes no difference. What is kept back is the
     longest end of the text so far that begins a stop string.
+
+    rest: what came behind the stop string in the text that completed it.
     """
 
     def __init__(self, stops: Collection[str], *, include: bool = False) -> None:
         self._stops = stop_strings(tuple(stops))
         self._include = include
+        self.rest = ""
         self._held = ""
         self._matched: dict[int, int] = {}  # of each stop string that the text ends with a beginning of, how much
 
@@ -77,7 +80,7 @@ class StopScanner:
                 if length == len(stop) and (complete is None or length > len(complete)):
                     complete = stop
             if complete is not None:
-                self._held, self._matched = "", {}
+                self._held, self._matched, self.rest = "", {}, seen[position:]
                 return seen[: position if self._include else position - len(complete)], complete
             matched = going
         self._matched = matched

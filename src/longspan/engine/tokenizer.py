@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longspan.cache import cache_dir, is_own, private_folder, remove_leftovers
+from longspan.engine.chat_format import ChatFormat
 from longspan.engine.token_lengths import TokenLengths
-from longspan.errors import ModelError, RequestError
+from longspan.errors import ConfigError, ModelError, RequestError
 from longspan.models.catalog import ResolvedModel
 from longspan.models.config import load_model_config
 
@@ -42,16 +43,24 @@ class Tokenizer:
         self.backend.no_padding()
         self.backend.encode_special_tokens = hf_tokenizer.split_special_tokens
         self._lengths = TokenLengths.of(self.backend)
+        special = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
+        response_template = getattr(hf_tokenizer, "response_template", None)
+        self.chat_format = ChatFormat.of(hf_tokenizer.chat_template, response_template, special)
         self._own_parameters = frozenset(inspect.signature(hf_tokenizer.apply_chat_template).parameters)
 
     @classmethod
-    def load(cls, model: ResolvedModel) -> Tokenizer:
-        """Load a tokenizer. One inside a GGUF file is converted at its first use, and the result kept."""
+    def load(cls, model: ResolvedModel, chat_template: Path | None = None) -> Tokenizer:
+        """Load a tokenizer. One inside a GGUF file is converted at its first use, and the result kept.
+
+        chat_template: a file with the one to use, instead of the model's own. Raises ModelError, ConfigError.
+        """
         with _LOADING:
             hf_tokenizer = _from_folder(model.path) if model.kind == "hf" else _from_gguf(model.path)
         if not hasattr(hf_tokenizer, "backend_tokenizer"):
             raise ModelError(f"{model.path} has no fast tokenizer; a tokenizer.json is needed")
-        _warn_of_broken_templates(hf_tokenizer.chat_template, model.path)
+        if chat_template is not None:
+            hf_tokenizer.chat_template = _read_template(chat_template)
+        _warn_of_broken_templates(hf_tokenizer.chat_template, chat_template or model.path)
         return cls(hf_tokenizer, load_model_config(model.path).eos_token_ids)
 
     @property
@@ -83,6 +92,13 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def info(self) -> dict[str, str | None]:
+        """Return its class, chat template (the default one of several) and special tokens, by transformers' names."""
+        template = self._hf.chat_template
+        template = template.get("default") if isinstance(template, dict) else template
+        special = {name: getattr(self._hf, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        return {"tokenizer_class": type(self._hf).__name__, "chat_template": template, **special}
 
     def apply_chat_template(
         self,
@@ -120,8 +136,11 @@ class Tokenizer:
         if reserved := template_kwargs.keys() & self._own_parameters:
             raise RequestError(
                 f"{', '.join(sorted(reserved))} cannot be set for a chat template",
-                param="chat_template_kwargs",
-            )
+                param="chat_template_kwargs", code="unsupported_parameter",
+            )  # fmt: skip
+        if not self.chat_format.tells_tools:
+            messages, tools = self.chat_format.told(messages, tools), None
+        messages = self.chat_format.history.fitted(messages)
         from jinja2 import TemplateError
 
         try:
@@ -141,6 +160,13 @@ class Tokenizer:
                 param="messages" if about_messages else "chat_template_kwargs",
                 code="chat_template_failed",
             ) from error
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"chat_template {path} cannot be read: {error}") from error
 
 
 def _warn_of_broken_templates(templates: Any, path: Path) -> None:

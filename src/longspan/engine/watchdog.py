@@ -45,14 +45,18 @@ class Watchdog:
         self._watched: dict[Key, _Watched] = {}
         self._on_instance: defaultdict[int, dict[Key, _Watched]] = defaultdict(dict)
 
-    def begin(self, action: RunBatch | MigrateKV, now: float) -> None:
-        """Note that the engine hands the action to its instances at `now`."""
+    def begin(self, action: RunBatch | MigrateKV, now: float, shape: BatchShape | None = None) -> float | None:
+        """Note that the engine hands the action to its instances at `now`; return its predicted seconds, if there is a
+        cost model. shape: of a batch, if it is known."""
+        predicted_s = self._predicted_s(action, shape)
         key, instances = _identity(action)
         before = [work.due for instance in instances for work in self._on_instance[instance].values()]
-        due = max([now, *before]) + self.slack_s + self._share_s(action)
+        share_s = _share_s(action) if predicted_s is None else TIMES_PREDICTED * predicted_s
+        due = max([now, *before]) + self.slack_s + share_s
         self._watched[key] = work = _Watched(instances, now, due)
         for instance in instances:
             self._on_instance[instance][key] = work
+        return predicted_s
 
     def end(self, kind: Kind, number: int) -> None:
         """Note that all instances have done their part."""
@@ -71,17 +75,21 @@ class Watchdog:
             f"it should have within {work.due - work.issued:.0f} s"
         )
 
-    def _share_s(self, action: RunBatch | MigrateKV) -> float:
-        """Seconds that the action may take for its size."""
+    def _predicted_s(self, action: RunBatch | MigrateKV, shape: BatchShape | None) -> float | None:
+        if self.cost_model is None:
+            return None
         if isinstance(action, MigrateKV):
-            if self.cost_model is not None:
-                return TIMES_PREDICTED * self.cost_model.migration(action.num_tokens)
-            return SECONDS_PER_TOKEN * action.num_tokens
-        if self.cost_model is not None:
-            return TIMES_PREDICTED * BatchShape.of(action).predict(self.cost_model)
-        tokens = sum(segment.length for segment in action.segments)
-        pairs = sum(segment.length * (segment.start + segment.end) / 2 for segment in action.segments)
-        return SECONDS_PER_TOKEN * tokens + SECONDS_PER_PAIR * pairs
+            return self.cost_model.migration(action.num_tokens)
+        return (shape or BatchShape.of(action)).predict(self.cost_model)
+
+
+def _share_s(action: RunBatch | MigrateKV) -> float:
+    """Seconds that the action may take for its size, of which nothing else is known."""
+    if isinstance(action, MigrateKV):
+        return SECONDS_PER_TOKEN * action.num_tokens
+    tokens = sum(segment.length for segment in action.segments)
+    pairs = sum(segment.length * (segment.start + segment.end) / 2 for segment in action.segments)
+    return SECONDS_PER_TOKEN * tokens + SECONDS_PER_PAIR * pairs
 
 
 def _identity(action: RunBatch | MigrateKV) -> tuple[Key, Collection[int]]:

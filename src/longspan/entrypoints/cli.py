@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,8 +18,11 @@ from cyclopts.config import Env
 from longspan import __version__
 from longspan.config import EngineConfig
 from longspan.core.policies import told_of_moved
+from longspan.entrypoints.batch.options import run_batch
 from longspan.entrypoints.bench.commands import bench
 from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions
+from longspan.entrypoints.dashboard.options import dashboard
+from longspan.entrypoints.fleet_commands import fleet
 from longspan.entrypoints.help import KnobsLast
 from longspan.entrypoints.plan.options import PlanOptions
 from longspan.entrypoints.profile_options import ProfileSettings, given
@@ -44,6 +48,9 @@ app = App(
 )
 
 app.command(bench)
+app.command(run_batch)
+app.command(dashboard)
+app.command(fleet)
 
 Flat = Parameter(name="*")
 EngineOptions = Parameter(name="*", group="Engine: what is served, and how")
@@ -74,6 +81,10 @@ def serve(
 
     if model_or_path is not None:
         engine = replace(engine, model=model_or_path)
+    if engine.node_rank > 0:
+        from longspan.entrypoints.node import serve_node
+
+        return serve_node(engine, server)
     return serve(engine, server, announce=partial(print_welcome, asks_for_key=server.has_keys))
 
 
@@ -208,17 +219,43 @@ def replay(file: Path, /, *, policy: str | None = None) -> int:
 
 
 @app.command
-def explain(file: Path, request: str | None = None, /, *, all: bool = False) -> int:
-    """Tell the story of one request: what ran where, who ran while it waited, and why, as far as the policy says.
-
-    Without a request, list those that waited longest.
+def export_trace(file: Path, /, *, out: Annotated[Path, Parameter(alias="-o")]) -> int:
+    """Write an event log as a trace for Perfetto or Chrome: a track for each instance and each request.
 
     Args:
         file: An event log, written with `longspan serve --event-log`; any piece of one that was rotated.
-        request: The id that the client got (cmpl-..., chatcmpl-..., or the X-Request-Id), or the log's own, or how one
+        out: The JSON file to write, such as trace.json; open it at https://ui.perfetto.dev.
+    """
+    from longspan.entrypoints.event_logs import export
+
+    return export(file, out)
+
+
+@app.command
+def explain(
+    file: Path | None = None, request: str | None = None, /, *, all: bool = False, url: str | None = None,
+    api_key: str | None = None,
+) -> int:  # fmt: skip
+    """Tell the story of one request: what ran where, who ran while it waited, and why, as far as the policy says.
+
+    Without a request, list those that waited longest. With --url, ask a running server, and give the request alone.
+
+    Args:
+        file: An event log, written with `longspan serve --event-log`; any piece of one that was rotated.
+        request: The id that the client got (chatcmpl-..., resp_..., or the X-Request-Id), or the log's own, or how one
             of them begins.
         all: List every request, in the order in which they ended; or tell all stories, where many ids begin so.
+        url: Of a server, such as http://127.0.0.1:8000, that remembers the request.
+        api_key: Sent to it as a bearer token; better given as LONGSPAN_EXPLAIN_API_KEY or OPENAI_API_KEY.
     """
+    if url is not None:
+        from longspan.entrypoints.story_client import explain_from
+
+        if file is None or request is not None or all:
+            raise ConfigError("with --url give the request, and nothing else")
+        return explain_from(url, str(file), api_key)
+    if file is None:
+        raise ConfigError("give the event log, or --url of a server and the request")
     from longspan.entrypoints.event_logs import explain
 
     return explain(file, request, all)
@@ -257,10 +294,10 @@ def run(arguments: Sequence[str]) -> int:
 def _refuse_moved(arguments: Sequence[str]) -> None:
     """Options and variables of former times, which nobody would read. Raises ConfigError."""
     commands = [argument for argument in arguments[:2] if not argument.startswith("-")]
-    if not commands or commands[0] not in ("serve", "simulate", "bench"):
+    if not commands or commands[0] not in ("serve", "run-batch", "simulate", "bench"):
         return
     given = [argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")]
-    prefix = "_".join(["LONGSPAN", *commands[: 1 + (commands[0] == "bench")], ""]).upper()
+    prefix = "_".join(["LONGSPAN", *commands[: 1 + (commands[0] == "bench")], ""]).upper().replace("-", "_")
     given += [name.removeprefix(prefix).lower() for name in os.environ if name.startswith(prefix)]
     for name in given:
         if told := told_of_moved(name.replace("-", "_")):
@@ -271,7 +308,12 @@ def _fail(error: Exception, code: int) -> int:
     """In one line, whatever characters a user's value brings into the message."""
     line = " ".join(str(error).split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    print(f"longspan: {shown}", file=sys.stderr)
+    from longspan.entrypoints.logs import logs_are_json
+
+    if logs_are_json():
+        logging.getLogger("longspan").critical("%s", shown)
+    else:
+        print(f"longspan: {shown}", file=sys.stderr)
     return code
 
 

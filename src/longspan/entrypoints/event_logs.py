@@ -1,4 +1,4 @@
-"""`longspan replay` and `longspan explain`."""
+"""`longspan replay`, `longspan explain` and `longspan export-trace`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from longspan.config import instances_in_words
 from longspan.core.policies import create_policy, split_policy
 from longspan.errors import ConfigError, ReplayError
+from longspan.files import check_writable
 from longspan.metrics.event_log import EventLog
 from longspan.metrics.event_log.replaying import replay_log
 from longspan.metrics.explain import explain_all
+from longspan.metrics.perfetto import export_trace
 from longspan.metrics.request_list import RequestSummary, find_requests, list_requests, suggest
 
 DIFFERS = 1
@@ -32,8 +35,8 @@ def replay(file: Path, policy: str | None = None) -> int:
     """
     if policy is not None and split_policy(policy)[1]:
         raise ConfigError(f"policy is {policy!r}, but a replay takes the options that the log has; leave them out")
-    with _opened(file, passes=1) as log:
-        _tell_notes(log)
+    with opened(file, passes=1) as log:
+        tell_notes(log)
         difference = replay_log(log, None if policy is None else create_policy(policy, log.options))
     if difference is not None:
         print("\n".join([f"{file}: decisions differ", *difference.lines()]))
@@ -47,13 +50,13 @@ def replay(file: Path, policy: str | None = None) -> int:
 def explain(file: Path, request: str | None, everything: bool) -> int:
     """Print one request's story, or a list of requests. Raises ReplayError."""
     if request is None:
-        with _opened(file, passes=1) as log:
-            _tell_notes(log)
+        with opened(file, passes=1) as log:
+            tell_notes(log)
             for line in _listed(log, everything):
                 print(line)
         return 0
-    with _opened(file, passes=2) as log:
-        _tell_notes(log)
+    with opened(file, passes=2) as log:
+        tell_notes(log)
         found = find_requests(log, request)
         if not found:
             close = suggest(log, request)
@@ -67,6 +70,18 @@ def explain(file: Path, request: str | None, everything: bool) -> int:
         print("\n".join(found))
     for number, story in enumerate(stories):
         print("\n".join(["", *story.lines()] if number else story.lines()))
+    return 0
+
+
+def export(file: Path, out: Path) -> int:
+    """Write a log as a trace that Perfetto shows. Raises ReplayError, ConfigError."""
+    check_writable(out)
+    with opened(file, passes=1) as log:
+        tell_notes(log)
+        with out.open("w", encoding="utf-8") as text:
+            count = export_trace(log, text)
+    on = instances_in_words(log.config.num_instances)
+    print(f"{out}: {count} requests on {on}; open it at https://ui.perfetto.dev")
     return 0
 
 
@@ -102,15 +117,19 @@ def _pieces(log: EventLog) -> str:
     return several if missing is None else f" ({len(log.pieces)} pieces; {missing})"
 
 
-def _tell_notes(log: EventLog) -> None:
+def tell_notes(log: EventLog) -> None:
+    """Print what there is to say of a log beside what is in it."""
     missing = log.missing()
     for note in [*log.notes, *([missing] if missing is not None else [])]:
         print(f"{log.path}: {note}", file=sys.stderr)
 
 
 @contextmanager
-def _opened(file: Path, passes: int) -> Iterator[EventLog]:
-    """With a bar on a terminal, where reading it takes long. passes: how often all of it is read, at most."""
+def opened(file: Path, passes: int) -> Iterator[EventLog]:
+    """Open a log; with a bar on a terminal, where reading it takes long.
+
+    passes: how often all of it is read, at most.
+    """
     if not sys.stderr.isatty():
         yield EventLog(file)
         return

@@ -13,10 +13,12 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import Scope
 
-from longspan.entrypoints.http_protocol import BoundedHTTP, ConnectionLimits, Connections
+from longspan.entrypoints.http_connections import ConnectionLimits, Connections
+from longspan.entrypoints.http_protocol import BoundedHTTP
 from longspan.entrypoints.openai.access_log import log_access
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.errors import ErrorAnswer, refuse
+from longspan.entrypoints.openai.http_metrics import NO_HANDLER
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.entrypoints.tls import tls_settings
 
@@ -75,6 +77,7 @@ class HTTPServer(uvicorn.Server):
 
     def _count(self, scope: Scope, answer: ErrorAnswer) -> None:
         refuse(self.context.metrics, answer)
+        self.context.metrics.http.answered(NO_HANDLER, scope.get("method", "-"), answer.status, None)
         log_access(scope, answer.status)
 
 

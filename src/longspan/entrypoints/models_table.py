@@ -23,4 +23,7 @@ def print_models() -> None:
             model.name, size, model.licence, model.source, str(model.path) if model.cached else "no"
         )
     console.print(table)
-    console.print(f"\nA folder or .gguf file with one of these architectures runs too: {', '.join(MODELS)}")
+    console.print(
+        "\nA folder, a .gguf file, or an id of Hugging Face's hub (owner/name) with one of these architectures runs "
+        "too: " + ", ".join(MODELS)
+    )

@@ -10,8 +10,8 @@ from cyclopts import Parameter
 from longspan.config import EngineConfig
 
 SETTINGS = (
-    "instances", "tp", "pp", "dtype", "quantization", "device", "executor", "transport", "threads_per_device",
-    "max_model_len", "kv_tokens",
+    "revision", "instances", "tp", "pp", "dtype", "quantization", "device", "executor", "transport",
+    "threads_per_device", "max_model_len", "rope_scaling", "kv_tokens",
 )  # fmt: skip
 """What a profile depends on. (It runs no policy.)"""
 

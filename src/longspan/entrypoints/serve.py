@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import signal
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -28,9 +27,12 @@ from longspan.entrypoints.http_server import HTTPServer
 from longspan.entrypoints.logs import configure_logging
 from longspan.entrypoints.openai.api_keys import read_keys
 from longspan.entrypoints.openai.app import create_app
+from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.entrypoints.tls import tls_settings
+from longspan.entrypoints.tracing.settings import check_tracing
 from longspan.errors import LongspanError
+from longspan.interrupts import stopped_by
 
 logger = logging.getLogger("longspan.server")
 
@@ -57,8 +59,9 @@ def serve(
     """
     configure_logging(config)
     check_access(config)
+    check_tracing(config)
     with bind(config.host, config.port) as sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        service = Service(engine_config, config, sock, start_engine or _start_engine, announce)
+        service = Service(engine_config, config, sock, start_engine or start_and_show, announce)
         return runner.run(service.run())
 
 
@@ -89,28 +92,30 @@ class Service:
         self.draining: asyncio.Task[None] | None = None
         self.engine: EngineClient | None = None
         self.server: HTTPServer | None = None
+        self.context: Context | None = None
         self.main: asyncio.Task[int] | None = None
 
     async def run(self) -> int:
         self.main = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal, number)
         try:
-            engine = self.engine = await self._start_engine()
-            ending = loop.create_task(self._end_with(engine))
-            try:
-                await self._listen(engine)
-                if engine.error is not None:
-                    return ENGINE_DIED
-            finally:
-                ending.cancel()
-                await engine.close()
+            with stopped_by(self._on_signal):
+                return await self._serve()
         except asyncio.CancelledError:
             if not self.signals:
                 raise
             return STOPPED_BY_SIGNAL + self.signals[-1]
-        return 0
+
+    async def _serve(self) -> int:
+        engine = self.engine = await self._start_engine()
+        ending = asyncio.create_task(self._end_with(engine))
+        try:
+            await self._listen(engine)
+            return 0 if engine.error is None else ENGINE_DIED
+        finally:
+            ending.cancel()
+            await engine.close()
+            if self.context is not None:
+                await asyncio.to_thread(self.context.close)
 
     async def _start_engine(self) -> EngineClient:
         try:
@@ -129,6 +134,7 @@ class Service:
         url = f"{scheme}://{_client_host(self.config.host)}:{self.sock.getsockname()[1]}"
         announce = self.announce
         app = create_app(engine, self.config)
+        self.context = app.state.context
         _do_slow_things_once(app)
         self.server = HTTPServer(app, on_started=lambda: announce(engine, url) if announce else None)
         try:
@@ -168,7 +174,8 @@ def _do_slow_things_once(app: FastAPI) -> None:
     gc.freeze()
 
 
-async def _start_engine(config: EngineConfig) -> EngineClient:
+async def start_and_show(config: EngineConfig) -> EngineClient:
+    """Start an engine, and show how far that is."""
     from longspan.engine.assembly import start_engine
 
     with shown_phases(logger.info) as on_phase:

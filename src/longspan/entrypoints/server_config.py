@@ -63,6 +63,11 @@ class ServerConfig:
     """and this password of the key."""
     ssl_ca_certs: Path | None = None
     """Clients must show a certificate of these authorities."""
+    stored_responses: int = 1024
+    """Responses of /v1/responses that are kept in memory, for clients that ask for them again or go on from them;
+    beyond, the oldest of whoever has most is given up. 0 keeps none."""
+    stored_responses_mb: float = 64.0
+    """All that is kept of them, MiB; the same."""
     access_log: bool = False
     """Log one line for each request."""
     drain_timeout_s: float = 60.0
@@ -76,6 +81,8 @@ class ServerConfig:
     """What to log, to standard error."""
     log_format: LogFormat = "text"
     """Text, or one JSON object a line."""
+    otlp_traces_endpoint: str | None = None
+    """Send a trace of each request to this URL, by OTLP over HTTP, such as http://localhost:4318/v1/traces."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -101,6 +108,13 @@ class ServerConfig:
         if self.tenants == "key" and not self.has_keys:
             raise ConfigError("tenants is key, so it needs api_key or api_key_file")
         self._check_access()
+        self._check_stored()
+
+    def _check_stored(self) -> None:
+        if self.stored_responses < 0:
+            raise ConfigError(f"stored_responses is {self.stored_responses}, but must be at least 0")
+        if not 0 <= self.stored_responses_mb <= 1048576:
+            raise ConfigError(f"stored_responses_mb is {self.stored_responses_mb}, but must lie in [0, 1048576]")
 
     def _check_access(self) -> None:
         for name, limit in (("key_max_requests", self.key_max_requests), ("key_max_tokens", self.key_max_tokens)):

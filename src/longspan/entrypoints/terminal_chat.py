@@ -88,12 +88,12 @@ class Conversation:
                 response.read()
                 raise ChatError(_error_message(response))
             ended = False
-            for line in response.iter_lines():
-                if not line.startswith("data:"):
-                    continue
-                data = line.removeprefix("data:").strip()
+            for event in httpx2.EventSource(response):
+                data = event.data.strip()
                 if data == "[DONE]":
                     return
+                if not data:
+                    continue
                 piece, finished = _piece(data)
                 ended |= finished
                 if piece:
@@ -119,6 +119,8 @@ class Conversation:
             why = no_connection(self.url, error)
             hint = "; start one with: longspan serve" if why.startswith("no server") else ""
             raise ChatError(f"{why}{hint}") from error
+        except httpx2.SSEError as error:
+            raise ChatError(f"what answers at {self.url} is not an OpenAI-compatible server: {error}") from error
         except httpx2.HTTPError as error:
             raise ChatError(f"the connection to {self.url} broke: {error or type(error).__name__}") from error
 

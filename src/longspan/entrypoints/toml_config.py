@@ -1,10 +1,12 @@
 """Settings from a TOML file: a table for each command, [serve] or [bench.serve], with the names of its options.
 
-The policy may be a text, as on the command line, or a table of its own, [serve.policy], with its name and its options.
+The policy may be a text, as on the command line, or a table of its own, [serve.policy], with its name and its options;
+so may be the RoPE scaling, [serve.rope_scaling].
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +21,11 @@ from longspan.files import check_readable
 DEFAULT_FILE = Path("longspan.toml")
 OPTION = "--config"
 POLICY = "policy"  # may be a table of its own, with name and options
-TABLES = ("serve", "chat", "profile", "simulate", "plan", "bench.serve", "bench.latency", "bench.throughput")
+ROPE_SCALING = "rope_scaling"  # likewise
+TABLES = (
+    "serve", "run-batch", "chat", "profile", "simulate", "plan", "bench.serve", "bench.latency", "bench.throughput",
+    "fleet.list", "fleet.add", "fleet.drain", "fleet.remove", "fleet.restart",
+)  # fmt: skip
 
 ConfigFile = Annotated[
     Path | None,
@@ -52,6 +58,8 @@ def read_toml_config(app: App, commands: tuple[str, ...], arguments: ArgumentCol
     _check_keys(path, settings, arguments)
     if isinstance(settings.get(POLICY), dict):
         settings[POLICY] = _policy(path, table, settings[POLICY])
+    if isinstance(settings.get(ROPE_SCALING), dict):
+        settings[ROPE_SCALING] = json.dumps(settings[ROPE_SCALING])
     reader(app, commands, arguments)
 
 

@@ -30,6 +30,7 @@ def print_welcome(engine: EngineClient, url: str, *, asks_for_key: bool = False)
         f"[bold green]Longspan[/] serves [bold]{escape(model)}[/] at [bold]{url}/v1[/]: "
         f"{_plural(config.num_instances, 'instance')}, requests of up to {engine.request_limit} tokens, "
         f"{engine.total_kv_tokens} KV tokens in all.\n"
+        f"[dim]Watch it at[/] {url}/\n"
     )
     headers = "-H 'Content-Type: application/json'"
     if asks_for_key:

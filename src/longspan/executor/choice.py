@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from longspan.config import EngineConfig
 from longspan.executor.base import Executor
-from longspan.worker.messages import WorkerSpec
+from longspan.executor.nodes.gathering import Nodes
+from longspan.worker.spec import WorkerSpec
 
 
-def make_executor(name: str, specs: list[WorkerSpec], worker_timeout_s: float) -> Executor:
-    """Return the executor of that name, over one worker for each spec, in rank order."""
-    if name == "inproc":
+def make_executor(
+    config: EngineConfig, specs: list[WorkerSpec], nodes: Nodes | None = None
+) -> Executor:
+    """Return the executor that the configuration names, over one worker for each spec, in rank order.
+
+    nodes: the other machines; None: there are none.
+    """
+    if config.executor == "inproc":
         from longspan.executor.inproc import InprocExecutor
 
         return InprocExecutor(specs)
     from longspan.executor.multiproc import MultiprocExecutor
 
-    return MultiprocExecutor(specs, worker_timeout_s)
+    return MultiprocExecutor(specs, config.worker_timeout_s, config.max_restarts, config.restart_window_s, nodes)

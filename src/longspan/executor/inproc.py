@@ -9,11 +9,12 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
 from longspan.errors import EngineDeadError, LongspanError
-from longspan.executor.base import DeviceInfo
+from longspan.executor.base import DeviceInfo, InstanceReport, News
 from longspan.executor.workers_loading import WorkersLoading
 from longspan.phases import OnPhase, ignore
 from longspan.worker.messages import (
@@ -21,12 +22,12 @@ from longspan.worker.messages import (
     Command,
     KVAllocated,
     Ready,
-    Reply,
     Stop,
-    WorkerSpec,
     decode_command,
     encode,
 )
+from longspan.worker.spec import WorkerSpec
+from longspan.worker_usage import WorkerUsage
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,10 @@ class InprocExecutor:
         self.startup: queue.SimpleQueue[Ready | KVAllocated | str] = queue.SimpleQueue()
         self.threads: list[threading.Thread] = []
         self.failed = threading.Event()
+        self.asked: dict[int, Callable[[], WorkerUsage]] = {}  # by rank
 
     def start(
-        self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None], on_phase: OnPhase = ignore
+        self, on_reply: Callable[[News], None], on_failure: Callable[[str], None], on_phase: OnPhase = ignore
     ) -> DeviceInfo:
         # torch comes with the workers, not with the executor.
         from longspan.distributed.local import LocalTensorParallel, LocalTransport, LocalWorld
@@ -70,6 +72,7 @@ class InprocExecutor:
                 transport = LocalTransport(self.world, spec.rank, stream)
                 model = shared[spec.rank % self.per_instance].model
                 worker = Worker(spec, transport, tp, model, stream=stream, tell=on_reply)
+                self.asked[spec.rank] = worker.thread_usage
                 self.startup.put(worker.ready())
                 while not isinstance(command := self.inboxes[spec.rank].get(), Stop):
                     reply = worker.execute(command)
@@ -79,6 +82,8 @@ class InprocExecutor:
                         on_reply(reply)
             except BaseException as error:
                 self._fail(failure_message(spec, error), error)
+            finally:
+                self.asked.pop(spec.rank, None)
 
         self.threads = [
             threading.Thread(target=serve, args=(spec,), name=spec.name, daemon=True) for spec in self.specs
@@ -95,11 +100,36 @@ class InprocExecutor:
         for _ in self.specs:
             self._startup_reply()
 
+    def survive_losses(self) -> bool:
+        return False  # threads end together
+
     def submit(self, instance: int, command: Command) -> None:
         # Through the codec, as on a wire: no two workers share an object.
         data = encode(command)
         for rank in range(instance * self.per_instance, (instance + 1) * self.per_instance):
             self.inboxes[rank].put(decode_command(data))
+
+    def admit(self, instance: int) -> None:
+        raise AssertionError("instances that are threads end together")
+
+    def end(self, instance: int, why: str, *, again: bool) -> None:
+        raise AssertionError("instances that are threads end together")
+
+    def add(self) -> int:
+        raise AssertionError("instances that are threads begin together")
+
+    def restart(self, instance: int) -> None:
+        raise AssertionError("instances that are threads end together")
+
+    def reports(self) -> list[InstanceReport]:
+        return [InstanceReport(number, "serving") for number in range(self.specs[0].num_instances)]
+
+    def usage(self) -> tuple[WorkerUsage, ...]:
+        found = []
+        for _, ask in sorted(self.asked.items()):
+            with suppress(OSError):  # its thread has ended since
+                found.append(ask())
+        return tuple(found)
 
     def close(self) -> None:
         self.startup.put("closed while it was starting")

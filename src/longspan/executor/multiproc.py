@@ -1,33 +1,35 @@
-"""One process for each device of this machine.
+"""One process for each device, of this machine and of others.
 
-A worker that dies is noticed at once, by its process handle; one that hangs, by its beats: none come, or their
-progress stands still while it has work. Either way every worker is ended, since its peers wait for it.
+A worker that dies is noticed at once, by its process handle; one that hangs, by its beats (`vitals`). Either costs its
+own instance: what is left of that is killed, and its workers are started again, while the others go on. Where they
+cannot go on without it, as over gloo or NCCL, or while the engine starts, every worker is ended.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
-import multiprocessing
-import os
-import signal
-import socket
+import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from itertools import groupby
 
-from longspan.errors import EngineDeadError
-from longspan.executor.base import DeviceInfo
-from longspan.executor.meeting_place import MeetingPlace
+from longspan.errors import ConfigError, EngineDeadError
+from longspan.executor.base import DeviceInfo, InstanceReport, LeavingInstance, News
+from longspan.executor.instance_workers import InstanceWorkers
+from longspan.executor.launcher import Launcher
+from longspan.executor.machine import Machine, Place, on_machine
+from longspan.executor.nodes.gathering import Nodes
+from longspan.executor.reader import Reader
+from longspan.executor.replacement import Replacement
+from longspan.executor.restarts import Restarts
+from longspan.executor.worker_handle import ProcessHandle, WorkerHandle
 from longspan.executor.workers_loading import WorkersLoading
-from longspan.interrupts import hold_back_interrupts
+from longspan.log_fields import fields
 from longspan.phases import OnPhase, ignore
-from longspan.worker import process
 from longspan.worker.messages import (
     AllocateKV,
     BatchDone,
@@ -36,154 +38,196 @@ from longspan.worker.messages import (
     Failed,
     FirstStageDone,
     KVAllocated,
+    Linked,
     Loading,
+    LoadVocabulary,
     Log,
     MigrationDone,
     Ready,
     Reply,
     Stop,
-    WorkerSpec,
-    decode_reply,
+    WorkLeft,
     encode,
 )
+from longspan.worker.spec import WorkerSpec
+from longspan.worker_usage import WorkerUsage
 
 logger = logging.getLogger(__name__)
 
-_CHECK_S = 0.5  # how often beats are looked at
-_GRACE_S = 5.0  # for workers to end by themselves
-WORKER_ENVIRONMENT = {
-    # glibc then asks for large pages. A decode step walks through all weights; small pages cost it a tenth in page
-    # tables.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    # A worker's threads wait for each other some hundred times in an iteration. By default they spin for a millisecond:
-    # beside another program that keeps from its core the very thread that is waited for, fifteen times as slow. So they
-    # sleep sooner; on an idle machine that costs nothing that can be measured.
-    "GOMP_SPINCOUNT": "5000",
-}
-
-
-@dataclass(slots=True)
-class _Handle:
-    """The engine's end of one worker."""
-
-    spec: WorkerSpec
-    process: SpawnProcess
-    pipe: Connection
-    pending: int = 0  # commands sent that it will answer, and has not
-    progress: int = -1
-    last_beat: float = 0.0
-    last_progress: float = 0.0
-    counting: threading.Lock = field(default_factory=threading.Lock)  # of `pending`: one thread sends, another reads
-    sending: threading.Lock = field(default_factory=threading.Lock)  # may be held for long: a full pipe waits
-
-    def send(self, command: Command, data: bytes) -> None:
-        if self.spec.answers(command):
-            with self.counting:
-                if self.pending == 0:
-                    self.last_progress = time.monotonic()
-                self.pending += 1
-        with self.sending:
-            self.pipe.send_bytes(data)
-
-    def answered(self) -> None:
-        with self.counting:
-            self.pending -= 1
-
-    def end_message(self) -> str:
-        """Of a worker that has ended by itself."""
-        self.process.join(1.0)
-        code = self.process.exitcode
-        message = f"{self.spec.name} ended unexpectedly (exit code {code})"
-        if code == -signal.SIGKILL:
-            return (
-                f"{message}: it was killed from outside, as the system does where memory runs out (its log would say "
-                "so); if it was that, use fewer --instances or --kv-tokens, a smaller model, or --quantization int8"
-            )
-        if code is not None and code < 0:
-            reason = signal.strsignal(-code)
-            return f"{message}: it crashed ({reason}); LONGSPAN_CPU_ISA=torch runs without the kernels of this package"
-        return message
+GRACE_S = 5.0  # for workers to end by themselves
+_ALIKE = {"dtype": "--dtype", "quantization": "--quantization", "kernels": "LONGSPAN_CPU_ISA"}
+"""What changes tokens, so that it has to be the same for all workers; and what sets it."""
+MOST_RESTARTS, RESTART_WINDOW_S = 5, 600.0
 
 
 class MultiprocExecutor:
-    """`Executor` over processes of this machine."""
+    """`Executor` over processes. max_restarts, restart_window_s: see `Restarts`. nodes: the other machines."""
 
-    def __init__(self, specs: list[WorkerSpec], worker_timeout_s: float) -> None:
+    def __init__(
+        self, specs: list[WorkerSpec], worker_timeout_s: float, max_restarts: int = MOST_RESTARTS,
+        restart_window_s: float = RESTART_WINDOW_S, nodes: Nodes | None = None,
+    ) -> None:  # fmt: skip
         self.specs = specs
-        self.timeout_s = worker_timeout_s
-        self.handles: list[_Handle] = []
+        self.nodes = nodes
+        self.machine_s = restart_window_s
+        self.launcher = Launcher(worker_timeout_s) if nodes is None else Launcher(
+            worker_timeout_s, address=nodes.address, token=nodes.token
+        )  # fmt: skip
+        self.machines: list[Machine] = [self.launcher, *(nodes.machines if nodes is not None else ())]
+        self.instances = [
+            InstanceWorkers(list(group), Restarts(max_restarts, restart_window_s), self.machines[node])
+            for number, group in groupby(specs, key=lambda spec: spec.instance)
+            for node in [0 if nodes is None else nodes.machine_of(number, specs[0].num_instances)]
+        ]
         self.started: list[Ready] = []
-        self.num_allocated = 0
         self.startup = threading.Condition()
         self.failure: str | None = None
         self.closing = False
-        self.spawning = threading.Lock()
         self.told: set[tuple[str, str]] = set()
-        self.over = threading.Event()
-        self.place = MeetingPlace()
-        self.reader: threading.Thread | None = None
+        self.places: list[Place] = []
+        self.unlinked = 0
+        self.reader = Reader(self._take, self._on_end, self._check)
+        self.replacement: Replacement | None = None  # once all run
+        self.wishes: queue.SimpleQueue[Callable[[Replacement], None]] = queue.SimpleQueue()
+
+    @property
+    def handles(self) -> list[ProcessHandle]:
+        """Of all workers that have been started on this machine, in rank order at first."""
+        return self.launcher.handles
 
     def start(
-        self, on_reply: Callable[[Reply], None], on_failure: Callable[[str], None], on_phase: OnPhase = ignore
+        self, on_reply: Callable[[News], None], on_failure: Callable[[str], None], on_phase: OnPhase = ignore
     ) -> DeviceInfo:
         self.on_reply, self.on_failure = on_reply, on_failure
         self.loading = WorkersLoading(len(self.specs), on_phase)
-        # The kernel ends workers with the thread that started them: it lives as long as they are to.
         atexit.register(self._abandon)  # a program that ends without `close` would wait for them
-        started: Future[None] = Future()
-        threading.Thread(target=self._parent, args=(started,), name="workers' parent", daemon=True).start()
-        started.result()
-        with self.spawning:  # `close`, from another thread, joins what has started
-            if not self.closing:
-                self.reader = threading.Thread(target=self._read, name="executor", daemon=True)
-                self.reader.start()
+        if self.nodes is not None:
+            self.nodes.open(self.reader, self._on_leaving_machine)
+            self.nodes.wait(on_phase, lambda: self.closing)
+        with self.startup:
+            if not self.closing:  # else another thread has ended the reader
+                self.reader.begin([])
+        self._wait_for(lambda: True)
+        self.load_began = time.monotonic()
+        handles = self._start_all()
+        for instance in self.instances:
+            instance.handles = [handle for handle in handles if handle.spec.instance == instance.number]
+        self.reader.watch(handles)
+        self.reader.wake()
         self._wait_for(lambda: len(self.started) == len(self.specs))
-        self.place.close()  # they have met
-        now = time.monotonic()
-        for handle in self.handles:
-            handle.last_beat = now
+        self._check_alike()
+        if self.nodes is not None:
+            self._link_machines()
+        for place in self.places:
+            place.close()  # they have met
+        self.load_s = time.monotonic() - self.load_began
         return DeviceInfo.of(self.started)
 
-    def _parent(self, started: Future[None]) -> None:
-        # Until they ignore it, Ctrl-C, which is the engine's to handle, is held back in the workers that begin here.
-        hold_back_interrupts()
+    def _start_all(self) -> list[WorkerHandle]:
+        """Have all machines start their workers; returns these in rank order. Raises EngineDeadError."""
+        starting = []
+        for machine in self.machines:
+            there = [instance for instance in self.instances if instance.machine.host == machine.host]
+            all_there = [spec for instance in there for spec in instance.specs]
+            specs = [spec for instance in there if instance.machine is machine for spec in instance.specs]
+            try:
+                self.places.append(machine.make_place())
+                starting.append(machine.start(on_machine(specs, machine, all_there), self.places[-1]))
+            except OSError as error:
+                raise EngineDeadError(f"workers have no place to meet: {error}") from error
         try:
-            with self.spawning:
-                self._start_processes()
-        except BaseException as error:
-            started.set_exception(error)
-            return
-        started.set_result(None)
-        self.over.wait()
+            return [handle for started in starting for handle in started.result()]
+        except OSError as error:
+            raise EngineDeadError(f"workers cannot be started: {error}") from error
 
-    def _start_processes(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        log_level = logging.getLogger("longspan").getEffectiveLevel()
-        with default_environment(WORKER_ENVIRONMENT), socket.create_server(("127.0.0.1", 0)) as listener:
-            port: int = listener.getsockname()[1]
-            self.specs = [replace(spec, rendezvous_port=port) for spec in self.specs]
-            for spec in self.specs:
-                if self.closing:
-                    return
-                ours, theirs = context.Pipe()
-                meeting = listener if spec.rank == 0 and spec.world_size > 1 else None
-                arguments = (spec, theirs, str(self.place.path), log_level, meeting)
-                worker = context.Process(target=process.main, args=arguments, name=spec.name, daemon=True)
-                worker.start()
-                theirs.close()
-                self.handles.append(_Handle(spec, worker, ours))
+    def _check_alike(self) -> None:
+        """Raises ConfigError where machines would compute differently."""
+        for name, setting in _ALIKE.items():
+            found = sorted({str(getattr(ready, name)) for ready in self.started})
+            if len(found) > 1:
+                raise ConfigError(
+                    f"machines differ in what they choose for {name}: {', '.join(found)}. Set {setting} on all of them "
+                    "to what each can do"
+                )
+
+    def _link_machines(self) -> None:
+        """Have workers of each two machines exchange."""
+        for instance in self.instances:
+            earlier = [
+                handle for other in self.instances[: instance.number]
+                if other.machine is not instance.machine for handle in other.handles
+            ]  # fmt: skip
+            with self.startup:
+                self.unlinked += len(earlier)
+            link = encode(instance.link())
+            for handle in earlier:
+                with suppress(OSError):  # it has ended, as the reader is about to find out, with the reason
+                    handle.send(instance.link(), link)
+        self._wait_for(lambda: self.unlinked == 0)
 
     def allocate_kv(self, num_tokens: int) -> None:
-        for instance in range(self.specs[0].num_instances):
-            self.submit(instance, AllocateKV(num_tokens))
-        self._wait_for(lambda: self.num_allocated == len(self.specs))
+        for instance in self.instances:
+            self.submit(instance.number, AllocateKV(num_tokens))
+        self._wait_for(lambda: all(instance.is_allocated for instance in self.instances))
+        self.setup: list[Command] = [AllocateKV(num_tokens)]
+
+    def survive_losses(self) -> bool:
+        if all(ready.links_anew for ready in self.started):
+            self.replacement = Replacement(
+                self.instances, self.reader, self.on_reply, self.setup, self.load_s, self.started[0].pp_layers,
+                self.machine_s,
+            )  # fmt: skip
+        return self.replacement is not None
 
     def submit(self, instance: int, command: Command) -> None:
-        data = encode(command)
-        devices = self.specs[0].pp * self.specs[0].tp
-        for handle in self.handles[instance * devices : (instance + 1) * devices]:
-            with suppress(OSError):  # it has ended, as the reader is about to find out, with the reason
-                handle.send(command, data)
+        if isinstance(command, LoadVocabulary) and command not in self.setup:
+            self.setup.append(command)
+        workers = self.instances[instance]
+        if workers.admitted:
+            data = encode(command)
+            for handle in workers.handles:
+                with suppress(OSError):  # it has ended, as the reader is about to find out, with the reason
+                    handle.send(command, data)
+
+    def admit(self, instance: int) -> None:
+        workers = self.instances[instance]
+        workers.admitted = workers.stage == "serving"  # else it is lost again, as the engine is about to hear
+
+    def end(self, instance: int, why: str, *, again: bool) -> None:
+        self._wish(lambda replacement: replacement.end(instance, why, again=again))
+
+    def add(self) -> int:
+        number, first = len(self.instances), self.instances[0]
+        specs = [replace(spec, instance=number) for spec in first.specs]
+        machine = self._machine_for_another()
+        self.instances.append(InstanceWorkers(specs, first.restarts.of_another(), machine))
+        self.instances[number].announce()
+        self.restart(number)
+        return number
+
+    def _machine_for_another(self) -> Machine:
+        if self.nodes is not None and (made := self.nodes.machine_for_another()) is not None:
+            self.machines.append(made)
+            return made
+        placed = [instance.machine.node for instance in self.instances]
+        there = [machine for machine in self.machines if machine.is_there and not machine.is_leaving]
+        return min(there, key=lambda machine: placed.count(machine.node))
+
+    def restart(self, instance: int) -> None:
+        self._wish(lambda replacement: replacement.restart(instance))
+
+    def _wish(self, wish: Callable[[Replacement], None]) -> None:
+        """Have the reader's thread see to it."""
+        assert self.replacement is not None, "who asks looks whether losses can be survived"
+        self.wishes.put(wish)
+        self.reader.wake()
+
+    def reports(self) -> list[InstanceReport]:
+        return [instance.report() for instance in self.instances]
+
+    def usage(self) -> tuple[WorkerUsage, ...]:
+        known = [handle for instance in self.instances for handle in instance.handles]
+        return tuple([handle.usage for handle in known if handle.usage is not None])
 
     def close(self) -> None:
         with self.startup:
@@ -191,25 +235,23 @@ class MultiprocExecutor:
                 return
             self.closing = True
             self.startup.notify_all()
-        with self.spawning:  # a thread that was starting them has started its last
-            pass
+        self.launcher.close()  # it may be starting one
+        self.reader.end(GRACE_S)
+        if self.nodes is not None:
+            self.nodes.close() if self.failure is not None else self.nodes.leave(GRACE_S)
         stop = encode(Stop())
         for handle in self.handles:
-            try:
+            with suppress(OSError):  # it has ended already
                 handle.send(Stop(), stop)
-            except OSError:
-                continue  # it has ended already
-        deadline = time.monotonic() + _GRACE_S
+        deadline = time.monotonic() + GRACE_S
         for handle in self.handles:
             handle.process.join(max(0.0, deadline - time.monotonic()))
         self._kill()
         for handle in self.handles:
-            handle.process.join(_GRACE_S)
+            handle.process.join(GRACE_S)
         atexit.unregister(self._abandon)
-        if self.reader is not None:
-            self.reader.join(_GRACE_S)
-        self.place.close()
-        self.over.set()
+        self._leave_places()
+        self.launcher.end()
 
     def _wait_for(self, condition: Callable[[], bool]) -> None:
         with self.startup:
@@ -219,58 +261,110 @@ class MultiprocExecutor:
             atexit.unregister(self._abandon)  # if a `close` from another thread came before it was registered
             raise EngineDeadError(self.failure or "closed while it was starting")
 
-    def _read(self) -> None:
-        """The reader thread: replies, deaths, beats."""
-        by_pipe = {handle.pipe: handle for handle in self.handles}
-        by_sentinel = {handle.process.sentinel: handle for handle in self.handles}
-        while self.failure is None and not self.closing:
-            ended = None
-            for source in wait([*by_pipe, *by_sentinel], timeout=_CHECK_S):
-                if isinstance(source, Connection):
-                    try:
-                        self._take(by_pipe[source], decode_reply(source.recv_bytes()))
-                    except (EOFError, OSError):
-                        ended = by_pipe[source]
-                else:
-                    ended = by_sentinel[source]  # type: ignore[index]  # a sentinel is an int here
-            if ended is not None and not self.closing:
-                self._drain(ended)
-                self._fail(ended.end_message())
-            self._check_beats()
+    # -- on the reader's thread -----------------------------------------------------------------------------------
 
-    def _drain(self, handle: _Handle) -> None:
-        """What a worker said before it ended says more than its exit code."""
-        try:
-            while handle.pipe.poll():
-                self._take(handle, decode_reply(handle.pipe.recv_bytes()))
-        except (EOFError, OSError):
-            return
-
-    def _take(self, handle: _Handle, reply: Reply) -> None:
+    def _take(self, handle: WorkerHandle, reply: Reply) -> None:
         match reply:
-            case Beat(progress):
-                handle.last_beat = time.monotonic()
-                if progress != handle.progress:
-                    handle.progress, handle.last_progress = progress, handle.last_beat
+            case Beat(progress, usage):
+                handle.vitals.beat(progress, time.monotonic())
+                handle.usage = usage
             case Log():
                 self._log(handle, reply)
             case Failed(message):
-                self._fail(message)
-            case Loading():
+                self._lose(handle, message, failed=True)
+            case FirstStageDone() | BatchDone() | MigrationDone():
+                handle.answered()
+                self.on_reply(reply)
+            case WorkLeft():
+                handle.answered()
+            case _:
+                self._take_step(handle, reply)
+
+    def _take_step(self, handle: WorkerHandle, reply: Reply) -> None:
+        """A step on the way to a worker that serves."""
+        instance, replacement = self.instances[handle.spec.instance], self.replacement
+        match reply:
+            case Loading() if replacement is None:
                 self.loading.take(handle.spec.rank, reply)
+            case Linked(number, error) if replacement is not None:
+                if (why := replacement.linked(number, handle.spec.rank, error)) is not None:
+                    self._lose_instance(number, why)
+            case Linked(_, error):
+                if error:
+                    self._fail(error)
+                with self.startup:
+                    self.unlinked -= 1
+                    self.startup.notify_all()
             case Ready():
+                instance.ready[handle.spec.rank] = reply
+                if replacement is not None:
+                    replacement.loaded(instance)
+                    return
                 with self.startup:
                     self.started.append(reply)
                     self.startup.notify_all()
             case KVAllocated():
+                handle.vitals.reset(time.monotonic())  # it took any time to load
                 with self.startup:
-                    self.num_allocated += 1
+                    instance.num_allocated += 1
                     self.startup.notify_all()
-            case FirstStageDone() | BatchDone() | MigrationDone():
-                handle.answered()
-                self.on_reply(reply)
+                if replacement is not None:
+                    replacement.allocated(instance)
 
-    def _log(self, handle: _Handle, line: Log) -> None:
+    def _on_end(self, handle: WorkerHandle) -> None:
+        self._lose(handle, handle.end_message(), failed=handle.has_crashed)
+
+    def _check(self, late_s: float) -> None:
+        if self.nodes is not None:
+            self._check_machines(self.nodes, late_s)
+        if self.replacement is None:
+            if not all(instance.is_allocated for instance in self.instances):
+                return  # loading a model may take any time
+        else:
+            while not self.wishes.empty():
+                self.wishes.get()(self.replacement)
+            if (failed := self.replacement.check()) is not None:
+                self._lose_instance(*failed)
+        now = time.monotonic()
+        for instance in self.instances:
+            if not instance.is_allocated:
+                continue
+            for handle in instance.handles:
+                handle.vitals.excuse(late_s)
+                if (how := handle.vitals.verdict(now, has_work=handle.has_work)) is not None:
+                    self._lose(handle, f"{handle.spec.name} {how}")
+                    return  # those that waited for it have time from now on
+
+    def _check_machines(self, nodes: Nodes, late_s: float) -> None:
+        lost, back = nodes.check(time.monotonic(), late_s)
+        for node, why in lost:
+            logger.warning("%s", why)
+            for instance in self.instances:
+                if instance.machine.node == node and instance.stage not in ("waiting", "missing"):
+                    self._lose_instance(instance.number, why)
+        for node in back:
+            if self.replacement is not None:
+                self.replacement.returned(node)
+
+    def _on_leaving_machine(self, node: int) -> None:
+        """On any thread: what is there is to be emptied."""
+        logger.info("%s has been told to stop: its instances are emptied", self.machines[node].name)
+        if self.replacement is not None:
+            for instance in self.instances:
+                if instance.machine.node == node and instance.stage == "serving":
+                    self.on_reply(LeavingInstance(instance.number))
+
+    def _lose(self, handle: WorkerHandle, message: str, *, failed: bool = False) -> None:
+        self._lose_instance(handle.spec.instance, message, failed=failed)
+
+    def _lose_instance(self, number: int, message: str, *, failed: bool = False) -> None:
+        if self.closing:
+            return
+        over = message if self.replacement is None else self.replacement.lose(number, message, failed=failed)
+        if over is not None:
+            self._fail(over)
+
+    def _log(self, handle: WorkerHandle, line: Log) -> None:
         """In this program's own log, and format. What all workers tell while they load, the first one tells."""
         target = logging.getLogger(line.logger)
         if not target.isEnabledFor(line.level):
@@ -279,17 +373,10 @@ class MultiprocExecutor:
             if (line.logger, line.text) in self.told:
                 return
             self.told.add((line.logger, line.text))
-        target.log(line.level, "%s: %s", handle.spec.name, line.text)
-
-    def _check_beats(self) -> None:
-        if self.num_allocated < len(self.specs):
-            return  # loading a model may take any time
-        now = time.monotonic()
-        for handle in self.handles:
-            if now - handle.last_beat > self.timeout_s:
-                self._fail(f"{handle.spec.name} gave no sign of life for {self.timeout_s:.0f} s")
-            elif handle.pending and now - handle.last_progress > self.timeout_s:
-                self._fail(f"{handle.spec.name} made no progress for {self.timeout_s:.0f} s")
+        spec = handle.spec
+        target.log(
+            line.level, "%s: %s", spec.name, line.text, extra=fields(worker=spec.rank, instance=spec.instance)
+        )  # fmt: skip
 
     def _fail(self, message: str) -> None:
         if self.failure is not None or self.closing:
@@ -298,27 +385,28 @@ class MultiprocExecutor:
         with self.startup:
             self.failure = message
             self.startup.notify_all()
+        self.reader.end()
         self._kill()
+        if self.nodes is not None:
+            self.nodes.close()
         self.on_failure(message)
+
+    # -- the end --------------------------------------------------------------------------------------------------
 
     def _abandon(self) -> None:
         self.closing = True
         self._kill()
-        self.place.close()
+        if self.nodes is not None:
+            self.nodes.close()
+        self._leave_places()
+
+    def _leave_places(self) -> None:
+        for place in self.places:
+            place.close()
+        for instance in self.instances:
+            instance.leave_place()
 
     def _kill(self) -> None:
         for handle in self.handles:
             if handle.process.is_alive():
                 handle.process.kill()
-
-
-@contextmanager
-def default_environment(variables: dict[str, str]) -> Iterator[None]:
-    """For processes started meanwhile; what the user has set stays."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)  # a library that loads meanwhile may have put back what it saw before

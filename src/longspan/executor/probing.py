@@ -6,7 +6,7 @@ import multiprocessing
 import threading
 from multiprocessing.context import SpawnProcess
 
-from longspan.executor.multiproc import WORKER_ENVIRONMENT, default_environment
+from longspan.executor.launcher import WORKER_ENVIRONMENT, default_environment
 from longspan.interrupts import interrupts_held_back
 from longspan.tuning.probing import Probed, ProbeSettings
 from longspan.worker import probe_process

@@ -16,6 +16,8 @@ from longspan.core.decision import OVER_SHARE, ROUTED, WITHIN_SHARE, Decision
 from longspan.core.events import RequestAborted, RequestArrived
 from longspan.metrics.event_log import LogRecord
 
+_MOST_NAMED = 4
+
 
 class Shift(NamedTuple):
     """Since when a tenant was beyond its share, or within it."""
@@ -29,13 +31,15 @@ class Rank:
     """What a request was ranked by. Seconds; times are the log's.
 
     due: its deadline; None if the policy told nothing of it. alone_s: what its prompt takes alone. hopeless_at: when it
-    was seen that it cannot be in time. shifts: of its tenant, so far.
+    was seen that it cannot be in time. is_promised: whether from then on it goes by what it was promised. shifts: of
+    its tenant, so far.
     """
 
     priority: int
     due: float | None = None
     alone_s: float = 0.0
     hopeless_at: float | None = None
+    is_promised: bool = False
     tenant: str | None = None
     shifts: Sequence[Shift] = field(default=(), compare=False, repr=False)
 
@@ -44,7 +48,7 @@ class Rank:
             due = now + decision.predicted["deadline_s"]
             return replace(self, due=due, alone_s=decision.predicted.get("alone_s", 0.0))
         if decision.step == "hopeless" and self.hopeless_at is None:
-            return replace(self, hopeless_at=now)
+            return replace(self, hopeless_at=now, is_promised=decision.predicted.get("promised_s", 0.0) > 0.0)
         return self
 
     def is_hopeless(self, at: float) -> bool:
@@ -113,7 +117,9 @@ def why_first(other: Rank, mine: Rank, at: float) -> str:
     if other.due is None or mine.due is None:
         return ""
     if other.is_hopeless(at):
-        return "sharing alike would end it sooner" if mine.is_hopeless(at) else "there was time for it, too"
+        if not mine.is_hopeless(at):
+            return f"there was time for it, too{', or its promise was at risk' if other.is_promised else ''}"
+        return "it goes by its promise" if other.is_promised else "sharing alike would end it sooner"
     if mine.is_hopeless(at):
         return "it could be in time yet"
     earlier_s, less_s = mine.due - other.due, mine.alone_s - other.alone_s
@@ -152,13 +158,36 @@ def in_words(decision: Decision) -> list[str]:
             node = _node(decision)
             return [
                 f"it belongs to node {decision.predicted['node']:.0f}, instances {node[0]} to {node[-1]}, each of "
-                f"which has {told['before_s']} of work before it; elsewhere it would be up to {told['most_s']}"
+                f"which has {told['before_s']} of work before it; elsewhere it would be up to {told['most_s']}",
+                *_cached(decision),
             ]
+        case "evict":
+            return [_evicted(decision)]
         case "hopeless" if "late_s" in told:
-            return [f"it would be {told['late_s']} late: from here on it gets what those leave that can be in time"]
+            until = ", until its promise is at risk" if decision.predicted.get("promised_s") else ""
+            return [
+                f"it would be {told['late_s']} late: from here on it gets what those leave that can be in time{until}"
+            ]
         case "late" if "late_s" in told:
             return [f"it is served, though its first token would be {told['late_s']} later than is promised"]
     return []
+
+
+def _evicted(decision: Decision) -> str:
+    (beneficiary, *authors), told = decision.request_ids, decision.predicted
+    whose = [f"{told[f'tokens of {name}']:.0f} of {name}" for name in authors[:_MOST_NAMED]]
+    others = f" and of {len(authors) - _MOST_NAMED} others" if len(authors) > _MOST_NAMED else ""
+    where = decision.instances[0]
+    return f"{told['tokens']:.0f} cached tokens on {where} were evicted for {beneficiary}: {', '.join(whose)}{others}"
+
+
+def _cached(decision: Decision) -> list[str]:
+    told = decision.predicted
+    if "cached_tokens" not in told:
+        return []
+    cached, most = int(told["cached_tokens"]), int(told["most_cached_tokens"])
+    better = f"; another had {most}, but more work" if most > cached else ""
+    return [f"the node had {cached} tokens of its prompt{better}"]
 
 
 def _ahead(decision: Decision) -> str:

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from longspan.core.actions import RefuseRequest, RunBatch, StopRequest
+from longspan.core.actions import CancelBatch, RefuseRequest, RunBatch, StopRequest
 from longspan.core.events import BatchCompleted, Event, RequestAborted, RequestArrived, TokenOutput
 from longspan.metrics.event_log import EventLog, LogRecord, Piece
 
-_ENGINE_ID = re.compile(r"((?:chat)?cmpl-(.+))-[0-9a-f]{8}-[0-9]+")
+_ENGINE_ID = re.compile(r"((?:(?:chat)?cmpl-|resp_|msg_)(.+))-[0-9a-f]{8}-[0-9]+")
 """What the OpenAI server gives to the engine: the answer's id, with the X-Request-Id; the run's; the choice's."""
 _MOST_SUGGESTIONS = 3
 
@@ -68,6 +68,9 @@ class _Lives:
             match action:
                 case RunBatch():
                     self._issue(action)
+                case CancelBatch(batch_ids):
+                    for batch_id in batch_ids:
+                        self._complete(self._batches.pop(batch_id, None))
                 case RefuseRequest(request_id) if request_id in self._lives:
                     yield self._end(request_id, "refused")
                 case StopRequest(request_id, _, "finished" | "aborted") if request_id in self._lives:
@@ -144,11 +147,17 @@ def list_requests(log: EventLog) -> Iterator[RequestSummary]:
 def find_requests(log: EventLog, given: str) -> list[str]:
     """Return the engine's ids of the request that is meant, in order of arrival: one, or one for each of its choices.
 
-    given: an engine's id; the id of an answer (cmpl-..., chatcmpl-...); an X-Request-Id; or how any of them begins.
+    given: an engine's id; the id of an answer (cmpl-..., chatcmpl-..., resp_..., msg_...); an X-Request-Id; or how any
+        of them begins.
     """
+    return matching(request_ids(log), given)
+
+
+def matching(request_ids: Iterable[str], given: str) -> list[str]:
+    """Return those of the ids, in order of arrival, that `find_requests` would."""
     own: list[str] = []
     beginning: list[str] = []
-    for request_id in request_ids(log):
+    for request_id in request_ids:
         if request_id == given:
             return [request_id]
         found = _ENGINE_ID.fullmatch(request_id)
@@ -158,6 +167,12 @@ def find_requests(log: EventLog, given: str) -> list[str]:
         elif not own and (request_id.startswith(given) or (found is not None and found[2].startswith(given))):
             beginning.append(request_id)
     return own or beginning
+
+
+def client_id(request_id: str) -> str:
+    """Return the X-Request-Id of the engine's request; its own id, if it has none."""
+    found = _ENGINE_ID.fullmatch(request_id)
+    return request_id if found is None else found[2]
 
 
 def suggest(log: EventLog, given: str) -> list[str]:

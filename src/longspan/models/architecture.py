@@ -40,7 +40,10 @@ FAMILIES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only model of the Llama family. See `FAMILIES` for what runs."""
+    """A decoder-only model of the Llama family. See `FAMILIES` for what runs.
+
+    max_position_embeddings, stretches_to: tokens, as in `Reach`.
+    """
 
     architecture: str
     num_layers: int
@@ -53,6 +56,7 @@ class ModelConfig:
     rms_norm_eps: float
     rope: RopeConfig
     max_position_embeddings: int
+    stretches_to: int = 0
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -75,12 +79,10 @@ class ModelConfig:
 
     @property
     def longest_model_len(self) -> int:
-        """What `max_model_len` may be set to. With linear RoPE scaling by a factor, some configurations give the length
-        before it, as transformers' documentation asked for, and some that after it: which, cannot be told."""
-        if self.rope.kind != "linear":
-            return self.max_model_len
-        scaled = int(self.max_position_embeddings * max(1.0, self.rope.factor))
-        return min(scaled, self.sliding_window or scaled)
+        """What `max_model_len` may be set to. With RoPE scaling by a factor, some configurations give the length before
+        it, as transformers' documentation asked for, and some that after it: which, cannot be told."""
+        longest = max(self.max_position_embeddings, self.stretches_to)
+        return min(longest, self.sliding_window or longest)
 
     @property
     def max_model_len_reason(self) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from longspan.cache import cache_dir, is_own, private_folder, remove_leftovers
-from longspan.errors import ModelError
+from longspan.errors import ConfigError, ModelError
+from longspan.models.hub import fetch, is_hub_id
 from longspan.phases import OnPhase, Phase, ignore
 
 logger = logging.getLogger(__name__)
@@ -88,8 +89,27 @@ class ModelEntry:
     path: Path
 
 
-def resolve_model(name_or_path: str, on_phase: OnPhase = ignore) -> ResolvedModel:
-    """Finds a model, fetching a catalogued one that is not here yet. Raises ModelError."""
+def resolve_model(name_or_path: str, on_phase: OnPhase = ignore, revision: str | None = None) -> ResolvedModel:
+    """Finds a model, fetching a catalogued one, or one of the hub, that is not here yet.
+
+    revision: of a model on the hub: a branch, a tag or a commit. Raises ModelError; ConfigError for the revision of
+    what is not on the hub.
+    """
+    found = _here(name_or_path, on_phase)
+    if found is not None and revision is not None:
+        raise ConfigError(f"revision is {revision!r:.80}, but {found.name} does not come from the hub, where such are")
+    if found is None and is_hub_id(name_or_path):
+        return ResolvedModel(name=name_or_path, path=fetch(name_or_path, revision, on_phase), kind="hf")
+    if found is not None:
+        return found
+    known = ", ".join(model.name for model in CATALOG)
+    raise ModelError(
+        f"there is no model {name_or_path[:_SHOWN_CHARS]!r}: pass a folder in Hugging Face layout, a .gguf "
+        f"file, the id of a model on Hugging Face's hub (owner/name), or one of these names: {known}"
+    )
+
+
+def _here(name_or_path: str, on_phase: OnPhase) -> ResolvedModel | None:
     with suppress(OSError, ValueError, RuntimeError):  # what can be no path, such as 5,000 letters, may be a name
         path = Path(name_or_path).expanduser()
         if path.is_dir():
@@ -100,11 +120,7 @@ def resolve_model(name_or_path: str, on_phase: OnPhase = ignore) -> ResolvedMode
     for model in CATALOG:
         if wanted in (name.lower() for name in (model.name, *model.aliases)):
             return ResolvedModel(name=model.name, path=_cached_or_fetched(model, on_phase), kind="gguf")
-    known = ", ".join(model.name for model in CATALOG)
-    raise ModelError(
-        f"there is no model {name_or_path[:_SHOWN_CHARS]!r}: pass a folder in Hugging Face layout, a .gguf "
-        f"file, or one of these names: {known}"
-    )
+    return None
 
 
 def list_models() -> list[ModelEntry]:

@@ -15,13 +15,17 @@ __all__ = ["FAMILIES", "ModelConfig", "RopeConfig", "load_model_config"]
 logger = logging.getLogger(__name__)
 
 
-def load_model_config(path: Path | str) -> ModelConfig:
-    """Load `path`, a folder in Hugging Face layout, or a .gguf file. Raises ModelError, UnsupportedModelError."""
+def load_model_config(path: Path | str, rope_scaling: str | None = None) -> ModelConfig:
+    """Load `path`, a folder in Hugging Face layout, or a .gguf file.
+
+    rope_scaling: a JSON object in place of the model's own RoPE scaling. Raises ModelError, UnsupportedModelError;
+    ConfigError where the scaling cannot be.
+    """
     path = Path(path)
     if path.is_dir():
-        config = hf_config.read(path)
+        config = hf_config.read(path, rope_scaling)
     elif path.is_file():
-        config = gguf_config.read(path)
+        config = gguf_config.read(path, rope_scaling)
     else:
         raise ModelError(f"{path} does not exist; pass a folder in Hugging Face layout, or a .gguf file")
     if config.max_model_len < config.max_position_embeddings:

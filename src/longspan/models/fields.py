@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longspan.errors import ModelError
+from longspan.errors import LongspanError, ModelError
 
 _MOST = 1 << 31  # no size of any model is as large
 
@@ -38,6 +38,15 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
             raise self.wrong(key, "a finite number above 0")
         return float(value)
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """Return a list of finite numbers above 0."""
+        values = self._value(key, None)
+        if not isinstance(values, list) or not all(
+            isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _LARGEST for value in values
+        ):
+            raise self.wrong(key, "a list of finite numbers above 0")
+        return tuple(map(float, values))
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._value(key, default)
@@ -73,7 +82,7 @@ class Fields:
             raise self.wrong(key, "a JSON object")
         return Fields(value, self.path)
 
-    def wrong(self, key: str, expected: str) -> ModelError:
+    def wrong(self, key: str, expected: str) -> LongspanError:
         """Return what to raise where the value of `key` is not as expected."""
         value = f"{self.values.get(key)!r:.80}"
         return ModelError(
@@ -81,12 +90,16 @@ class Fields:
             "again"
         )
 
+    def missing(self, key: str) -> LongspanError:
+        """Return what to raise where there is no value of `key`."""
+        return ModelError(f"{self.path} does not say {key!r}; is the model complete?")
+
     def _value(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         if value is None:
             value = default
         if value is None:
-            raise ModelError(f"{self.path} does not say {key!r}; is the model complete?")
+            raise self.missing(key)
         return value
 
 

@@ -6,6 +6,7 @@ that are there.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,13 @@ from longspan.models.architecture import (
 )
 from longspan.models.fields import Fields
 from longspan.models.gguf_file import GGUFFile
+from longspan.models.rope import Plain, Reach, by_setting, reach_of
 
 _DTYPE_OF_FILE_TYPE: dict[int, TorchDType] = {0: "float32", 1: "float16"}
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
-def read(path: Path) -> ModelConfig:
+def read(path: Path, rope_scaling: str | None = None) -> ModelConfig:
     file = GGUFFile(path)
     family = Fields(file.metadata, path).text("general.architecture")
     architecture = next((name for name, known in FAMILIES.items() if known.gguf == family), None)
@@ -37,6 +39,7 @@ def read(path: Path) -> ModelConfig:
     num_heads = raw.size("attention.head_count")
     head_dim = _head_dim(raw)
     _refuse_what_is_missing_here(file, raw, head_dim)
+    reach = _reach(file, raw, head_dim, rope_scaling)
     ends = (raw.token_ids(f"tokenizer.ggml.{name}") for name in _END_TOKENS)
     return ModelConfig(
         architecture=architecture,
@@ -48,8 +51,9 @@ def read(path: Path) -> ModelConfig:
         intermediate_size=raw.size("feed_forward_length"),
         vocab_size=_vocab_size(file),
         rms_norm_eps=raw.number("attention.layer_norm_rms_epsilon"),
-        rope=_rope(file, raw, head_dim),
-        max_position_embeddings=raw.size("context_length"),
+        rope=reach.rope,
+        max_position_embeddings=reach.limit,
+        stretches_to=reach.stretches_to,
         tie_word_embeddings="output.weight" not in file.tensors,
         qkv_bias="blk.0.attn_q.bias" in file.tensors,
         qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
@@ -87,20 +91,34 @@ def _refuse_what_is_missing_here(file: GGUFFile, raw: Fields, head_dim: int) -> 
         raise unsupported_feature(file.path, "biases beyond those of query, key and value")
 
 
-def _rope(file: GGUFFile, raw: Fields, head_dim: int) -> RopeConfig:
-    theta = raw.number("rope.freq_base", 10000.0)
+def _reach(file: GGUFFile, raw: Fields, head_dim: int, rope_scaling: str | None) -> Reach:
+    theta, limit = raw.number("rope.freq_base", 10000.0), raw.size("context_length")
+    if rope_scaling is not None:
+        return by_setting(rope_scaling, Plain(theta, head_dim, limit))
     kind = raw.text("rope.scaling.type", "none" if raw.get("rope.scale_linear") is None else "linear")
-    if kind not in ("none", "linear"):
-        raise unsupported_feature(file.path, f"the RoPE scaling {kind!r} (none, linear and llama3 run)")
+    if kind not in ("none", "linear", "yarn"):
+        raise unsupported_feature(file.path, f"the RoPE scaling {kind!r} (none, linear, yarn and llama3 run)")
+    if kind == "yarn":
+        return _yarn(raw, Plain(theta, head_dim, limit))
     factor = 1.0
     if kind == "linear":
         factor = raw.number("rope.scaling.factor", raw.number("rope.scale_linear", 1.0))
     if "rope_freqs.weight" in file.tensors:  # llama3 scaling, worked out by the converter
         scaled = tuple(factor * divisor for divisor in _divisors(file, head_dim))
-        return RopeConfig(theta=theta, kind="per_frequency", divisors=scaled)
+        return Reach(RopeConfig(theta=theta, kind="per_frequency", divisors=scaled), limit, 0)
     if factor != 1.0:
-        return RopeConfig(theta=theta, kind="linear", factor=factor)
-    return RopeConfig(theta=theta)
+        return reach_of(Fields({"rope_type": "linear", "factor": factor}, file.path), Plain(theta, head_dim, limit))
+    return Reach(RopeConfig(theta=theta), limit, 0)
+
+
+def _yarn(raw: Fields, plain: Plain) -> Reach:
+    """llama.cpp multiplies what the paper's factor of attention comes to with one of its own, 1 by default."""
+    names = {"factor": "factor", "original_max_position_embeddings": "original_context_length",
+             "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}  # fmt: skip
+    values = {name: raw.get(f"rope.scaling.{theirs}") for name, theirs in names.items()}
+    reach = reach_of(Fields({"rope_type": "yarn", **values}, raw.path), plain)
+    own = raw.number("rope.scaling.yarn_attn_factor", raw.number("rope.scaling.attn_factor", 1.0))
+    return replace(reach, rope=replace(reach.rope, attention_factor=own * reach.rope.attention_factor))
 
 
 def _divisors(file: GGUFFile, head_dim: int) -> list[float]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import get_args
 
 from longspan.errors import ModelError
-from longspan.layers.rope_config import RopeConfig
 from longspan.models.architecture import (
     FAMILIES,
     Family,
@@ -17,9 +16,10 @@ from longspan.models.architecture import (
 )
 from longspan.models.fields import Fields, read_json
 from longspan.models.generation_config import FILE_NAME as GENERATION_CONFIG
+from longspan.models.rope import KINDS, Plain, Reach, by_setting, kind_of, reach_of
 
 
-def read(folder: Path) -> ModelConfig:
+def read(folder: Path, rope_scaling: str | None = None) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         inside = ", ".join(sorted(file.name for file in folder.glob("*.gguf")))
@@ -32,19 +32,21 @@ def read(folder: Path) -> ModelConfig:
         raise unsupported_architecture(folder, architecture)
     family = FAMILIES[architecture]
     _refuse_what_is_missing_here(raw, family, folder)
-    num_heads = raw.size("num_attention_heads")
+    num_heads, head_dim = raw.size("num_attention_heads"), _head_dim(raw, family)
+    reach = _reach(raw, folder, head_dim, rope_scaling)
     return ModelConfig(
         architecture=architecture,
         num_layers=raw.size("num_hidden_layers"),
         hidden_size=raw.size("hidden_size"),
         num_heads=num_heads,
         num_kv_heads=raw.size("num_key_value_heads", num_heads),
-        head_dim=_head_dim(raw, family),
+        head_dim=head_dim,
         intermediate_size=raw.size("intermediate_size"),
         vocab_size=raw.size("vocab_size"),
         rms_norm_eps=raw.number("rms_norm_eps"),
-        rope=_rope(raw, folder),
-        max_position_embeddings=raw.size("max_position_embeddings"),
+        rope=reach.rope,
+        max_position_embeddings=reach.limit,
+        stretches_to=reach.stretches_to,
         tie_word_embeddings=raw.flag("tie_word_embeddings", False),
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
@@ -77,32 +79,21 @@ def _refuse_what_is_missing_here(raw: Fields, family: Family, folder: Path) -> N
         raise unsupported_feature(folder, "mlp_bias")
 
 
-def _rope(raw: Fields, folder: Path) -> RopeConfig:
+def _reach(raw: Fields, folder: Path, head_dim: int, rope_scaling: str | None) -> Reach:
     """Old spelling: `rope_theta` beside `rope_scaling`. Since transformers 5: all in `rope_parameters`."""
     rope = raw.table("rope_parameters" if raw.get("rope_parameters") else "rope_scaling")
     theta = (rope if rope.get("rope_theta") is not None else raw).number("rope_theta", 10000.0)
-    kind = rope.text("rope_type", rope.text("type", "default"))
     partial = rope if rope.get("partial_rotary_factor") is not None else raw
     if partial.number("partial_rotary_factor", 1.0) != 1.0:
         raise unsupported_feature(folder, "partial_rotary_factor")
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind not in ("linear", "llama3"):
-        raise unsupported_feature(folder, f"the RoPE scaling {kind!r} (default, linear and llama3 run)")
-    factor = rope.number("factor")
-    if kind == "linear":
-        return RopeConfig(theta=theta, kind="linear", factor=factor)
-    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-    if low >= high:
-        raise rope.wrong("low_freq_factor", f"below high_freq_factor, which is {high}")
-    return RopeConfig(
-        theta=theta,
-        kind="llama3",
-        factor=factor,
-        low_freq_factor=low,
-        high_freq_factor=high,
-        original_max_position_embeddings=rope.size("original_max_position_embeddings"),
-    )
+    limit, original = raw.size("max_position_embeddings"), None
+    if rope_scaling is not None:
+        return by_setting(rope_scaling, Plain(theta, head_dim, limit))
+    if (kind := kind_of(rope)) not in KINDS:
+        raise unsupported_feature(folder, f"the RoPE scaling {kind!r} ({', '.join(KINDS)} run)")
+    if raw.get("original_max_position_embeddings") is not None:
+        original = raw.size("original_max_position_embeddings")
+    return reach_of(rope, Plain(theta, head_dim, limit, original))
 
 
 def _sliding_window(raw: Fields, family: Family) -> int | None:

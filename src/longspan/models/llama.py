@@ -23,7 +23,7 @@ from longspan.layers.linear import Linear
 from longspan.layers.logits import settle_near_ties_
 from longspan.layers.norm import rms_norm
 from longspan.layers.quantized_linear import QuantizedMatrix
-from longspan.layers.rotary import inverse_frequencies, rotary_angles
+from longspan.layers.rotary import Rotary
 from longspan.models.architecture import ModelConfig
 from longspan.models.sharding import TensorParallelShard, width
 from longspan.models.stored_shapes import check_shapes
@@ -80,7 +80,7 @@ class LlamaModel:
         sizes = config.hidden_size, config.head_dim, width(shard.intermediate)
         self.like = layers[0].attention_norm_D  # of the model's dtype, on its device
         self.ops = elementwise_for(self.like.device, self.like.dtype, *sizes)
-        self.frequencies_R = inverse_frequencies(config.rope, config.head_dim).to(self.like.device)
+        self.rotary = Rotary(config.rope, config.head_dim, self.like.device)
         # A decode step runs all layers in one call, where it can; `run_layers` says what they do.
         self.decoder = NativeDecoder.of(
             layers, shard.num_query_heads, shard.num_kv_heads, config.head_dim, width(shard.intermediate),
@@ -146,18 +146,20 @@ class LlamaModel:
         attention: Attention,
         tp: TensorParallelGroup,
         on_last_layer: Callable[[], None] = lambda: None,
+        lengths_T: Tensor | None = None,
     ) -> Tensor:
         """Return the residual stream (fp32) behind the layers of this stage. x_TD may be overwritten.
 
         With T = 0 nothing is computed here, but `attention` is called in every layer: it serves its peers.
         on_last_layer: called once, before the last layer, or before all of them where one call runs them.
+        lengths_T: see `Rotary.angles`.
         """
         lone = None
         if self.decoder is not None and tp.size == 1 and isinstance(attention, ElasticAttention):
             lone = attention.lone_tokens()
         if not len(x_TD) and lone is None:
             return self._only_attend(x_TD, attention, on_last_layer)
-        cos_T1R, sin_T1R = rotary_angles(positions_T, self.frequencies_R)
+        cos_T1R, sin_T1R = self.rotary.angles(positions_T, lengths_T)
         eps, ops = self.config.rms_norm_eps, self.ops
         if lone is not None:
             assert self.decoder is not None

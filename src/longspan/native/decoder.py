@@ -29,10 +29,12 @@ from longspan.native.library import (
     best_library,
 )
 from longspan.native.linear import NativeLinear
+from longspan.native.mail import check_exchanged
 from longspan.native.quantized_linear import NativeQuantizedLinear
 
 NativeMatrix = NativeLinear | NativeQuantizedLinear
 MOST_HEAD_DIM = 256  # csrc/kv_rows.h
+_NO_MEMORY = 1  # csrc/library.cpp
 
 
 class LayerWeights(Protocol):
@@ -111,7 +113,10 @@ class NativeDecoder:
         return cls(library, layers, heads, kv_heads, eps)
 
     def __call__(self, x_TD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, part: LoneTokens) -> Tensor:
-        """Turn x_TD (fp32) into the residual stream before the last layer's mlp is added; that mlp is returned."""
+        """Turn x_TD (fp32) into the residual stream before the last layer's mlp is added; that mlp is returned.
+
+        Raises WorkVoidError, MemoryError.
+        """
         layers = self._layers_with(part.pool)
         mlp_TD = torch.empty(x_TD.shape, dtype=self.dtype)
         k_GNK, _ = part.pool.layer(0)
@@ -124,8 +129,10 @@ class NativeDecoder:
             len(self.layers), *x_TD.shape, self.heads, self.kv_heads, k_GNK.shape[2], down.inputs, k_GNK.stride(0),
             k_GNK.stride(1), self.eps, part.scale, torch.get_num_threads(),
         )  # fmt: skip
-        if self.library.decode(ctypes.addressof(step), self.dtype == torch.bfloat16):
+        status = self.library.decode(ctypes.addressof(step), self.dtype == torch.bfloat16)
+        if status == _NO_MEMORY:
             raise MemoryError("no memory for a decode step's scratch")
+        check_exchanged(status)
         return mlp_TD
 
     def _layers_with(self, pool: LocalPool) -> ctypes.Array[DecoderLayerStruct]:

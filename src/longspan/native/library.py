@@ -28,7 +28,7 @@ class SegmentStruct(ctypes.Structure):
 class MessageStruct(ctypes.Structure):
     """`Message` in csrc/mail.h."""
 
-    _fields_ = (("rank", _int64), ("outgoing", _int64), ("data", _pointer), ("bytes", _int64), ("number", _int64))
+    _fields_ = (("rank", _int64), ("outgoing", _int64), ("data", _pointer), ("bytes", _int64), ("posted", _int64))
 
 
 class MatrixStruct(ctypes.Structure):
@@ -112,17 +112,22 @@ class Library:
         self.merge_rows = library.longspan_merge_rows
         self.merge_rows.argtypes = [*[_pointer] * 5, *[_int64] * 4, _int]
         self.mail_new = library.longspan_mail_new
+        self.mail_new.argtypes = [_pointer]
         self.mail_new.restype = _pointer
         self.mail_connect = library.longspan_mail_connect
         self.mail_connect.argtypes = [_pointer, _int64, *[_pointer] * 3, _int64, _int]
+        self.mail_connect_socket = library.longspan_mail_connect_socket
+        self.mail_connect_socket.argtypes = [_pointer, _int64, _int, _int]
         self.mail_post = library.longspan_mail_post
         self.mail_post.argtypes = [_pointer, _pointer, _int64]
         self.mail_wait = library.longspan_mail_wait
         self.mail_wait.argtypes = [_pointer, _pointer, _int64]
+        self.mail_drop = library.longspan_mail_drop
+        self.mail_drop.argtypes = [_pointer]
         self.use_openmp = library.longspan_use_openmp
         self.use_openmp.argtypes = [_pointer]
         for function in (self.rms_norm, self.rotate, self.silu_and_mul, self.use_openmp,
-                         self.merge_rows, self.mail_connect, self.mail_post, self.mail_wait,
+                         self.merge_rows, self.mail_connect, self.mail_connect_socket, self.mail_post, self.mail_drop,
                          self.pack_linear, self.linear, self.pack_quantized, self.quantized_linear):  # fmt: skip
             function.restype = None
         self.use_openmp(openmp_parallel())

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from longspan.errors import ConfigError
+from longspan.plot_axes import make_readable
 from longspan.profiler.check import Check
 
 _TOLERANCE = 0.1  # the shaded band
@@ -35,6 +36,7 @@ def plot_check(result: Check, path: Path) -> None:
     overall = result.summary()
     axes.set_title(f"relative error: mean {overall.mean:.1%}, largest {overall.largest:.1%}")
     axes.legend()
+    make_readable(axes)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:  # no such folder; no such kind of picture

@@ -22,11 +22,13 @@ class Trial:
     """What one simulation showed.
 
     attainment: the lower of both classes' shares. num_late: requests refused since their first token would have come
-    later than was promised; they are not within the SLO.
+    later than was promised; they are not within the SLO. hit_rate: the part of the prompt tokens that was found
+    computed; None where the trace does not tell.
     """
 
     attainment: float
     num_late: int
+    hit_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,11 @@ class Goal:
         simulation = simulator.run(requests)
         metrics = measure(simulation.records(), slo=self.slo, long_threshold=self.long_threshold)
         attainment = min(c.slo_attainment for c in metrics.classes.values() if c.slo_attainment is not None)
-        return Trial(attainment, sum(request.refusal == "late" for request in simulation.requests))
+        prefixes = simulation.prefixes
+        return Trial(
+            attainment, sum(request.refusal == "late" for request in simulation.requests),
+            prefixes.hit_rate if prefixes.num_arrived else None,
+        )  # fmt: skip
 
 
 def faster(requests: Sequence[TraceRequest], factor: float) -> list[TraceRequest]:

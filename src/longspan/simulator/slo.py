@@ -45,8 +45,6 @@ class LengthAwareSLO(SLO):
         )
 
     def met_by(self, record: RequestRecord) -> bool:
-        return (
-            super().met_by(record)
-            and record.ttft_s is not None
-            and record.ttft_s <= max(self.floor_s, self.factor * self.alone(record.num_prompt_tokens))
-        )
+        if not super().met_by(record) or record.ttft_s is None:
+            return False
+        return record.ttft_s <= self.floor_s or record.ttft_s <= self.factor * self.alone(record.num_prompt_tokens)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from longspan.core.actions import KVRange, RunBatch, Segment
 from longspan.core.costs.batch_shape import BatchShape
-from longspan.core.policies.parts.sharing import share_evenly
 
 
 def evenly_spread(shape: BatchShape) -> RunBatch:
@@ -43,4 +42,6 @@ def _ranges(start: int, length: int, keepers: tuple[int, ...]) -> tuple[KVRange,
 
 
 def _shares(tokens: int, parts: int) -> list[int]:
-    return share_evenly(tokens, [tokens] * parts)
+    """What `share_evenly` returns where there is room for all everywhere: the last ones get what is over."""
+    share, over = divmod(tokens, parts)
+    return [share] * (parts - over) + [share + 1] * over

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import msgspec
 from longspan.cache import is_own, private_folder
 from longspan.config import Objective
 from longspan.errors import ConfigError
+from longspan.files import write_whole
 from longspan.tuning.shapes import Shape
 from longspan.tuning.speed import WorkerSpeed
 
@@ -56,10 +56,7 @@ def remember(name: str, known: Known) -> None:
     """Keep it; where that cannot be, the next start measures anew."""
     content = {"format_version": FORMAT_VERSION, "speeds": known.speeds, "chosen": known.chosen}
     try:
-        path = _path(name)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
-        partial.replace(path)
+        write_whole(_path(name), msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
     except OSError as error:
         logger.warning("what was measured cannot be kept, and is measured at each start: %s", error)
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from longspan.config import DEFAULT_TTFT_FLOOR_S, Objective
 from longspan.core.costs.cost_model import CostModel
+from longspan.core.policies.longspan.policy import Longspan
 
 _ITERATIONS_BEFORE = 2.5
 """A prompt may wait for the longest iteration that nobody's pace bounds, then has one of its own."""
-_IDLE_FIXED_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,10 @@ class Targets:
     reason: str
 
 
-def targets(model: CostModel, objective: Objective) -> Targets:
-    """Return the targets of a deployment that has these costs."""
-    aim = AIMS[objective]
+def targets(model: CostModel, objective: Objective, aim: Aim | None = None) -> Targets:
+    """Return the targets of a deployment that has these costs. aim: what is asked of iterations; by default the
+    objective's."""
+    aim = AIMS[objective] if aim is None else aim
     fixed_s, decode_s = model.prefill((), 1), model.decode(1, 0, 1, 1)
     wanted_s = fixed_s / aim.fixed_share
     tpot_s = min(max(wanted_s, aim.least_s), aim.most_s)
@@ -62,7 +63,7 @@ def targets(model: CostModel, objective: Objective) -> Targets:
     if aim.decodes * decode_s > tpot_s:
         tpot_s = aim.decodes * decode_s
         reason = f"a decode step takes {_ms(decode_s)}, and {objective} allows {aim.decodes:g} times that"
-    floor_s = max(DEFAULT_TTFT_FLOOR_S, _ITERATIONS_BEFORE * max(fixed_s / _IDLE_FIXED_SHARE, tpot_s))
+    floor_s = max(DEFAULT_TTFT_FLOOR_S, _ITERATIONS_BEFORE * max(fixed_s / Longspan.Options.idle_fixed_share, tpot_s))
     return Targets(_rounded(tpot_s), _rounded(floor_s), reason)
 
 

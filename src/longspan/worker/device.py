@@ -15,7 +15,7 @@ from longspan.errors import ConfigError
 from longspan.layers.quantized_linear import quantized_kernels_serve
 from longspan.models.weights import WeightFormat
 from longspan.native.library import best_library
-from longspan.worker.messages import WorkerSpec
+from longspan.worker.spec import WorkerSpec
 
 _KV_SHARE_CPU = 0.4  # of the free memory; the rest is the system's, activations', and other programs'
 _KV_SHARE_CUDA = 0.85
@@ -38,13 +38,13 @@ def resolve_device(spec: WorkerSpec) -> torch.device:
             f"{spec.num_instances} instances of pp {spec.pp} and tp {spec.tp} need {spec.devices_wanted} GPUs, but "
             f"here are {found}; use fewer, --device cpu, or --executor inproc for several instances on one GPU"
         )
-    return torch.device("cuda", spec.rank % spec.devices_wanted % found)
+    return torch.device("cuda", spec.local_rank % spec.devices_wanted % found)
 
 
 def workers_on_device(spec: WorkerSpec, device: torch.device) -> int:
     """Return how many workers have this one's device, at most."""
     devices = min(spec.devices_wanted, torch.cuda.device_count()) if device.type == "cuda" else 1
-    return -(-spec.world_size // devices)
+    return -(-spec.local_size // devices)
 
 
 def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
@@ -81,7 +81,7 @@ def resolve_transport(transport: TransportName, device: torch.device) -> Transpo
     if (transport == "nccl") != (device.type == "cuda") and transport != "auto":
         raise ConfigError(f"transport is {transport}, but the device is {device.type}; use --transport auto")
     if transport == "shared_memory" and not shared_memory.usable():
-        raise ConfigError("transport is shared_memory, which needs x86-64 and /dev/shm; use --transport auto")
+        raise ConfigError("transport is shared_memory, which needs x86-64 and Linux; use --transport auto")
     if transport != "auto":
         return transport
     if device.type == "cuda":

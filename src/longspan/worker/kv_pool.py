@@ -13,11 +13,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
+from longspan.attention.layout import Earlier
 from longspan.native.elementwise import NativeElementwise
 from longspan.native.library import best_library
 
 _MANY_ROWS = 32  # from here on our own copy is faster than torch's
 _LARGE_PAGE = 2 << 20
+_MOST_JOINED = 256  # requests that decode behind an adopted prefix
+_NONE = np.zeros(0, dtype=np.int64)
 
 
 class KVPool:
@@ -36,7 +39,14 @@ class KVPool:
         self._native = NativeElementwise(library) if library else None
         self.free_slots = _FreeSlots(slots)
         self.holdings: dict[int, _Holding] = {}
+        self._joined: dict[int, _Joined] = {}
+        self._seen_to: dict[int, int] = {}  # by residence, up to where its tokens are joined with later ones
         self._no_slots = torch.zeros(0, dtype=torch.int64, device=device)
+
+    @property
+    def num_used(self) -> int:
+        """Slots that are taken; any thread may ask."""
+        return len(self.free_slots.stack) - self.free_slots.size
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return k_GNK and v_GNK of the layer."""
@@ -51,14 +61,43 @@ class KVPool:
         self.k_LGNK[layer].index_copy_(1, slots, k_TGK.transpose(0, 1))
         self.v_LGNK[layer].index_copy_(1, slots, v_TGK.transpose(0, 1))
 
-    def held(self, residence: int, below: int) -> torch.Tensor:
-        """Return the slots (int64) of the residence's tokens that are here, at positions below `below`; unordered."""
+    def held(self, residence: int, below: int, earlier: Earlier = ()) -> torch.Tensor:
+        """Return the slots (int64) of the residence's tokens that are here, at positions below `below`; unordered.
+
+        earlier: (residence, length) of those that its request refers to before it; with their tokens.
+        """
+        own = self._below(residence, below)
+        if not earlier:
+            return self._on_device(own)
         holding = self.holdings.get(residence)
-        return self._on_device(holding.below(below) if holding else np.zeros(0, dtype=np.int64))
+        if holding and holding.end > below:
+            return self._on_device(np.concatenate([*[self._below(number, end) for number, end in earlier], own]))
+        joined = self._joined.pop(residence, None)
+        if joined is None or joined.earlier != earlier:
+            joined = _Joined(earlier, [self._below(number, end) for number, end in earlier])
+            for number, end in earlier:
+                self._seen_to[number] = max(end, self._seen_to.get(number, 0))
+        self._joined[residence] = joined  # as the last that was asked for
+        while len(self._joined) > _MOST_JOINED:
+            del self._joined[next(iter(self._joined))]
+        return self._on_device(joined.with_own(own))
+
+    def _below(self, residence: int, position: int) -> np.ndarray:
+        holding = self.holdings.get(residence)
+        return holding.below(position) if holding else _NONE
+
+    def _changed(self, residence: int) -> None:
+        """Note that the residence has not only grown at its end."""
+        self._seen_to.pop(residence, None)
+        for own, joined in list(self._joined.items()):
+            if own == residence or any([number == residence for number, _ in joined.earlier]):
+                del self._joined[own]
 
     def allocate(self, residence: int, start: int, end: int) -> torch.Tensor:
         """Take slots (int64) for the tokens at positions [start, end) of the residence."""
         slots = self.free_slots.take(end - start)
+        if start < self._seen_to.get(residence, 0):  # lost tokens, which are computed again
+            self._changed(residence)
         self.holdings.setdefault(residence, _Holding()).append(start, end, slots)
         return self._on_device(slots)
 
@@ -71,6 +110,8 @@ class KVPool:
             holding = self.holdings.get(residence)
             if holding is None:
                 holding = self.holdings[residence] = _Holding()
+            if position < self._seen_to.get(residence, 0):
+                self._changed(residence)
             holding.append_one(position, slot)
         return self._on_device(slots)
 
@@ -81,6 +122,7 @@ class KVPool:
     def free(self, residence: int) -> None:
         """Give back every slot of the residence; none is fine."""
         holding = self.holdings.pop(residence, None)
+        self._changed(residence)
         if holding:
             self.free_slots.give(holding.slots)
 
@@ -91,6 +133,7 @@ class KVPool:
 
     def insert(self, residence: int, ranges: Iterable[tuple[int, int]], kv_2LGTK: torch.Tensor) -> None:
         """Take in what `read` gave on another device."""
+        self._changed(residence)
         slots = torch.cat([self.allocate(residence, start, end) for start, end in ranges])
         self.k_LGNK.index_copy_(2, slots, kv_2LGTK[0])
         self.v_LGNK.index_copy_(2, slots, kv_2LGTK[1])
@@ -98,6 +141,7 @@ class KVPool:
     def release(self, residence: int, ranges: Iterable[tuple[int, int]]) -> None:
         """Give back the slots of these token ranges only."""
         holding = self.holdings[residence]
+        self._changed(residence)
         self.free_slots.give(holding.remove(ranges))
         if not len(holding.slots):
             del self.holdings[residence]
@@ -199,4 +243,29 @@ class _Holding:
         kept = self._table[:, : self._count][:, ~gone]
         self._count = kept.shape[1]
         self._table[:, : self._count] = kept
+        self.end = int(kept[0].max()) + 1 if self._count else 0
         return slots
+
+
+class _Joined:
+    """Slots of a request's tokens in several residences, in one array that grows with the last of them.
+
+    num_own: how many of that one's are in it, its first ones: while it only grows it need not be copied again.
+    """
+
+    def __init__(self, earlier: Earlier, slots: Sequence[np.ndarray]) -> None:
+        self.earlier = earlier
+        self._begin = sum(map(len, slots))
+        self._table = np.empty(self._begin + 64, dtype=np.int64)
+        np.concatenate(slots, out=self._table[: self._begin])
+        self.num_own = 0
+
+    def with_own(self, own: np.ndarray) -> np.ndarray:
+        end, known = self._begin + len(own), self._begin + self.num_own
+        if end > len(self._table):
+            grown = np.empty(max(end, 2 * len(self._table) - self._begin), dtype=np.int64)
+            grown[:known] = self._table[:known]
+            self._table = grown
+        self._table[known:end] = own[self.num_own :]
+        self.num_own = len(own)
+        return self._table[:end]

@@ -5,74 +5,13 @@ Commands of one worker are carried out first in, first out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
-from longspan.config import Device, DType, Quantization, TransportName
 from longspan.core.actions import FreeKV, MigrateKV, RunBatch
 from longspan.worker.sampling_state import SampledToken, SamplingState
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSpec:
-    """The specification of a worker: one device of one stage of one instance, and the model that it loads its share of.
-
-    pp_layers: of each stage; None until they are balanced.
-    shares_devices: all instances are on the same devices, as threads of one process may be.
-    rendezvous_port: where workers that meet through torch.distributed do so, on the loopback interface.
-    """
-
-    model_path: str
-    instance: int
-    tp_rank: int
-    num_instances: int
-    tp: int
-    stage: int = 0
-    pp: int = 1
-    pp_layers: tuple[int, ...] | None = None
-    dtype: DType
-    device: Device
-    threads: int | None
-    transport: TransportName = "auto"
-    quantization: Quantization = "auto"
-    shares_devices: bool = False
-    rendezvous_port: int | None = None
-
-    @property
-    def devices_wanted(self) -> int:
-        """The number of devices wanted of this machine."""
-        return self.world_size // self.num_instances if self.shares_devices else self.world_size
-
-    @property
-    def rank(self) -> int:
-        return self.rank_at(self.instance, self.stage)
-
-    def rank_at(self, instance: int, stage: int) -> int:
-        """Return the rank of the device with the same tensor-parallel rank there."""
-        return (instance * self.pp + stage) * self.tp + self.tp_rank
-
-    @property
-    def is_last_stage(self) -> bool:
-        return self.stage == self.pp - 1
-
-    @property
-    def world_size(self) -> int:
-        return self.num_instances * self.pp * self.tp
-
-    @property
-    def name(self) -> str:
-        stage = f", stage {self.stage}" if self.pp > 1 else ""
-        return f"worker {self.rank} (instance {self.instance}{stage}, tensor-parallel rank {self.tp_rank})"
-
-    def answers(self, command: Command) -> bool:
-        """Tell whether it answers for its instance. Workers are first in, first out: the last stage is done last."""
-        if self.tp_rank > 0:
-            return False
-        if self.is_last_stage:
-            return isinstance(command, Run | Migrate)
-        return self.stage == 0 and isinstance(command, Run)
+from longspan.worker_usage import WorkerUsage
 
 
 class AllocateKV(msgspec.Struct, frozen=True, tag=True):
@@ -81,23 +20,93 @@ class AllocateKV(msgspec.Struct, frozen=True, tag=True):
     num_tokens: int
 
 
+class LoadVocabulary(msgspec.Struct, frozen=True, tag=True):
+    """Read the tokenizer, for requests with a grammar; sent once, before any of them. Fields as in `Vocabulary`."""
+
+    tokenizer_json: str
+    eos_token_ids: tuple[int, ...]
+    num_rows: int
+
+
+class Scoring(msgspec.Struct, frozen=True):
+    """Log-probabilities that are wanted of a segment's prompt tokens.
+
+    next_ids: the tokens (int32, little endian) behind the segment's first, second, ..., if they are the prompt's.
+    top: how many of the best at each.
+    """
+
+    next_ids: bytes
+    top: int
+
+
+class PromptScores(msgspec.Struct, frozen=True):
+    """Log-probabilities of some of a prompt's tokens, side by side: positions, ranks and token ids int32, others fp32.
+
+    top_*: of each position as many as were asked for, best first.
+    """
+
+    positions: bytes
+    logprobs: bytes
+    ranks: bytes
+    top_ids: bytes
+    top_logprobs: bytes
+
+
 class Run(msgspec.Struct, frozen=True, tag=True):
     """Run a batch.
 
     token_ids: for each segment its tokens (int32, little endian); a segment without them is one token long and goes
         on from the token that this worker sampled last for the request.
+    number: of this work among all batches and migrations, in the order in which every worker takes its own; by it
+        peers know what belongs to it. oldest: the smallest number of work that may still become void.
     sampling: for each request that this worker begins to emit tokens of, how to sample them.
+    prompt_tokens: for each segment with token_ids, how long the request's prompt is: some models' KV depends on it.
+    scoring: for each segment whose prompt's log-probabilities are wanted, which.
     """
 
     batch: RunBatch
     token_ids: dict[str, bytes]
     sampling: dict[str, SamplingState]
+    prompt_tokens: dict[str, int] = {}
+    scoring: dict[str, Scoring] = {}
+    number: int = 0
+    oldest: int = 0
 
 
 class Migrate(msgspec.Struct, frozen=True, tag=True):
-    """Move KV; sent to the source and to the target."""
+    """Move KV; sent to the source and to the target. number: as in `Run`. The source keeps it until `Settle`."""
 
     action: MigrateKV
+    number: int = 0
+
+
+class Settle(msgspec.Struct, frozen=True, tag=True):
+    """A migration is through at both ends, and will not become void: its source's slots are free from now on."""
+
+    number: int
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Work of these numbers is void, since an instance that took part is lost. It goes before all that waits.
+
+    What has yet to begin is not begun, what is being done is left, and what was done is undone: the slots that it took
+    are free again, and how its requests are sampled is forgotten. A second time changes nothing.
+    """
+
+    numbers: tuple[int, ...]
+
+
+class Link(msgspec.Struct, frozen=True, tag=True):
+    """Exchange with an instance: its workers are new, or came in place of others.
+
+    node: the machine that they are on. place: of shared memory there, for workers of the same machine.
+    addresses: where its workers listen, in rank order, for those of others.
+    """
+
+    instance: int
+    place: str
+    node: int = 0
+    addresses: tuple[tuple[str, int], ...] = ()
 
 
 class Free(msgspec.Struct, frozen=True, tag=True):
@@ -116,7 +125,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """End the worker."""
 
 
-Command = AllocateKV | Run | Migrate | Free | Forget | Stop
+Command = AllocateKV | LoadVocabulary | Run | Migrate | Settle | Cancel | Link | Free | Forget | Stop
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):
@@ -132,6 +141,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
     processor: what the device calls itself. kernels: which of ours it runs, or whose instead. threads: on the CPU.
     quantization: what the weights are kept in, once `auto` is decided. pp_layers: of each pipeline stage.
+    links_anew: whether it can go on with an instance's workers that come in place of others.
+    place, address: where others meet it, see `Link`; no address where all workers are on one machine.
     """
 
     dtype: str
@@ -142,6 +153,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     threads: int
     quantization: str
     pp_layers: tuple[int, ...]
+    links_anew: bool = False
+    place: str = ""
+    address: tuple[str, int] | None = None
 
 
 class KVAllocated(msgspec.Struct, frozen=True, tag=True):
@@ -153,7 +167,8 @@ class BatchDone(msgspec.Struct, frozen=True, tag=True):
 
     tokens: what was sampled here, by request. model_s: seconds inside the model, on the device's clock; total_s: in the
         worker, on the host's.
-    not_finite: requests that got no token here, since their logits are not finite.
+    not_finite: requests that got no token here, since their logits are not finite. grammar_errors: and those of which
+        their grammar cannot say what may follow, with the reason. prompt_scores: of what this instance computed.
     """
 
     batch_id: int
@@ -162,6 +177,15 @@ class BatchDone(msgspec.Struct, frozen=True, tag=True):
     model_s: float
     total_s: float
     not_finite: tuple[str, ...] = ()
+    grammar_errors: dict[str, str] = {}
+    prompt_scores: dict[str, PromptScores] = {}
+
+
+class Linked(msgspec.Struct, frozen=True, tag=True):
+    """This worker exchanges with those of an instance that are new; or cannot, and why."""
+
+    instance: int
+    error: str = ""
 
 
 class FirstStageDone(msgspec.Struct, frozen=True, tag=True):
@@ -181,10 +205,17 @@ class MigrationDone(msgspec.Struct, frozen=True, tag=True):
     instance: int
 
 
+class WorkLeft(msgspec.Struct, frozen=True, tag=True):
+    """This work was void: in place of its answer."""
+
+    number: int
+
+
 class Beat(msgspec.Struct, frozen=True, tag=True):
     """A sign of life. `progress` grows with every layer, and with the time that the worker computes."""
 
     progress: int
+    usage: WorkerUsage = WorkerUsage()
 
 
 class Log(msgspec.Struct, frozen=True, tag=True):
@@ -201,7 +232,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Reply = Loading | Ready | KVAllocated | FirstStageDone | BatchDone | MigrationDone | Beat | Log | Failed
+Answer = FirstStageDone | BatchDone | MigrationDone | WorkLeft
+Reply = Loading | Ready | KVAllocated | Linked | Answer | Beat | Log | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _commands = msgspec.msgpack.Decoder(Command)

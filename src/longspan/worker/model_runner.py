@@ -11,16 +11,22 @@ import torch
 
 from longspan.attention.backend import AttentionBackend
 from longspan.attention.elastic import ElasticAttention
-from longspan.attention.layout import BatchLayout, plan_layout, positions_of
+from longspan.attention.layout import BatchLayout, lengths_of, plan_layout, positions_of
 from longspan.core.actions import FreeKV, MigrateKV
 from longspan.distributed.stream import HostStream, Stream
 from longspan.distributed.tensor_parallel import TensorParallelGroup
 from longspan.distributed.transport import Transport
 from longspan.models.architecture import ModelConfig
 from longspan.worker.kv_pool import KVPool
-from longspan.worker.messages import BatchDone, Run
+from longspan.worker.matcher import GrammarError, Mask, Matcher, Vocabulary
+from longspan.worker.messages import BatchDone, PromptScores, Run
+from longspan.worker.prompt_scores import score_prompts
 from longspan.worker.sampler import Sampler
 from longspan.worker.sampling_state import SampledToken, SamplingState
+
+MOST_STEP_S = 0.25
+"""CPU time that a grammar may take for one token: its request ends then, so that it holds others up no more than once.
+What tries grammars out finds most of those that would."""
 
 
 class Model(Protocol):
@@ -38,6 +44,7 @@ class Model(Protocol):
         attention: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
         tp: TensorParallelGroup,
         on_last_layer: Callable[[], None] = ...,
+        lengths_T: torch.Tensor | None = ...,
     ) -> torch.Tensor: ...
 
     def logits(self, x_ED: torch.Tensor, tp: TensorParallelGroup) -> torch.Tensor: ...
@@ -79,6 +86,8 @@ class ModelRunner:
         self.sampler = Sampler()
         self.sampling: dict[str, SamplingState] = {}
         self.last_token: dict[str, int] = {}
+        self.vocabulary: Vocabulary | None = None  # to be set, before a request has a grammar
+        self.matchers: dict[str, Matcher] = {}
 
     def run(self, command: Run, on_last_layer: Callable[[], None] = lambda: None) -> BatchDone:
         """Run this instance's part of a batch, to its end on the device.
@@ -88,6 +97,8 @@ class ModelRunner:
         begin = time.perf_counter()
         batch = command.batch
         self.sampling.update(command.sampling)
+        for request_id in command.sampling:
+            self.matchers.pop(request_id, None)  # of an earlier time as its emitter
         layout = plan_layout(batch, self.instance, self.pool, self.pool.device)
         attention = ElasticAttention(
             layout,
@@ -99,16 +110,25 @@ class ModelRunner:
             on_layer=self.on_progress,
         )
         positions_T = torch.from_numpy(positions_of(layout)).to(self.pool.device)
+        lengths_T = None
+        if self.model.config.rope.depends_on_length:
+            lengths_T = torch.from_numpy(lengths_of(layout, command.prompt_tokens)).to(self.pool.device)
         x_TD = self._enter(layout, command.token_ids)
         model_begin = self.stream.record()
-        x_TD = self.model.run_layers(x_TD, positions_T, attention, self.tp, on_last_layer)
-        sampled = self._leave(layout, x_TD)
+        x_TD = self.model.run_layers(x_TD, positions_T, attention, self.tp, on_last_layer, lengths_T)
+        grammar_errors: dict[str, str] = {}
+        sampled = self._leave(layout, x_TD, grammar_errors)
+        prompt_scores: dict[str, PromptScores] = {}
+        if self.next is None and command.scoring:
+            prompt_scores = score_prompts(layout, command.scoring, x_TD, lambda x: self.model.logits(x, self.tp))
         end = self.stream.record()
         end.wait()
         tokens = {request_id: token for request_id, token in sampled.items() if token is not None}
-        without = tuple(request_id for request_id, token in sampled.items() if token is None)
+        without = tuple(name for name, token in sampled.items() if token is None and name not in grammar_errors)
         model_s, total_s = end.seconds_since(model_begin), time.perf_counter() - begin
-        return BatchDone(batch.batch_id, self.instance, tokens, model_s, total_s, without)
+        return BatchDone(
+            batch.batch_id, self.instance, tokens, model_s, total_s, without, grammar_errors, prompt_scores
+        )
 
     def _enter(self, layout: BatchLayout, token_ids: dict[str, bytes]) -> torch.Tensor:
         """The residual stream [T, D], fp32, as it comes into this stage."""
@@ -121,29 +141,38 @@ class ModelRunner:
             self.transport.exchange([], [(x_TD, self.previous)]).wait()
         return x_TD
 
-    def _leave(self, layout: BatchLayout, x_TD: torch.Tensor) -> dict[str, SampledToken | None]:
-        """Tokens by request, from the last stage; the others hand on."""
+    def _leave(self, layout: BatchLayout, x_TD: torch.Tensor, errors: dict[str, str]) -> dict[str, SampledToken | None]:
+        """Tokens by request, from the last stage; the others hand on. errors: gets those of grammars, by request."""
         if self.next is not None:
             if len(x_TD):
                 self.transport.exchange([(x_TD, self.next)], []).wait()
             return {}
         rows_E = torch.tensor([row for _, row in layout.emits], dtype=torch.int64, device=self.pool.device)
         logits_EV = self.model.logits(x_TD[rows_E], self.tp)
-        return self._sample(logits_EV, [request_id for request_id, _ in layout.emits])
+        return self._sample(logits_EV, [request_id for request_id, _ in layout.emits], errors)
 
     def migrate(self, action: MigrateKV) -> None:
-        """Send or receive the KV of a migration, to its end on the device; the source's slots are free afterwards."""
+        """Send or receive the KV of a migration, to its end on the device. The source keeps it until `settle`."""
         if action.source == self.instance:
-            kv_2LGTK = self.pool.read(action.residence, action.ranges)
+            kv_2LGTK = torch.cat([self.pool.read(*part) for part in action.parts], dim=3)
             self.transport.exchange([(kv_2LGTK, self.rank_of(action.target))], []).wait()
-            self.pool.release(action.residence, action.ranges)
         else:
             layers, kv_heads, _, head_dim = self.pool.k_LGNK.shape
             shape = (2, layers, kv_heads, action.num_tokens, head_dim)
             kv_2LGTK = self.pool.k_LGNK.new_empty(shape)
             self.transport.exchange([], [(kv_2LGTK, self.rank_of(action.source))]).wait()
-            self.pool.insert(action.residence, action.ranges, kv_2LGTK)
+            begin = 0
+            for residence, ranges in action.parts:
+                count = sum([end - start for start, end in ranges])
+                self.pool.insert(residence, ranges, kv_2LGTK[:, :, :, begin : begin + count])
+                begin += count
         self.stream.record().wait()
+
+    def settle(self, action: MigrateKV) -> None:
+        """Free the slots of what has moved away: it is sure at its target."""
+        assert action.source == self.instance
+        for part in action.parts:
+            self.pool.release(*part)
 
     def free(self, action: FreeKV) -> None:
         """Free the KV of a residence, all or ranges."""
@@ -156,6 +185,7 @@ class ModelRunner:
         """Forget how a request's tokens are sampled."""
         self.sampling.pop(request_id, None)
         self.last_token.pop(request_id, None)
+        self.matchers.pop(request_id, None)
 
     def _token_ids(self, layout: BatchLayout, given: dict[str, bytes]) -> np.ndarray:
         parts = []
@@ -168,14 +198,44 @@ class ModelRunner:
                 parts.append(np.array([self.last_token[segment.request_id]], dtype=np.int32))
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
 
-    def _sample(self, logits_EV: torch.Tensor, request_ids: list[str]) -> dict[str, SampledToken | None]:
+    def _sample(
+        self, logits_EV: torch.Tensor, request_ids: list[str], errors: dict[str, str]
+    ) -> dict[str, SampledToken | None]:
         if not request_ids:
             return {}
         states = [self.sampling[request_id] for request_id in request_ids]
-        sampled = self.sampler.sample(logits_EV, states)
-        for request_id, state, token in zip(request_ids, states, sampled, strict=True):
+        allowed = self._allowed(request_ids, errors)  # while a device may still work on the logits
+        sampled = dict(zip(request_ids, self.sampler.sample(logits_EV, states, allowed), strict=True))
+        for request_id, state in zip(request_ids, states, strict=True):
+            if request_id in errors:
+                sampled[request_id] = None
             # Where there is none the engine ends the request, but the next batch may have it already.
+            token = sampled[request_id]
             token_id = token.token_id if token is not None else 0
             state.append(token_id)
             self.last_token[request_id] = token_id
-        return dict(zip(request_ids, sampled, strict=True))
+            if (matcher := self.matchers.get(request_id)) is not None:
+                matcher.append(token_id)
+        return sampled
+
+    def _allowed(self, request_ids: list[str], errors: dict[str, str]) -> dict[int, Mask]:
+        """What grammars allow, by row."""
+        masks: dict[int, Mask] = {}
+        for row, request_id in enumerate(request_ids):
+            if self.sampling[request_id].grammar is None:
+                continue
+            begin = time.thread_time()
+            try:
+                masks[row] = self._matcher(request_id).allowed()
+            except GrammarError as error:
+                errors[request_id] = str(error)
+            if (took := time.thread_time() - begin) > MOST_STEP_S:
+                errors[request_id] = f"it took {took:.2f} s of CPU time, but others wait for it meanwhile"
+        return masks
+
+    def _matcher(self, request_id: str) -> Matcher:
+        if (matcher := self.matchers.get(request_id)) is None:
+            state = self.sampling[request_id]
+            assert self.vocabulary is not None and state.grammar is not None
+            matcher = self.matchers[request_id] = self.vocabulary.matcher(state.grammar, state.seen)
+        return matcher

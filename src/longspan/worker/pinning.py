@@ -10,20 +10,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from longspan.worker.messages import WorkerSpec
+from longspan.worker.spec import WorkerSpec
 
 
 def threads_of(spec: WorkerSpec, num_cores: int) -> int:
     """Return the CPU threads of a worker: what its spec says, else an even share of the cores."""
-    return spec.threads or max(1, num_cores // spec.world_size)
+    return spec.threads or max(1, num_cores // spec.local_size)
 
 
 def cores_of(spec: WorkerSpec, available: Sequence[int]) -> Sequence[int] | None:
     """Return the cores that are this worker's; None: wherever the system puts it."""
     threads = threads_of(spec, len(available))
-    if threads * spec.world_size != len(available):
+    if threads * spec.local_size != len(available):
         return None
-    return available[spec.rank * threads : (spec.rank + 1) * threads]
+    return available[spec.local_rank * threads : (spec.local_rank + 1) * threads]
 
 
 def pin(spec: WorkerSpec) -> WorkerSpec:

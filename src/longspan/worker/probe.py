@@ -23,8 +23,9 @@ from longspan.models.config import load_model_config
 from longspan.sampling_params import SamplingParams
 from longspan.tuning.probing import Probed, ProbeSettings
 from longspan.tuning.speed import WorkerSpeed
-from longspan.worker.messages import AllocateKV, Forget, Free, Run, WorkerSpec
+from longspan.worker.messages import AllocateKV, Forget, Free, Run
 from longspan.worker.sampling_state import SamplingState
+from longspan.worker.spec import WorkerSpec
 from longspan.worker.worker import Worker
 
 _LAYER_BYTES = 256 << 20  # of weights at least, where there are so many: more than caches hold

@@ -12,10 +12,24 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from longspan.errors import LongspanError
-from longspan.worker.messages import Beat, Command, Failed, Log, Reply, Stop, WorkerSpec, decode_command, encode
+import msgspec
+
+from longspan.errors import ConfigError, LongspanError
+from longspan.native.work import CurrentWork
+from longspan.worker.messages import (
+    Beat,
+    Cancel,
+    Command,
+    Failed,
+    Log,
+    Reply,
+    Stop,
+    decode_command,
+    encode,
+)
 from longspan.worker.parent import end_with_parent
 from longspan.worker.pinning import pin
+from longspan.worker.spec import WorkerSpec
 
 if TYPE_CHECKING:
     from longspan.distributed.tensor_parallel import TensorParallelGroup
@@ -27,20 +41,22 @@ BEAT_S = 0.5
 
 
 def main(
-    spec: WorkerSpec, pipe: Connection, folder: str, log_level: int, listener: socket.socket | None = None
+    spec: WorkerSpec, pipe: Connection, place: str, log_level: int, listener: socket.socket | None = None
 ) -> None:
     """Serve commands from the pipe until `Stop`, an error, or the engine's end.
 
-    folder: where workers find shared memory. listener: bound to the spec's `rendezvous_port`; the first worker's only.
+    place: where workers find shared memory. listener: bound to the spec's `rendezvous_port`; the first worker's only.
     log_level: of what is told to the engine, whose log has it.
     """
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's to handle; it stops us when it is done
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     spec = pin(spec)
-    line = _Line(pipe)
+    work = CurrentWork()
+    line = _Line(pipe, work)
     _log_to(line, log_level)
     # torch is imported here, in the process that needs it.
+    from longspan.distributed.across_hosts import address_of
     from longspan.distributed.stream import stream_on
     from longspan.worker.device import resolve_device
     from longspan.worker.stages import agree_on_stages
@@ -49,11 +65,11 @@ def main(
     try:
         stream = stream_on(resolve_device(spec))
         stream.enter()  # NCCL too goes by the thread's device
-        transport, tp = _join(spec, folder, listener)
+        transport, tp = _join(spec, place, listener, work)
         spec = agree_on_stages(spec, transport)
-        worker = Worker(spec, transport, tp, on_loading=line.send, stream=stream, tell=line.send)
-        line.start_beating(worker.progress.value)
-        line.send(worker.ready())
+        worker = Worker(spec, transport, tp, on_loading=line.send, stream=stream, tell=line.send, work=work)
+        line.start_beating(lambda: Beat(worker.progress.value(), worker.usage()))
+        line.send(msgspec.structs.replace(worker.ready(), place=place, address=address_of(transport)))
         while not isinstance(command := line.commands.get(), Stop):
             reply = worker.execute(command)
             if reply is not None:
@@ -67,13 +83,13 @@ def main(
 
 
 def _join(
-    spec: WorkerSpec, folder: str, listener: socket.socket | None
+    spec: WorkerSpec, place: str, listener: socket.socket | None, work: CurrentWork
 ) -> tuple[Transport, TensorParallelGroup | None]:
     """Transport and tensor-parallel group in the world of all workers, every pair of which is connected.
 
-    folder: empty at first, the same for all; not needed any more once every worker is ready.
+    place: the same for all; not needed any more once every worker is ready.
     """
-    from longspan.distributed import process_group, shared_memory
+    from longspan.distributed import across_hosts, process_group, shared_memory
     from longspan.distributed.transport import SoleDevice
     from longspan.worker.device import resolve_device, resolve_transport
 
@@ -84,8 +100,15 @@ def _join(
     if name == "shared_memory":
         if listener is not None:
             listener.close()
-        transport = shared_memory.SharedMemoryTransport(folder, spec.rank, spec.world_size)
+        if spec.host is not None:
+            transport: shared_memory.SharedMemoryTransport = across_hosts.AcrossHostsTransport(
+                place, spec.rank, spec.world_size, spec.host.address, spec.host.token, work=work
+            )
+        else:
+            transport = shared_memory.SharedMemoryTransport(place, spec.rank, spec.world_size, work=work)
         return transport, shared_memory.SharedMemoryTensorParallel(transport, spec.tp) if spec.tp > 1 else None
+    if spec.host is not None:
+        raise ConfigError(f"workers of several nodes exchange over TCP, on CPUs of x86-64 only so far, not by {name}")
     assert spec.rendezvous_port is not None
     process_group.init_world(name, spec.rank, spec.world_size, spec.rendezvous_port, listener, device)
     distributed = process_group.ProcessTransport(device)
@@ -116,10 +139,12 @@ class _LineHandler(logging.Handler):
 
 
 class _Line:
-    """The pipe to the engine. A thread empties it at once, so that the engine never waits for a busy worker."""
+    """The pipe to the engine. A thread empties it at once, so that the engine never waits for a busy worker, and what
+    it says of void work is heard in the middle of it."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, work: CurrentWork) -> None:
         self.pipe = pipe
+        self.work = work
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._sending = threading.Lock()
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
@@ -131,16 +156,19 @@ class _Line:
     def _receive(self) -> None:
         try:
             while True:
-                self.commands.put(decode_command(self.pipe.recv_bytes()))
+                command = decode_command(self.pipe.recv_bytes())
+                if isinstance(command, Cancel):
+                    self.work.cancel(command.numbers)
+                self.commands.put(command)
         except (EOFError, OSError):
             os._exit(0)  # the engine is gone
 
-    def start_beating(self, progress: Callable[[], int]) -> None:
+    def start_beating(self, beats: Callable[[], Beat]) -> None:
         """Tell the engine twice a second how far the worker is."""
 
         def beat() -> None:
             while True:
                 threading.Event().wait(BEAT_S)
-                self.send(Beat(progress()))
+                self.send(beats())
 
         threading.Thread(target=beat, name="beat", daemon=True).start()

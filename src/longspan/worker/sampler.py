@@ -1,4 +1,4 @@
-"""From logits to tokens: penalties, temperature, min-p, top-k, top-p, choice, in vLLM's order.
+"""From logits to tokens: grammar, biases, penalties, temperature, min-p, top-k, top-p, choice, in vLLM's order.
 
 All tensor-parallel ranks of an instance sample for themselves and must agree, so nothing may depend on the
 order in which a device adds floats. Probabilities are therefore scaled to whole numbers, the *weights*, whose
@@ -10,11 +10,12 @@ Shapes: E rows that emit a token, R some of those rows, V vocabulary, K best can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from longspan.sampling_params import SamplingParams
@@ -23,25 +24,32 @@ from longspan.worker.sampling_state import SampledLogprobs, SampledToken, Sampli
 # The most probable token weighs this much: 2**40 times 2**20 tokens still fits in 63 bits, and tokens that
 # are 2**40 times less probable than the best one are never drawn.
 _MAX_WEIGHT = 2.0**40
+# e to this power is nothing, times that weight; of what is less a CPU takes ten times as long to say so.
+_LEAST_EXPONENT = -80.0
 _MIN_TEMPERATURE = 1e-5
 # A nucleus (top-p) is sought among so many best tokens first; a wider one costs another round.
 _NUCLEUS_SIZE = 256
 _NUCLEUS_GROWTH = 16
 # On a CPU rows are sampled in blocks of so many logits: what fits its cache is several times faster.
 _CPU_BLOCK = 1 << 19
+_ANY: Mapping[int, NDArray[np.bool_]] = {}
 
 
 class Sampler:
     """Chooses the next token of each row."""
 
     @torch.inference_mode()
-    def sample(self, logits_EV: Tensor, states: Sequence[SamplingState]) -> list[SampledToken | None]:
+    def sample(
+        self, logits_EV: Tensor, states: Sequence[SamplingState], allowed: Mapping[int, NDArray[np.bool_]] = _ANY
+    ) -> list[SampledToken | None]:
         """Sample one token for each row; changes neither the logits (fp32) nor the states.
+
+        allowed: of some rows, which tokens may be chosen, [V]. Log-probabilities are those without it.
 
         None where a row has no finite greatest logit (one is NaN or infinite, or all are minus infinity): no token
         follows from it. The same states and logits give the same tokens, whatever the other rows are.
         """
-        if all(s.params.greedy and s.params.logprobs is None and not s.token_counts for s in states):
+        if not allowed and all(state.is_plain for state in states):
             largest_E, tokens_E = logits_EV.max(-1)  # faster than argmax, and likewise the first of equals
             return _unless_infinite(largest_E, [SampledToken(token) for token in tokens_E.tolist()])
         num_rows, vocab = logits_EV.shape
@@ -49,12 +57,19 @@ class Sampler:
         return [
             token
             for start in range(0, num_rows, block)
-            for token in _sample_block(logits_EV[start : start + block], states[start : start + block])
+            for token in _sample_block(
+                logits_EV[start : start + block],
+                states[start : start + block],
+                {row - start: mask for row, mask in allowed.items() if start <= row < start + block},
+            )
         ]
 
 
-def _sample_block(logits_EV: Tensor, states: Sequence[SamplingState]) -> list[SampledToken | None]:
-    largest_E, tokens_E = _choose(_penalize(logits_EV, states), states)
+def _sample_block(
+    logits_EV: Tensor, states: Sequence[SamplingState], allowed: Mapping[int, NDArray[np.bool_]]
+) -> list[SampledToken | None]:
+    possible_EV = _without_end(_restrict(logits_EV, allowed), states, allowed)
+    largest_E, tokens_E = _choose(_penalize(_biased(possible_EV, states), states), states)
     logprobs = _logprobs(logits_EV, tokens_E, states)
     tokens = [SampledToken(token, logprobs.get(row)) for row, token in enumerate(tokens_E.tolist())]
     return _unless_infinite(largest_E, tokens)
@@ -64,6 +79,46 @@ def _unless_infinite(largest_E: Tensor, tokens: list[SampledToken]) -> list[Samp
     """NaN among a row's logits is the greatest of them."""
     finite = largest_E.isfinite().tolist()
     return [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
+
+
+def _restrict(logits_EV: Tensor, allowed: Mapping[int, NDArray[np.bool_]]) -> Tensor:
+    """What is not allowed becomes minus infinity. Copies, if need be."""
+    if not allowed:
+        return logits_EV
+    rows = list(allowed)
+    allowed_RV = torch.from_numpy(np.stack([allowed[row] for row in rows])).to(logits_EV.device)
+    if rows == list(range(len(logits_EV))):
+        return torch.where(allowed_RV, logits_EV, -torch.inf)
+    restricted_RV = torch.where(allowed_RV, logits_EV[rows], -torch.inf)
+    return logits_EV.index_copy(0, torch.tensor(rows, device=logits_EV.device), restricted_RV)
+
+
+def _without_end(
+    logits_EV: Tensor, states: Sequence[SamplingState], allowed: Mapping[int, NDArray[np.bool_]]
+) -> Tensor:
+    """Where an output is too short to end, what would end it becomes minus infinity, unless nothing else is allowed."""
+    pairs = [
+        (row, token)
+        for row, state in enumerate(states)
+        if (ends := [token for token in state.may_not_end if token < logits_EV.shape[1]])
+        and (row not in allowed or allowed[row].sum() > allowed[row][ends].sum())
+        for token in ends
+    ]
+    if not pairs:
+        return logits_EV
+    rows_N, tokens_N = torch.tensor(pairs, device=logits_EV.device).unbind(1)
+    return logits_EV.index_put((rows_N, tokens_N), logits_EV.new_tensor(-torch.inf))
+
+
+def _biased(logits_EV: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    """Copies, if need be."""
+    biases = [(row, *pair) for row, state in enumerate(states) for pair in state.params.logit_bias]
+    if not biases:
+        return logits_EV
+    rows, tokens, added = zip(*biases, strict=True)
+    rows_N, tokens_N = torch.tensor([rows, tokens], device=logits_EV.device)
+    added_N = torch.tensor(added, dtype=logits_EV.dtype, device=logits_EV.device)
+    return logits_EV.index_put((rows_N, tokens_N), added_N, accumulate=True)
 
 
 def _penalize(logits_EV: Tensor, states: Sequence[SamplingState]) -> Tensor:
@@ -123,7 +178,7 @@ def weights(logits_EV: Tensor, largest_E: Tensor, params: Sequence[SamplingParam
     temperature_E, min_p_E, top_p_E = by_row_3E
     weight_EV = logits_EV - largest_E[:, None]
     weight_EV.div_(temperature_E.clamp(min=_MIN_TEMPERATURE).float()[:, None])
-    weight_EV.exp_().mul_(_MAX_WEIGHT).trunc_()
+    weight_EV.clamp_(min=_LEAST_EXPONENT).exp_().mul_(_MAX_WEIGHT).trunc_()
     if any(p.min_p > 0 for p in params):
         _zero_below(weight_EV, (min_p_E * _MAX_WEIGHT).float())
     if rows := [row for row, p in enumerate(params) if 0 < p.top_k < weight_EV.shape[1]]:
@@ -174,9 +229,7 @@ def _take(tensor: Tensor, rows: list[int] | Tensor) -> Tensor:
     return tensor if len(rows) == len(tensor) else tensor[rows]
 
 
-def _logprobs(
-    logits_EV: Tensor, tokens_E: Tensor, states: Sequence[SamplingState]
-) -> dict[int, SampledLogprobs]:
+def _logprobs(logits_EV: Tensor, tokens_E: Tensor, states: Sequence[SamplingState]) -> dict[int, SampledLogprobs]:
     """By row, of those that ask."""
     asked = {row: n for row, state in enumerate(states) if (n := state.params.logprobs) is not None}
     if not asked:

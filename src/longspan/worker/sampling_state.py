@@ -28,12 +28,18 @@ class SamplingState:
     num_output_tokens: position of the next token in the output.
     token_counts: for penalties, token id -> times in the output; 0 for those in the prompt only. Empty
         without penalties; only a repetition penalty looks at the prompt.
+    end_token_ids: what may not be chosen before `min_tokens`.
+    grammar: of what may follow, as `worker/matcher.py` reads it. seen: the output's tokens at the start, where there
+        is a grammar: a matcher follows from them.
     """
 
     params: SamplingParams
     seed: int
     num_output_tokens: int = 0
     token_counts: dict[int, int] = field(default_factory=dict)
+    end_token_ids: tuple[int, ...] = ()
+    grammar: str | None = None
+    seen: tuple[int, ...] = ()
 
     @classmethod
     def start(
@@ -42,12 +48,18 @@ class SamplingState:
         seed: int,
         prompt_token_ids: Sequence[int] | NDArray[np.integer[Any]] = (),
         output_token_ids: Sequence[int] = (),
+        grammar: str | None = None,
+        end_token_ids: tuple[int, ...] = (),
     ) -> SamplingState:
         """Return the state after `output_token_ids` (a request that starts again, or moves, has some).
 
-        Tokens are looked at only where a penalty asks for them.
+        Tokens are looked at only where a penalty or a grammar asks for them.
         """
-        state = cls(params=params, seed=seed, num_output_tokens=len(output_token_ids))
+        state = cls(params=params, seed=seed, num_output_tokens=len(output_token_ids), grammar=grammar)
+        if params.min_tokens:
+            state.end_token_ids = end_token_ids
+        if grammar is not None:
+            state.seen = tuple(map(int, output_token_ids))
         if params.repetition_penalty != 1.0:
             state.token_counts = dict.fromkeys(np.unique(prompt_token_ids).astype(np.int64).tolist(), 0)
         if params.has_penalties:
@@ -60,6 +72,18 @@ class SamplingState:
         self.num_output_tokens += 1
         if self.params.has_penalties:
             self.token_counts[token_id] = self.token_counts.get(token_id, 0) + 1
+
+    @property
+    def may_not_end(self) -> tuple[int, ...]:
+        """Tokens that may not be the next one, since too few of the output are there."""
+        return self.end_token_ids if self.num_output_tokens < self.params.min_tokens else ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the greatest of the model's logits is the next token, and nothing else is asked."""
+        params = self.params
+        plain = params.greedy and params.logprobs is None and not params.logit_bias
+        return plain and not self.token_counts and not self.may_not_end
 
     def uniform(self) -> float:
         """Return the random number in [0, 1) that decides the next token; the same on every machine."""

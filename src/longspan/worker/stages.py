@@ -14,7 +14,8 @@ from longspan.distributed.stream import Stream
 from longspan.distributed.transport import SoleDevice, Transport
 from longspan.pipeline import balanced_stages
 from longspan.worker.device import resolve_device
-from longspan.worker.messages import AllocateKV, WorkerSpec
+from longspan.worker.messages import AllocateKV
+from longspan.worker.spec import WorkerSpec
 from longspan.worker.worker import Worker
 
 _CHUNK = 512  # tokens: stages are for chunks of long prompts, and such a chunk needs the head for one token at most

@@ -3,115 +3,39 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Set
-from dataclasses import dataclass, field
+from collections.abc import Collection, Set
 from operator import attrgetter
-from typing import Generic, TypeVar
 
 from longspan.core.actions import MigrateKV, RunBatch
-from longspan.core.books.request import Request
+from longspan.core.books.fleet import Fleet, Lost
+from longspan.core.books.instance import Instance, Work
+from longspan.core.books.resting import RestingRequests
 from longspan.core.internal_error import InternalError
 
-WorkT = TypeVar("WorkT", RunBatch, MigrateKV)
+__all__ = ["Cluster", "Instance", "Work"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Work(Generic[WorkT]):
-    """A batch or a migration: occupies its instances from the moment it is issued until it completes.
+class Cluster(RestingRequests):
+    """The instances that serve, by number, and at hand those that a decision may be about, so that it need not look
+    for them.
 
-    With several pipeline stages a batch occupies them until it is about to leave the first stage.
-    """
-
-    action: WorkT
-    instances: tuple[int, ...]
-    is_decode: bool = False
-    """Every segment is one decode token, so its instances come back soon."""
-
-
-@dataclass(slots=True, eq=False)
-class Instance:
-    """One elastic instance.
-
-    used: slots taken, also by batches that have yet to fill them and by migrations on their way here.
-    promised: free slots that the requests at home here may count on for their coming tokens.
-    reserved: free slots set aside for requests' coming tokens by plan; unlike a promise, kept from all other requests.
-    stages: of its pipeline; about as many batches may be in flight, see `most_in_flight`.
-    running: the work that its devices have begun last; with several stages, what is in the first.
-    later: batches that have left the first stage or are about to, oldest first.
-    queued: the next decode iteration, behind the running one of the very same group.
-    ready: requests with KV here that nothing touches, longest ready first.
-    flowing: prefills with KV here whose next chunk may follow those that are in later stages.
-    """
-
-    id: int
-    capacity: int
-    stages: int = 1
-    used: int = 0
-    promised: int = 0
-    reserved: int = 0
-    running: Work[RunBatch] | Work[MigrateKV] | None = None
-    later: list[Work[RunBatch]] = field(default_factory=list)
-    queued: Work[RunBatch] | None = None
-    ready: dict[str, Request] = field(default_factory=dict)
-    flowing: dict[str, Request] = field(default_factory=dict)
-
-    @property
-    def free(self) -> int:
-        return self.capacity - self.used
-
-    @property
-    def unreserved(self) -> int:
-        """Free slots that any request may take."""
-        return self.capacity - self.used - self.reserved
-
-    @property
-    def room(self) -> int:
-        """Free slots that no request counts on; below zero when more is promised than there is."""
-        return self.capacity - self.used - self.reserved - self.promised
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it can begin something now: its first stage is free or about to be, and not too much is in flight."""
-        return self.running is None and len(self.later) < self.most_in_flight
-
-    @property
-    def most_in_flight(self) -> int:
-        """How many batches may be on their way through its stages.
-
-        A batch for each stage keeps all stages busy, but for the time in which the host hears that one is through and
-        prepares the next. With four stages or more one batch more hides that. With fewer it would cost too much: a
-        decode waits for its turn behind all that is in flight, with two stages for half as long again.
-        """
-        return self.stages + (self.stages >= 4)
-
-    @property
-    def is_working(self) -> bool:
-        """Whether something is on its way through it, in whatever stage."""
-        return self.running is not None or bool(self.later)
-
-    @property
-    def is_decoding(self) -> bool:
-        return self.running is not None and self.running.is_decode
-
-
-class Cluster:
-    """All instances, by number, and at hand those that a decision may be about, so that it need not look for them.
-
-    total_capacity, largest_capacity: KV slots of all instances together, and of the one that has most.
+    numbers: of all that have ever served. total_capacity, largest_capacity: KV slots of all that serve, and of the one
+    that has most. fleet: what else is known of the fleet. held: see `hold`.
     """
 
     def __init__(self, num_instances: int, capacity: int, stages: int = 1, first: int = 0) -> None:
         """Begin with all of them idle. first: the number of the first; it is above 0 where others have those before."""
         numbers = range(first, first + num_instances)
-        self.instances = tuple(Instance(number, capacity, stages) for number in numbers)
-        self._numbered = {instance.id: instance for instance in self.instances}
+        self.numbers = list(numbers)
+        self.instances = tuple([Instance(number, capacity, stages) for number in numbers])
+        self._stages = stages
+        super().__init__(self.instances)
         self._idle = list(self.instances)
-        self._idle_numbers = set(numbers)
         self._decoding: list[Instance] = []
-        self._resting: set[int] = set()
         self._engaged: set[int] = set()
-        self.total_capacity = sum(instance.capacity for instance in self.instances)
-        self.largest_capacity = max(instance.capacity for instance in self.instances)
+        self.held: list[Instance] = []
+        self.fleet = Fleet()
+        self._recount()
 
     def __getitem__(self, instance: int) -> Instance:
         return self._numbered[instance]
@@ -155,33 +79,18 @@ class Cluster:
         if self._numbered[instance].used < 0:
             raise InternalError(f"instance {instance} frees more than it holds")
 
-    def list_ready(self, request: Request, holders: Iterable[int]) -> None:
-        for number in holders:
-            instance = self._numbered[number]
-            instance.ready[request.id] = request
-            if number in self._idle_numbers:
-                self._resting.add(number)
+    def use_cached(self, instance: int, tokens: int) -> None:
+        """Note that some request refers to cached tokens again."""
+        self._numbered[instance].cached -= tokens
+        self.take(instance, tokens)
 
-    def unlist_ready(self, request: Request, holders: Iterable[int]) -> None:
-        for number in holders:
-            instance = self._numbered[number]
-            instance.ready.pop(request.id, None)
-            if not instance.ready and not instance.flowing:
-                self._resting.discard(number)
+    def keep_cached(self, instance: int, tokens: int) -> None:
+        """Note that no request refers to these tokens any more, and that they stay for the time being."""
+        self.give_back(instance, tokens)
+        self._numbered[instance].cached += tokens
 
-    def list_flowing(self, request: Request, holders: Iterable[int]) -> None:
-        for number in holders:
-            instance = self._numbered[number]
-            instance.flowing[request.id] = request
-            if number in self._idle_numbers:
-                self._resting.add(number)
-
-    def unlist_flowing(self, request: Request, holders: Iterable[int]) -> None:
-        for number in holders:
-            instance = self._numbered[number]
-            del instance.flowing[request.id]
-            if not instance.ready and not instance.flowing:
-                self._resting.discard(number)
+    def evict(self, instance: int, tokens: int) -> None:
+        self._numbered[instance].cached -= tokens
 
     def start(self, work: Work[RunBatch] | Work[MigrateKV]) -> None:
         for number in work.instances:
@@ -237,6 +146,106 @@ class Cluster:
             if promoted is None:
                 self._leave(instance, work)
         return promoted
+
+    # a fleet that changes
+
+    def hold(self, number: int) -> None:
+        """Let an idle instance count as busy until `release`."""
+        instance = self._numbered[number]
+        instance.is_held = True
+        self.held.append(instance)
+        self._file(instance)
+
+    def release(self) -> None:
+        """Hold no instance any more."""
+        while self.held:
+            instance = self.held.pop()
+            instance.is_held = False
+            self._file(instance)
+
+    def drop(self, void: Collection[Work[RunBatch] | Work[MigrateKV]]) -> None:
+        """Take work out that is void, wherever it is."""
+        for number in sorted({number for work in void for number in work.instances}):
+            instance = self._numbered[number]
+            instance.later = [work for work in instance.later if work not in void]
+            if instance.running in void:
+                instance.running = None
+            if instance.queued in void:
+                instance.queued = None
+            self._file(instance)
+
+    def join(self, number: int, capacity: int) -> None:
+        """Take in an instance that serves from now on, and is empty."""
+        if number in self._numbered:
+            raise InternalError(f"instance {number} joins, but serves already")
+        if number not in self.numbers:
+            insort(self.numbers, number)
+        instance = self._numbered[number] = Instance(number, capacity, self._stages)
+        self.instances = tuple(sorted([*self.instances, instance], key=_NUMBER))
+        self.fleet.lost.pop(number, None)
+        self._file(instance)
+        self._recount()
+
+    def lose(self, number: int, returns: bool) -> None:
+        """Let go of an instance, of which nothing is left in the books. returns: whether it is expected back."""
+        instance = self._numbered[number]
+        self._unfile(instance)
+        if instance.is_leaving:
+            instance.promised -= instance.capacity
+        if instance.used or instance.cached or instance.promised or instance.reserved or instance.in_flight:
+            raise InternalError(f"instance {number} is lost, but the books still have {instance}")
+        del self._numbered[number]
+        self.held = [held for held in self.held if held is not instance]
+        self.instances = tuple([other for other in self.instances if other is not instance])
+        self.fleet.lost[number] = Lost(instance.capacity, returns, instance.is_leaving)
+        self.expect(number, returns)
+
+    def expect(self, number: int, returns: bool) -> None:
+        """Note of an instance that is lost whether it is expected back. One that was forgotten stays so."""
+        lost = self.fleet.lost.get(number)
+        if lost is None and number in self.numbers and not returns:
+            return
+        if lost is None:
+            raise InternalError(f"instance {number} is lost, but there is none")
+        self.fleet.lost[number] = Lost(lost.capacity, returns, lost.has_left)
+        self._recount()
+
+    def forget_gone(self) -> None:
+        """Count those no more that have left for good."""
+        for number in self.fleet.gone:
+            del self.fleet.lost[number]
+        self._recount()
+
+    def leave(self, number: int) -> None:
+        """Let nothing begin on an instance any more: whatever room it has is promised to nobody in particular."""
+        instance = self._numbered.get(number)
+        if instance is None or instance.is_leaving:
+            raise InternalError(f"instance {number} cannot leave: it {'leaves' if instance else 'does not serve'}")
+        instance.is_leaving = True
+        instance.promised += instance.capacity
+        self._recount()
+
+    def _recount(self) -> None:
+        self.total_capacity = sum([instance.capacity for instance in self.instances])
+        self.largest_capacity = max([instance.capacity for instance in self.instances], default=0)
+        self.fleet.recount(self.instances)
+
+    def _file(self, instance: Instance) -> None:
+        """List the instance anew where it belongs."""
+        self._unfile(instance)
+        if instance.is_idle:
+            self._rest(instance)
+        elif instance.is_decoding:
+            insort(self._decoding, instance, key=_NUMBER)
+        else:
+            self._engaged.add(instance.id)
+
+    def _unfile(self, instance: Instance) -> None:
+        self._idle = [other for other in self._idle if other is not instance]
+        self._idle_numbers.discard(instance.id)
+        self._decoding = [other for other in self._decoding if other is not instance]
+        self._engaged.discard(instance.id)
+        self._resting.discard(instance.id)
 
     def _leave(self, instance: Instance, work: Work[RunBatch] | Work[MigrateKV]) -> None:
         """Nothing is in the instance's first stage any more, after `work`."""

@@ -12,46 +12,53 @@ from typing import Literal
 from msgspec.structs import replace
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import OWN, Action, FreeKV, KVRange, MigrateKV, RunBatch, Segment, StopRequest
+from longspan.core.actions import OWN, Action, FreeKV, MigrateKV, RunBatch, Segment, StopRequest
+from longspan.core.books.changes import Changes
+from longspan.core.books.claims.repairs import filling
 from longspan.core.books.cluster import Cluster, Work
-from longspan.core.books.kv_placement import KVPlacement
+from longspan.core.books.decode_steps import Decodes, DecodeSteps
 from longspan.core.books.numbering import Numbering
 from longspan.core.books.request import Request, RequestStatus
-from longspan.core.books.residence import Residence
 from longspan.core.books.waiting_queue import WaitingQueue
+from longspan.core.costs.cost_model import CostModel
 from longspan.core.decision import Decision
-from longspan.core.internal_error import InternalError
+from longspan.core.kv.kv_placement import KVPlacement
+from longspan.core.kv.residence import Residence
+from longspan.core.prefixes.cache import PrefixCache
 
 
-class Ledger:
+class Ledger(DecodeSteps):
     """Requests, their KV, the instances, and the actions decided so far in this call.
 
     batches, migrations: what was issued and has not completed, by number.
     started: batches that began to run during this call, issued or promoted.
-    num_prefills: batches issued that were not pure decode iterations.
     tokens_when_grown: of those that hold KV, all together.
     num_finished, num_finished_tokens: requests that came to their own end, and what they generated.
-    arrived, ended: requests that joined the queue, and that came to an end, by this call's event.
-    completed: batches that ran to their end, by this call's event.
-    decisions: why the policy decided as it did in this call.
+    arrived, ended, completed: requests that joined the queue, those that came to an end, and batches that ran to it,
+        by this call's event.
+    overgrown: those that will be interrupted when they rest, for their next token would not fit.
+    losing: the instance that is lost by this call's event, which is told nothing any more. changes: what that did.
     """
 
     def __init__(
-        self, config: SchedulerConfig, first_instance: int = 0, numbering: Numbering | None = None
-    ) -> None:
-        """Open them. first_instance: the number of the first. numbering: shared with others' books; else its own."""
-        self.config = config
+        self, config: SchedulerConfig, first_instance: int = 0, numbering: Numbering | None = None,
+        cost_model: CostModel | None = None,
+    ) -> None:  # fmt: skip
+        """Open them. first_instance: the number of the first. numbering: shared with others' books; else its own.
+
+        cost_model: tells what cached KV is worth.
+        """
         self.numbering = Numbering() if numbering is None else numbering
-        self.cluster = Cluster(config.num_instances, config.kv_tokens, config.pp, first_instance)
-        self.placement = KVPlacement(self.numbering)
-        self.requests: dict[str, Request] = {}
+        cluster = Cluster(config.num_instances, config.kv_tokens, config.pp, first_instance)
+        placement = KVPlacement(self.numbering)
+        prefixes = PrefixCache(config.prefix_block, cluster, placement, self._emit_free, cost_model)
+        super().__init__(config, cluster, placement, prefixes)
         self.waiting = WaitingQueue()
         self.batches: dict[int, Work[RunBatch]] = {}
         self.migrations: dict[int, Work[MigrateKV]] = {}
         self.actions: list[Action] = []
         self.started: list[Work[RunBatch]] = []
         self.num_arrivals = 0
-        self.num_prefills = 0
         self.num_migrations = 0
         self.num_preemptions = 0
         self.tokens_when_grown = 0
@@ -60,8 +67,9 @@ class Ledger:
         self.arrived: list[Request] = []
         self.ended: list[Request] = []
         self.completed: list[RunBatch] = []
-        self.decisions: list[Decision] = []
-        self._ready_moments = 0
+        self.losing: int | None = None
+        self.overgrown: list[Request] = []
+        self.changes = Changes()
 
     def take_actions(self) -> list[Action]:
         actions, self.actions = self.actions, []
@@ -72,23 +80,23 @@ class Ledger:
         return started
 
     def take_decisions(self) -> tuple[Decision, ...]:
-        if not self.decisions:
-            return ()
         decisions, self.decisions = self.decisions, []
         return tuple(decisions)
 
     # batches
 
-    def issue(self, group: tuple[int, ...], segments: Sequence[Segment], *, is_decode: bool) -> RunBatch:
-        """Run a batch on idle instances now."""
-        work = self._new_batch(group, segments, is_decode)
+    def issue(
+        self, group: tuple[int, ...], segments: Sequence[Segment], decodes: Decodes = (), *, is_decode: bool
+    ) -> RunBatch:
+        """Run a batch on idle instances now. decodes: requests that enter it first with one more token each."""
+        work = self._new_batch(group, segments, decodes, is_decode)
         self.cluster.start(work)
         self.started.append(work)
         return self._emit_batch(work)
 
     def issue_behind(self, running: Work[RunBatch], segments: Sequence[Segment]) -> RunBatch:
         """Queue the next decode iteration behind `running`, on the same group."""
-        work = self._new_batch(running.instances, segments, is_decode=True)
+        work = self._new_batch(running.instances, segments, (), is_decode=True)
         self.cluster.queue(work)
         return self._emit_batch(work)
 
@@ -101,20 +109,47 @@ class Ledger:
                 request.flowing = True
                 self.cluster.list_flowing(request, self.placement.holders(request.id))
 
+    def issue_repair(self, group: tuple[int, ...], segments: Sequence[Segment]) -> RunBatch:
+        """Run a batch on idle instances that computes lost tokens again: each segment the next ones of a request."""
+        batch = RunBatch(self.numbering.batches, group, tuple(segments))
+        self.numbering.batches += 1
+        work = Work(batch, group, is_repair=True)
+        for segment in segments:
+            self.fill(segment)
+            (kept,) = segment.store
+            self.take(kept.instance, kept.length, segment.request_id)
+        self.cluster.start(work)
+        return self._emit_batch(work)
+
     def finish_batch(self, work: Work[RunBatch]) -> None:
         del self.batches[work.action.batch_id]
-        self.completed.append(work.action)
+        if not work.is_repair:
+            self.completed.append(work.action)
         promoted = self.cluster.finish(work)
         if promoted is not None:
             self.started.append(promoted)
+        if work.is_repair:
+            self.finish_repairs(work.action.segments, filling(self.batches.values()))
+        block, requests, decoding = self.prefixes.block, self.requests, RequestStatus.DECODING
         for segment in work.action.segments:
-            request = self.requests[segment.request_id]
+            request, length = requests[segment.request_id], segment.length
             request.in_flight -= 1
-            request.num_scheduled -= segment.length
-            request.num_computed += segment.length
+            request.num_scheduled -= length
+            request.num_computed = computed = request.num_computed + length
+            if request.prefix_keys and not work.is_repair and (not computed % block or request.status is not decoding):
+                self._register(request)  # else it has no block more
 
-    def _new_batch(self, group: tuple[int, ...], segments: Sequence[Segment], is_decode: bool) -> Work[RunBatch]:
-        batch = RunBatch(self.numbering.batches, group, tuple([self._enter(segment) for segment in segments]))
+    def _register(self, request: Request) -> None:
+        if request.num_stored == self.placement.own[request.id].end:
+            self.prefixes.register(request)
+            if request.status is RequestStatus.PREFILLING:
+                self.prefixes.coming.note(request)
+
+    def _new_batch(
+        self, group: tuple[int, ...], segments: Sequence[Segment], decodes: Decodes, is_decode: bool
+    ) -> Work[RunBatch]:
+        first = self.enter_decodes(decodes) if decodes else []
+        batch = RunBatch(self.numbering.batches, group, (*first, *[self._enter(segment) for segment in segments]))
         self.numbering.batches += 1
         self.num_prefills += not is_decode
         return Work(batch, group, is_decode)
@@ -125,85 +160,71 @@ class Ledger:
         return work.action
 
     def _enter(self, segment: Segment) -> Segment:
-        """A request enters a batch: its store slots are taken at once, so nobody else can count on them.
-
-        Returns the segment, which names the request's residence.
-        """
+        """Have a request enter a batch: its slots are taken at once. Returns the segment, which names its residence."""
         request = self.requests[segment.request_id]
         if request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
             request.become(RequestStatus.PREFILLING)
+            self.prefixes.adopting.pop(request.id, None)
+            if request.prefix_keys:
+                self.prefixes.coming.note(request)
             self.tokens_when_grown += request.tokens_when_grown
         elif request.in_flight == 0:
-            self._leave_ready(request)
+            self.leave_ready(request)
         else:
             self.stop_flowing(request)
+        residence = self.placement.add(request.id, segment.store)
+        self._take_in(request, segment, residence)
+        return replace(segment, residence=residence.number) if segment.residence == OWN else segment
+
+    def _take_in(self, request: Request, segment: Segment, residence: Residence) -> None:
         request.in_flight += 1
         request.num_scheduled += segment.length
-        residence = self.placement.add(request.id, segment.store)
         for stored in segment.store:
-            self.cluster.take(stored.instance, stored.end - stored.start)
+            self.take(stored.instance, stored.end - stored.start, request.id)
         if request.reserved:
-            self._use_reservation(request)
-        self._renew_promise(request, residence)
-        if segment.residence == OWN:
-            segment = replace(segment, residence=residence.number)
-        return segment
+            self.use_reservation(request)
+        self.renew_promise(request, residence)
 
-    # migrations
+    def _emit_free(self, action: FreeKV) -> None:
+        told = self._told(action.instances)
+        if told:
+            self.actions.append(action if told == action.instances else FreeKV(action.residence, told, action.ranges))
 
-    def start_migration(
-        self, request: Request, source: int, target: int, ranges: tuple[tuple[int, int], ...]
-    ) -> MigrateKV:
-        """Start it: the target's slots are taken now, the source's are given back when the migration is done."""
-        residence = self.placement.own[request.id].number
-        action = MigrateKV(self.numbering.migrations, request.id, source, target, ranges, residence)
-        work = Work(action, (source, target))
-        self.numbering.migrations += 1
-        self.num_migrations += 1
-        self._leave_ready(request)
-        request.become(RequestStatus.MIGRATING)
-        self.cluster.take(target, action.num_tokens)
-        self.cluster.start(work)
-        self.migrations[action.migration_id] = work
-        self.actions.append(action)
-        return action
-
-    def finish_migration(self, work: Work[MigrateKV]) -> Request:
-        action = work.action
-        del self.migrations[action.migration_id]
-        self.cluster.finish(work)
-        self.placement.move(action.request_id, action.source, action.target, action.ranges)
-        self.cluster.give_back(action.source, action.num_tokens)
-        request = self.requests[action.request_id]
-        if request.status is not RequestStatus.DRAINING:
-            self._renew_promise(request, self.placement.own[request.id])
-        return request
+    def _told(self, instances: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of the instances that are still told anything."""
+        if self.losing is None or self.losing not in instances:
+            return instances
+        return tuple([number for number in instances if number != self.losing])
 
     # one request
 
-    def headroom(self, request: Request) -> int:
-        """Return the free slots that a request should find once all its known tokens have KV."""
-        return min(request.max_kv_tokens - request.num_tokens, self.config.decode_headroom)
-
-    def make_ready(self, request: Request) -> None:
-        """Note that nothing touches the request any more: it is free to run, move or be preempted."""
-        self.stop_flowing(request)
-        request.become(request.resting_status)
-        request.ready_order = self._ready_moments
-        request.prefills_seen = self.num_prefills
-        self._ready_moments += 1
-        self.cluster.list_ready(request, self.placement.holders(request.id))
+    def join_queue(self, request: Request) -> None:
+        """Let the request wait for its turn, new or preempted."""
+        if request.prefix_keys:
+            request.num_cached = self.prefixes.lookup.longest(request)
+        if self.fits(request):
+            self.waiting.add(request)
+        else:
+            self.waiting.set_aside(request)
 
     def drop_kv(self, request: Request, reason: Literal["finished", "aborted", "preempted"]) -> None:
-        self._leave_ready(request)
+        """Let the request refer to no KV any more. What has keys stays until its slots are needed."""
+        self.leave_ready(request)
+        self.hand_over(request)
         self.drop_claims(request)
         self.tokens_when_grown -= request.tokens_when_grown
-        residence = self.placement.free(request.id)
-        for number, tokens in residence.counts.items():
-            self.cluster.give_back(number, tokens)
-        self.actions.append(FreeKV(residence.number, residence.holders))
-        self.actions.append(StopRequest(request.id, residence.holders, reason))
+        holders = self._told(self.placement.holders(request.id))
+        self.repairing.pop(request.id, None)
+        self.parted.pop(request.id, None)
+        self.prefixes.release(request)
+        self.actions.append(StopRequest(request.id, holders, reason))
+
+    def undo_adoption(self, request: Request) -> None:
+        """Take back what a waiting request has adopted, and reserved behind that."""
+        self.drop_claims(request)
+        self.prefixes.release(request, is_undone=True)
+        request.num_computed = 0
 
     def return_to_queue(self, request: Request) -> None:
         """Preempt the request: drop its KV; prompt and output are computed again when its turn comes."""
@@ -212,70 +233,18 @@ class Ledger:
         request.num_preemptions += 1
         self.num_preemptions += 1
         request.become(RequestStatus.WAITING)
-        self.waiting.add(request)
+        self.join_queue(request)
 
     def forget(self, request: Request) -> None:
         """Forget the request, which has ended and which nothing touches."""
+        if request.id in self.prefixes.adopting:
+            self.prefixes.release(request, is_undone=True)
         if request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
         self.drop_claims(request)
         request.become(RequestStatus.ENDED)
         del self.requests[request.id]
 
-    def reserve(self, request: Request, planned: tuple[KVRange, ...]) -> None:
-        """Set slots aside for the request's next tokens, in place of what was reserved for it before."""
-        self._set_reservation(request, planned)
-        if (residence := self.placement.own.get(request.id)) is not None:
-            self._renew_promise(request, residence)
-
-    def drop_claims(self, request: Request) -> None:
-        """Promise the request nothing any more, and reserve nothing for it."""
-        self._drop_promise(request)
-        self._set_reservation(request, ())
-
-    def _set_reservation(self, request: Request, planned: tuple[KVRange, ...]) -> None:
-        for old in request.reserved:
-            self.cluster[old.instance].reserved -= old.length
-        request.reserved = planned
-        for new in planned:
-            self.cluster[new.instance].reserved += new.length
-
-    def _use_reservation(self, request: Request) -> None:
-        """The plan begins where the stored tokens end."""
-        stored = request.num_stored
-        left = [KVRange(r.instance, max(r.start, stored), r.end) for r in request.reserved if r.end > stored]
-        self._set_reservation(request, tuple(left))
-
-    def _drop_promise(self, request: Request) -> None:
-        if request.home is not None:
-            self.cluster[request.home].promised -= request.promised
-            request.home, request.promised = None, 0
-
-    def _renew_promise(self, request: Request, residence: Residence) -> None:
-        """For tokens behind those stored or planned: where the last of these is, the next will most likely go."""
-        reserved = request.reserved
-        home = reserved[-1].instance if reserved else residence.owners[-1]
-        left = request.max_kv_tokens - residence.end - (request.num_reserved if reserved else 0)
-        promised = min(left, self.config.decode_headroom)
-        if home != request.home or promised != request.promised:
-            self._drop_promise(request)
-            request.home, request.promised = home, promised
-            self.cluster[home].promised += promised
-
-    def stop_flowing(self, request: Request) -> None:
-        if request.flowing:
-            request.flowing = False
-            self.cluster.unlist_flowing(request, self.placement.holders(request.id))
-
-    def _leave_ready(self, request: Request) -> None:
-        self.cluster.unlist_ready(request, self.placement.holders(request.id))
-
-
-def decode_segment(ledger: Ledger, request: Request, master: int) -> Segment:
-    """Return the segment of one more token of `request` at `master`, which keeps its KV."""
-    residence = ledger.placement.own.get(request.id)
-    if residence is None:
-        raise InternalError(f"request {request.id} holds no KV: it cannot decode")
-    start = residence.end
-    store = (KVRange(master, start, start + 1),)
-    return Segment(request.id, start, 1, (master,), store, residence.context, True, residence.number)
+    def leave_ready(self, request: Request) -> None:
+        """Note that something is about to touch the request, or that it ends."""
+        self.cluster.unlist_ready(request, self.placement.holders)

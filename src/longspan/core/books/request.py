@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
@@ -23,6 +23,8 @@ class RequestStatus(Enum):
     """Only its last token lacks KV."""
     MIGRATING = "migrating"
     """Some of its KV is on the way to another instance."""
+    REPAIRING = "repairing"
+    """Tokens before its last lack KV, for an instance was lost: they are computed again before it goes on."""
     DRAINING = "draining"
     """It has ended, but a batch or a migration that was issued before still touches its KV."""
     ENDED = "ended"
@@ -32,9 +34,10 @@ class RequestStatus(Enum):
 _S = RequestStatus
 ALLOWED_TRANSITIONS: Mapping[RequestStatus, Set[RequestStatus]] = {
     _S.WAITING: {_S.PREFILLING, _S.ENDED},
-    _S.PREFILLING: {_S.DECODING, _S.MIGRATING, _S.WAITING, _S.DRAINING, _S.ENDED},
-    _S.DECODING: {_S.MIGRATING, _S.WAITING, _S.DRAINING, _S.ENDED},
-    _S.MIGRATING: {_S.PREFILLING, _S.DECODING, _S.DRAINING},
+    _S.PREFILLING: {_S.DECODING, _S.MIGRATING, _S.REPAIRING, _S.WAITING, _S.DRAINING, _S.ENDED},
+    _S.DECODING: {_S.MIGRATING, _S.REPAIRING, _S.WAITING, _S.DRAINING, _S.ENDED},
+    _S.MIGRATING: {_S.PREFILLING, _S.DECODING, _S.REPAIRING, _S.WAITING, _S.DRAINING},
+    _S.REPAIRING: {_S.PREFILLING, _S.DECODING, _S.WAITING, _S.DRAINING, _S.ENDED},
     _S.DRAINING: {_S.ENDED},
     _S.ENDED: set(),
 }
@@ -55,8 +58,17 @@ class Request:
     flowing: its newest chunk has left the first pipeline stage, and there are tokens for another.
     home, promised: the instance where its next KV will most likely go, and the free slots there that it may
         count on (kept by the ledger). None and 0 while it holds no KV, and once it has ended.
-    reserved: where its next tokens will go, in token order from `num_stored` on; slots are set aside there, and
-        no other request can take them. Empty unless the policy reserves.
+    reserved: where its next tokens will go, in token order from `num_stored` on, or behind those in `repairs`; slots
+        are set aside there, and no other request can take them. Empty unless the policy reserves.
+    repairs: tokens that it had stored, or was about to, and that are lost: where they go, in token order; slots are set
+        aside there, too. awaited: [start, end) of others that are lost, which it shares with those who repair them.
+        Both are empty unless it is being repaired.
+    prefix_keys: of the whole blocks of its tokens, as far as they are known; see `prefix_keys.PrefixHasher`. Empty: its
+        KV is nobody else's.
+    num_cached: tokens that it would have found in the pool when it began to wait, and need not compute; an estimate,
+        for what it finds when it starts may be more or less. num_cached_at_first: the same at its arrival.
+    blocks_found: how many the index had when it was looked up last; where the next look begins, no more.
+    is_doubtful: it ended with an error of its output: what it computed, or used, shall not be found again.
     ready_order, prefills_seen: when it last became ready, counted in such moments and in prefill batches
         issued.
     """
@@ -77,6 +89,13 @@ class Request:
     home: int | None = None
     promised: int = 0
     reserved: tuple[KVRange, ...] = ()
+    repairs: tuple[KVRange, ...] = ()
+    awaited: tuple[tuple[int, int], ...] = ()
+    prefix_keys: bytearray = field(default_factory=bytearray)
+    num_cached: int = 0
+    num_cached_at_first: int = 0
+    blocks_found: int = 0
+    is_doubtful: bool = False
     ready_order: int = 0
     prefills_seen: int = 0
     end_reason: EndReason | None = None
@@ -88,16 +107,24 @@ class Request:
 
     @property
     def num_stored(self) -> int:
-        """Tokens that have a KV slot; the next segment starts here."""
+        """Tokens that have a KV slot; unless it is being repaired the next segment starts here."""
         return self.num_computed + self.num_scheduled
 
     @property
     def missing(self) -> tuple[tuple[int, int], ...]:
         """[start, end) of the tokens known so far that have no KV slot: they are computed next, in order.
 
-        Today these are the last ones. Where a request can lose KV, or adopt some, there will be ranges before them.
+        These are the last ones; before them, while it is being repaired, what it has lost.
         """
-        return ((self.num_stored, self.num_tokens),) if self.tokens_to_compute else ()
+        if not self.repairs and not self.awaited:
+            return ((self.num_stored, self.num_tokens),) if self.tokens_to_compute else ()
+        found: list[tuple[int, int]] = []
+        lost = sorted([*[(piece.start, piece.end) for piece in self.repairs], *self.awaited])
+        for start, end in (*lost, (self.num_kept, self.num_tokens)):
+            if found and found[-1][1] == start:
+                start = found.pop()[0]
+            found.append((start, end))
+        return tuple(found)
 
     @property
     def tokens_to_compute(self) -> int:
@@ -110,8 +137,32 @@ class Request:
         return self.tokens_to_compute
 
     @property
+    def num_known(self) -> int:
+        """Tokens that need not be computed, as predictions go: those with a slot, or while it waits `num_cached`."""
+        return self.num_cached if self.status is RequestStatus.WAITING else self.num_computed + self.num_scheduled
+
+    @property
+    def num_lost(self) -> int:
+        """Tokens that are yet to be repaired."""
+        return sum([lost.length for lost in self.repairs]) if self.repairs else 0
+
+    @property
+    def num_awaited(self) -> int:
+        return sum([end - start for start, end in self.awaited]) if self.awaited else 0
+
+    @property
+    def num_kept(self) -> int:
+        """Tokens that have a KV slot, or will have it once it is repaired; then the next segment starts here."""
+        return self.num_computed + self.num_scheduled + self.num_lost + self.num_awaited
+
+    @property
     def num_reserved(self) -> int:
         return sum([planned.length for planned in self.reserved]) if self.reserved else 0
+
+    @property
+    def slots(self) -> int:
+        """KV slots that it has, that are reserved for it, or that it may count on."""
+        return self.num_kept + self.num_reserved + self.promised
 
     @property
     def tokens_when_grown(self) -> int:

@@ -7,21 +7,27 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from longspan.core.actions import OWN, KVRange, Segment
+from longspan.core.books.decode_steps import Decodes
 from longspan.core.books.ledger import Ledger
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.internal_error import InternalError
 
 
-def check_batch(ledger: Ledger, group: tuple[int, ...], segments: Sequence[Segment]) -> None:
+def check_batch(ledger: Ledger, group: tuple[int, ...], segments: Sequence[Segment], decodes: Decodes = ()) -> None:
     """Raise unless everything holds that must before a policy's batch is issued."""
     _check_idle(ledger, group)
-    if len({segment.request_id for segment in segments}) != len(segments):
+    names = {segment.request_id for segment in segments} | {request.id for request, _ in decodes}
+    if len(names) != len(segments) + len(decodes):
         raise InternalError("a request is in the batch twice")
+    ready = ledger.cluster.ready_decodes
+    for request, master in decodes:
+        if request.reserved or ready.get(request.id) is not request:  # who is listed, and reserves nothing, may decode
+            _check_decode(ledger, request, master)
     for segment in segments:
         _check_segment(ledger, segment)
     _check_ring(segments)
-    _check_group(group, segments)
-    _check_room(ledger, segments)
+    _check_group(ledger, group, segments, decodes)
+    _check_room(ledger, segments, decodes)
 
 
 def check_migration(
@@ -84,6 +90,16 @@ def _check_idle(ledger: Ledger, group: tuple[int, ...]) -> None:
             raise InternalError(f"instance {number} is busy")
 
 
+def _check_decode(ledger: Ledger, request: Request, master: int) -> None:
+    if ledger.requests.get(request.id) is not request:
+        raise InternalError(f"request {request.id} is unknown or has ended")
+    check_ready(request)
+    if request.tokens_to_compute != 1 or request.id not in ledger.cluster.decode_holders:
+        raise InternalError(f"request {request.id} has {request.tokens_to_compute} tokens without KV: it cannot decode")
+    if request.reserved and request.reserved[0].instance != master:
+        raise InternalError(f"request {request.id} stores at {master}, elsewhere than reserved: {request.reserved}")
+
+
 def _check_segment(ledger: Ledger, segment: Segment) -> None:
     request = ledger.requests.get(segment.request_id)
     if request is None:
@@ -99,8 +115,8 @@ def _check_segment(ledger: Ledger, segment: Segment) -> None:
     if segment.emits != (end == request.num_tokens):
         raise InternalError(f"{segment} must sample a token exactly if it reaches the last one known")
     own = ledger.placement.own.get(request.id)
-    held = () if own is None else own.context
-    if segment.context != held or segment.earlier:
+    held, earlier = ledger.placement.context(request.id), ledger.placement.earlier(request.id)
+    if segment.context != held or segment.earlier != earlier:
         raise InternalError(f"{segment}: its context is not where the KV is, {held}")
     if segment.residence != OWN and (own is None or segment.residence != own.number):
         raise InternalError(f"{segment}: its residence is {own.number if own is not None else 'yet to begin'}")
@@ -157,14 +173,19 @@ def _check_cuts(segment: Segment) -> None:
         raise InternalError(f"{segment}: it is cut for one instance alone")
 
 
-def _check_group(group: tuple[int, ...], segments: Sequence[Segment]) -> None:
+def _check_group(ledger: Ledger, group: tuple[int, ...], segments: Sequence[Segment], decodes: Decodes) -> None:
     involved = involved_instances(segments)
-    if not segments or involved != set(group):
+    involved.update([master for _, master in decodes])
+    involved.update(*{ledger.cluster.decode_holders[request.id] for request, _ in decodes})
+    if not involved or involved != set(group):
         raise InternalError(f"group {group} is not who takes part: {sorted(involved)}")
 
 
-def _check_room(ledger: Ledger, segments: Sequence[Segment]) -> None:
+def _check_room(ledger: Ledger, segments: Sequence[Segment], decodes: Decodes) -> None:
     needed: dict[int, int] = {}
+    for request, master in decodes:
+        if not request.reserved:
+            needed[master] = needed.get(master, 0) + 1
     for segment in segments:
         if not ledger.requests[segment.request_id].reserved:
             for stored in segment.store:

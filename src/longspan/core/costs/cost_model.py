@@ -8,7 +8,7 @@ seconds. Attention is summed request by request, never over a batch's averages.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -70,6 +70,49 @@ class DecodeCoefficients:
     free_requests: float = 0.0
 
 
+class _PrefillRows(dict[int, PrefillCoefficients]):
+    """By the number of instances; of more than were measured, what follows from the last two."""
+
+    def __init__(self, rows: Iterable[PrefillCoefficients]) -> None:
+        super().__init__({row.num_instances: row for row in rows})
+        self._most = len(self)
+
+    def __missing__(self, number: int) -> PrefillCoefficients:
+        most = self._most
+        last, before = self[most], self[max(1, most - 1)]
+        row = self[number] = replace(
+            last, num_instances=number, fixed=_grown(last.fixed, before.fixed, number - most),
+            per_token=last.per_token * most / number, per_pair=last.per_pair * most / number,
+        )  # fmt: skip
+        return row
+
+
+class _DecodeRows(dict[tuple[int, int], DecodeCoefficients]):
+    """By the numbers of instances and of masters; in the same way, for one master or as many as instances."""
+
+    def __init__(self, rows: Iterable[DecodeCoefficients]) -> None:
+        super().__init__({(row.num_instances, row.num_masters): row for row in rows})
+        self._most = max([instances for instances, _ in self], default=0)
+
+    def __missing__(self, key: tuple[int, int]) -> DecodeCoefficients:
+        (number, masters), most = key, self._most
+        is_one = masters == 1
+        last = self[(most, 1 if is_one else most)]
+        fewer = max(1, most - 1)
+        before, share = self[(fewer, 1 if is_one else fewer)], most / number
+        row = self[key] = replace(
+            last, num_instances=number, num_masters=masters, fixed=_grown(last.fixed, before.fixed, number - most),
+            per_request=last.per_request * (1.0 if is_one else share),
+            per_context_token=last.per_context_token * share,
+            free_requests=last.free_requests / (1.0 if is_one else share),
+        )  # fmt: skip
+        return row
+
+
+def _grown(last: float, before: float, steps: int) -> float:
+    return last + max(0.0, last - before) * steps
+
+
 @dataclass(frozen=True, kw_only=True)
 class FittedCostModel:
     """Measured once (`longspan profile`) or derived from the model's shape; plain data, so that a log can carry it.
@@ -77,6 +120,9 @@ class FittedCostModel:
     prefill_coefficients: one for each number of instances from 1 on, in order.
     decode_coefficients: for each number of instances at least one master and as many masters as instances; numbers
         of masters between are interpolated.
+
+    Of more instances than that, as a fleet may come to have, it says what follows from the last two rows: fixed costs
+    grow on, and work is shared by more.
     """
 
     prefill_coefficients: tuple[PrefillCoefficients, ...]
@@ -100,19 +146,31 @@ class FittedCostModel:
         return len(self.prefill_coefficients)
 
     @cached_property
+    def _prefill_rows(self) -> dict[int, PrefillCoefficients]:
+        return _PrefillRows(self.prefill_coefficients)
+
+    @cached_property
     def _decode_rows(self) -> dict[tuple[int, int], DecodeCoefficients]:
-        return {(row.num_instances, row.num_masters): row for row in self.decode_coefficients}
+        return _DecodeRows(self.decode_coefficients)
 
     def prefill(self, chunks: Iterable[Chunk], num_instances: int) -> float:
-        seconds = self.prefill_coefficients[num_instances - 1].fixed
+        try:
+            seconds = self.prefill_coefficients[num_instances - 1].fixed
+        except IndexError:
+            seconds = self._prefill_rows[num_instances].fixed
         return seconds + sum([self.work(length, context, num_instances) for length, context in chunks])
 
     def work(self, length: int, context: int, num_instances: int) -> float:
-        row = self.prefill_coefficients[num_instances - 1]
+        try:  # as nearly always; it is asked more than anything else
+            row = self.prefill_coefficients[num_instances - 1]
+        except IndexError:
+            row = self._prefill_rows[num_instances]
         return length * (row.per_token + row.per_pair * (length + 2 * context))
 
     def decode(self, num_requests: int, context_tokens: int, num_instances: int, num_masters: int) -> float:
         row = self._decode_rows.get((num_instances, num_masters))
+        if row is None and num_masters in (1, num_instances):
+            row = self._decode_rows[(num_instances, num_masters)]
         if row is not None:
             computed = max(0.0, num_requests - row.free_requests)
             return row.fixed + row.per_request * computed + row.per_context_token * context_tokens
@@ -125,7 +183,10 @@ class FittedCostModel:
         return self.iteration(work_s, num_requests, context_tokens, num_instances)
 
     def iteration(self, work_s: float, num_requests: int, context_tokens: int, num_instances: int) -> float:
-        row = self.prefill_coefficients[num_instances - 1]
+        try:
+            row = self.prefill_coefficients[num_instances - 1]
+        except IndexError:
+            row = self._prefill_rows[num_instances]
         if not num_requests:
             return row.fixed + work_s
         if not work_s:

@@ -55,6 +55,12 @@ class Load:
         self._decode_context += context
         self._seconds = None
 
+    def add_decodes(self, many: int, context: int) -> None:
+        """Add many of them, with so much context together."""
+        self._num_decodes += many
+        self._decode_context += context
+        self._seconds = None
+
     def add_answered(self, context: int) -> None:
         """Add the context of a request that decodes elsewhere."""
         self._answered_context += context
@@ -67,6 +73,13 @@ class Load:
                 own_s = self._model.iteration(self._chunks_s, self._num_decodes, self._decode_context, 1)
             self._seconds = self._with_answers(own_s)
         return self._seconds
+
+    def decode_seconds(self) -> float:
+        """Return the seconds as if no chunk were there."""
+        own_s = 0.0
+        if self._num_decodes:
+            own_s = self._model.iteration(0.0, self._num_decodes, self._decode_context, 1)
+        return own_s + self._answered_seconds()
 
     def seconds_with_chunk(self, length: int, context: int) -> float:
         """Return the seconds as if the chunk were added."""
@@ -84,10 +97,15 @@ class Load:
 
     def _with_answers(self, seconds: float) -> float:
         if self._answered_context:
-            seconds += self._model.decode(1, self._answered_context, 1, 1) - self._model.decode(1, 0, 1, 1)
+            seconds += self._answered_seconds()
         for answer_s in self._answers_s:
             seconds += answer_s
         return seconds
+
+    def _answered_seconds(self) -> float:
+        if not self._answered_context:
+            return 0.0
+        return self._model.decode(1, self._answered_context, 1, 1) - self._model.decode(1, 0, 1, 1)
 
 
 def context_seconds(model: CostModel, length: int, context: int) -> float:

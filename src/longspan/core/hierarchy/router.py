@@ -5,6 +5,9 @@ the tokens that its requests will probably generate. Of prompts only those count
 to the next power of two, for longer ones will mostly let it pass. So every node gets its share of the short and of the
 long, and no short one comes to where many others are (Grosof, Scully and Harchol-Balter, Load Balancing Guardrails,
 2019). As few nodes as there are, all are looked at.
+
+Where a prompt has keys, a node that has some of it cached has less to compute: it is preferred by so many seconds, and
+no more.
 """
 
 from __future__ import annotations
@@ -40,11 +43,11 @@ class NodeLoad:
     def before(self, kind: int) -> float:
         """Return the seconds, shared out over its instances, that a prompt of this kind would wait for."""
         prompts_s = [seconds for other, seconds in self.prompts_s.items() if other <= kind]
-        return (sum(prompts_s) + self.decodes_s) / self.instances
+        return (sum(prompts_s) + self.decodes_s) / self.instances if self.instances else math.inf
 
     @property
     def total(self) -> float:
-        return (sum(self.prompts_s.values()) + self.decodes_s) / self.instances
+        return (sum(self.prompts_s.values()) + self.decodes_s) / self.instances if self.instances else math.inf
 
 
 @dataclass(slots=True)
@@ -60,11 +63,16 @@ class _Placed:
 
 
 class Choice(NamedTuple):
-    """A node; the seconds that are before the request there, and at the node where there are most."""
+    """A node; the seconds that are before the request there, and at the node where there are most.
+
+    cached: tokens of its prompt that the node has; most_cached: that the one has which has most.
+    """
 
     node: int
     before_s: float
     most_s: float
+    cached: int = 0
+    most_cached: int = 0
 
 
 class Router:
@@ -81,30 +89,36 @@ class Router:
             self._token_s = (model.decode(2 * _MANY, 0, 1, 1) - model.decode(_MANY, 0, 1, 1)) / _MANY
             self._context_s = (model.decode(1, _LONG, 1, 1) - model.decode(1, 0, 1, 1)) / _LONG
 
-    def choose(self, request: RequestArrived, finished: tuple[int, int]) -> Choice:
-        """Place an arrival: where there will be room for it, if anywhere, and of those where least is before it.
+    def choose(self, request: RequestArrived, finished: tuple[int, int], cached: Sequence[int] = ()) -> Choice:
+        """Place an arrival: where there will be room for it, if anywhere, and of those where least is before its end.
 
-        finished: how many requests have ended, and the tokens that they generated.
+        finished: how many requests have ended, and the tokens that they generated. cached: of its prompt, by node.
         """
         prompt, (count, generated) = request.num_prompt_tokens, finished
         output = min(float(request.max_tokens), (generated + _FIRST_OUTPUT) / (count + 1))
-        whole_s = self._work(prompt, 0)
+        cached = cached or [0] * len(self.loads)
+        left_s = [self._work(prompt - found, found) for found in cached]
+        least_s = min(left_s)
         decodes_s = output * (self._token_s + self._context_s * (prompt + output / 2))
-        kind, tokens, limit = math.frexp(whole_s)[1], prompt + output, prompt + request.max_tokens
-        before_s = [load.before(kind) for load in self.loads]
+        kinds, tokens, limit = [math.frexp(each)[1] for each in left_s], prompt + output, prompt + request.max_tokens
+        before_s = [load.before(kind) for load, kind in zip(self.loads, kinds, strict=True)]
 
         def rank(node: int) -> tuple[float, ...]:
             load = self.loads[node]
             lacks_room = limit > load.kv_tokens, load.tokens + tokens > load.kv_tokens
-            return (*lacks_room, before_s[node], load.total, node)
+            return (*lacks_room, before_s[node] + (left_s[node] - least_s), load.total, node)
 
         node = min(range(len(self.loads)), key=rank)
-        load = self.loads[node]
+        load, kind, whole_s = self.loads[node], kinds[node], left_s[node]
         load.prompts_s[kind] += whole_s
         load.decodes_s += decodes_s
         load.tokens += tokens
         self._placed[request.request_id] = _Placed(load, kind, whole_s, whole_s, decodes_s, tokens)
-        return Choice(node, before_s[node], max(before_s))
+        return Choice(node, before_s[node], max(before_s), cached[node], max(cached))
+
+    def resize(self, node: int, instances: int, kv_tokens: int) -> None:
+        """Note that a node has so many instances that serve, with so many slots."""
+        self.loads[node].instances, self.loads[node].kv_tokens = instances, kv_tokens
 
     def ran(self, batch: RunBatch) -> None:
         """Note that a batch has come to its end: so much less is to do."""

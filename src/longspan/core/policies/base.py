@@ -36,6 +36,9 @@ class Policy(ABC):
     """Whether it reads `state.cost_model`: without a measured one, the engine then makes one at its start."""
     keeps_on_one_instance: ClassVar[bool] = False
     """Whether a request's KV always stays on one instance, so that it can be no longer than that instance holds."""
+    is_tuned_at_start: ClassVar[bool] = False
+    """Whether the engine's start chooses what nobody says: how the cores are cut up, and the service levels of requests
+    that name none."""
     options: Options
 
     def __init__(self, **options: object) -> None:
@@ -56,6 +59,13 @@ class Policy(ABC):
         """
         return None
 
+    def may_wait(self, state: SchedulerState, request: Request, now: float) -> bool:
+        """Tell of a request without a token, which is being repaired, whether other prompts go before it.
+
+        It is asked before `schedule`, so it may know of requests that `schedule` does not yet; and must change nothing.
+        """
+        return False
+
     def looks_ahead(self, state: SchedulerState, now: float) -> bool:
         """Tell whether the decode iterations that begin to run now shall have their next one queued behind them.
 
@@ -63,6 +73,17 @@ class Policy(ABC):
         iteration later.
         """
         return not state.instances_are_needed()
+
+
+def is_tuned_at_start(policy: object) -> bool:
+    """Return the attribute of that name, which a policy that extends nothing need not have."""
+    return bool(getattr(policy, "is_tuned_at_start", False))
+
+
+def may_wait(policy: object, state: SchedulerState, request: Request, now: float) -> bool:
+    """Return what the method of that name says, which a policy that extends nothing need not have."""
+    method = getattr(policy, "may_wait", None)
+    return method is not None and bool(method(state, request, now))
 
 
 def check_policy(policy: object) -> None:

@@ -51,6 +51,7 @@ class DistServe(Policy):
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
         self._both = StaticTP()
+        self._both.adopts = False  # for each may have to move by itself once there are several instances again
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         if len(state.cluster) == 1:
@@ -66,6 +67,8 @@ class DistServe(Policy):
         instances = state.cluster.instances
         chosen = self.options.prefill_instances
         count = len(instances) // 2 if chosen is None else chosen
+        if len(instances) < state.config.num_instances:  # some are lost
+            count = min(count, len(instances) - 1)
         if not 0 < count < len(instances):
             raise ConfigError(f"{count} of {len(instances)} instances are to prefill: each phase needs at least one")
         return instances[:count], instances[count:]

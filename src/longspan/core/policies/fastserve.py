@@ -95,7 +95,8 @@ class FastServe(DataParallel):
         self._began_to_wait.append((now, request))
         job = self._jobs.get(request.id)
         if job is None:
-            prefill_s = state.cost_model.prefill((Chunk(request.tokens_to_compute),), 1)
+            chunk = Chunk(request.num_tokens - request.num_known, request.num_known)
+            prefill_s = state.cost_model.prefill((chunk,), 1)
             queue = 0
             while self.quantum(queue) < prefill_s:
                 queue += 1
@@ -110,7 +111,7 @@ class FastServe(DataParallel):
     def may_start(
         self, state: SchedulerState, instance: Instance, lane: Lane, request: Request, taken: int = 0
     ) -> bool:
-        return request.slots_to_take + state.headroom(request) <= instance.room - taken
+        return state.need(request, [instance.id]) <= instance.room - taken
 
     def iterate(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> None:
         self._charge(state, lane, now)
@@ -123,7 +124,7 @@ class FastServe(DataParallel):
             if request.status is RequestStatus.WAITING:
                 lane.start(request)
             self._jobs[request.id].began = now
-        batch.run(state)
+        batch.run()
 
     def _key(self, request: Request) -> Rank:
         return self._jobs[request.id].rank
@@ -169,7 +170,7 @@ class FastServe(DataParallel):
 
     def _fill(self, state: SchedulerState, instance: Instance, lane: Lane) -> MixedBatch:
         """In order of rank, as many as the batch holds; decodes as long as there are slots."""
-        batch = MixedBatch(instance, instance.free)
+        batch = MixedBatch(state, instance, instance.free)
         jobs = [*lane.runnable(), *self._newcomers(state, instance, lane)]
         for request in sorted(jobs, key=self._key)[: state.config.max_batch_requests]:
             batch.add(request)
@@ -186,6 +187,6 @@ class FastServe(DataParallel):
                 state, instance, lane, request, taken
             ):
                 break
-            taken += request.slots_to_take + state.headroom(request)
+            taken += state.need(request, [instance.id])
             newcomers.append(request)
         return newcomers

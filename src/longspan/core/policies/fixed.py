@@ -11,6 +11,7 @@ from longspan.core.actions import Segment
 from longspan.core.books.request import Request
 from longspan.core.news import News
 from longspan.core.policies.base import Policy
+from longspan.core.policies.parts.adoption import adopt_each
 from longspan.core.state import SchedulerState
 
 
@@ -58,6 +59,7 @@ class FixedPolicy(Policy):
                 break
             batch.append(request)
             tokens += request.tokens_to_compute
+        adopt_each(state, batch, self.compute)
         segments = [
             state.prefill_segment(
                 request, _turned(self.compute, place), _evenly(request.tokens_to_compute, self.keepers)

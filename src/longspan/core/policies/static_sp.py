@@ -5,6 +5,7 @@ from __future__ import annotations
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.news import News
 from longspan.core.policies.base import Policy
+from longspan.core.policies.parts.adoption import adopt_each
 from longspan.core.policies.parts.decode_batch import choose_requests, run_decode, take_quota
 from longspan.core.policies.parts.decode_groups import DecodeGroup
 from longspan.core.policies.parts.patience import somebody_is_overdue
@@ -34,10 +35,11 @@ class StaticSP(Policy):
 def _gather(state: SchedulerState) -> list[Request]:
     """The head of the queue and those behind it that fit into the same batch and the pool."""
     gathered: list[Request] = []
-    room = sum(instance.room for instance in state.cluster.instances)
+    able = [instance for instance in state.cluster.instances if not instance.is_leaving]
+    room, numbers = sum(instance.room for instance in able), [instance.id for instance in able]
     tokens = 0
     for request in state.waiting:
-        room -= request.slots_to_take + state.headroom(request)
+        room -= state.need(request, numbers)
         tokens += request.tokens_to_compute
         if room < 0 or (gathered and tokens > state.config.max_batch_tokens * len(state.cluster)):
             break
@@ -46,7 +48,9 @@ def _gather(state: SchedulerState) -> list[Request]:
 
 
 def _prefill(state: SchedulerState, prompts: list[Request]) -> None:
-    rooms = {instance.id: instance.free for instance in state.cluster.instances}
+    instances = [instance for instance in state.cluster.instances if not instance.is_leaving]
+    adopt_each(state, prompts, [instance.id for instance in instances])
+    rooms = {instance.id: instance.unreserved for instance in instances}
     kept = {request.id: keep_evenly(request.tokens_to_compute, rooms) for request in prompts}
     run_prefill(state, prompts, list(rooms), kept)
 

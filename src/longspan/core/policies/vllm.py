@@ -14,6 +14,7 @@ from longspan.config import check_count
 from longspan.core.actions import KVRange
 from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request
+from longspan.core.policies.parts.adoption import adopt_each
 from longspan.core.policies.parts.data_parallel import DataParallel
 from longspan.core.policies.parts.lanes import Lane
 from longspan.core.policies.parts.mixed_batch import MixedBatch
@@ -38,7 +39,7 @@ class FilledBatches(DataParallel):
 
     def iterate(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> None:
         preempted = self.make_room(state, instance, lane, now)
-        batch = MixedBatch(instance, self.budget(state))
+        batch = MixedBatch(state, instance, self.budget(state))
         for request in sorted(lane.runnable(), key=_decodes_first):
             batch.add(request, self.piece(state))
         while not preempted and lane and batch.left:
@@ -47,18 +48,19 @@ class FilledBatches(DataParallel):
                 break
             self.admit(state, instance, lane, request)
             batch.add(request, self.piece(state))
-        batch.run(state)
+        batch.run()
 
     def may_start(
         self, state: SchedulerState, instance: Instance, lane: Lane, request: Request, taken: int = 0
     ) -> bool:
         if len(lane.running) >= state.config.max_batch_requests:
             return False
-        return request.slots_to_take <= instance.unreserved - taken
+        return state.need(request, [instance.id]) - state.headroom(request) <= instance.unreserved - taken
 
     def admit(self, state: SchedulerState, instance: Instance, lane: Lane, request: Request) -> None:
         """Admit it to this very iteration. All its tokens have their slots, so its prefill can always go on."""
         lane.start(request)
+        adopt_each(state, [request], [instance.id])
         state.reserve(request.id, [KVRange(instance.id, request.num_stored, request.num_tokens)])
 
     def make_room(self, state: SchedulerState, instance: Instance, lane: Lane, now: float) -> bool:

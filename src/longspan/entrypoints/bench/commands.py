@@ -52,7 +52,7 @@ def serve(
         lengths.seed: For everything random; the same seed is the same workload.
         arrivals.workload: How requests arrive; by default as in the trace, or Poisson without one. mixed is short
             prompts and now and then one of 7,500 tokens; medha_mix and loongserve_zipf draw lengths too, from the
-            --trace files if given.
+            --trace files if given; chats and agents are sessions, each of whose turns goes on from the one before.
         arrivals.rate: Requests a second (default 1; mixed 0.5, and a long one for every 15 short ones); a trace with
             arrivals is stretched to it.
         arrivals.cv2: Burstiness of gamma: variance over squared mean of the gaps; 1 is Poisson.

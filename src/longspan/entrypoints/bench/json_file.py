@@ -15,7 +15,7 @@ DECIMALS = 6  # of times: microseconds
 
 def write_with_requests(path: Path, head: dict[str, Any], requests: Iterable[Any]) -> None:
     """Write everything but the requests indented, and one line for each request."""
-    text = msgspec.json.format(msgspec.json.encode(head), indent=1).rstrip(b"\n}")
+    text = msgspec.json.format(msgspec.json.encode(head), indent=1).removesuffix(b"\n}")
     lines = b",\n".join(msgspec.json.encode(rounded(request)) for request in requests)
     try:
         path.write_bytes(text + b',\n "requests": [\n' + lines + b"\n ]\n}\n")

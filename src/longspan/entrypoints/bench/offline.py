@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from longspan import LLM, SamplingParams
-from longspan.config import EngineConfig, check_count
+from longspan.config import EngineConfig, check_count, instances_in_words
 from longspan.engine.phase_display import shown_phases
 from longspan.entrypoints.bench.options import MOST_REQUESTS, LengthOptions, check_writable
 from longspan.entrypoints.bench.requests import fitted, make_lengths
@@ -53,8 +53,8 @@ def latency(
     assert rate is not None
     out = console()
     out.print(
-        f"{engine.model} on {engine.num_instances} instances: {batch_size} x {input_len} prompt and {output_len} "
-        f"output tokens, {iterations} iterations", markup=False,
+        f"{engine.model} on {instances_in_words(engine.num_instances)}: {batch_size} x {input_len} prompt and "
+        f"{output_len} output tokens, {iterations} iterations", markup=False,
     )  # fmt: skip
     names = {"e2e_s": "e2e", "ttft_s": "TTFT", "decode_step_s": "decode step"}
     out.print(distribution_table("ms", [(names[name], figure) for name, figure in figures.items()]))
@@ -93,8 +93,8 @@ def throughput(engine: EngineConfig, lengths: LengthOptions, *, num_prompts: int
     }
     out = console()
     out.print(
-        f"{engine.model} on {engine.num_instances} instances: {len(completions)} requests with {prompt_tokens:,} "
-        f"prompt and {output_tokens:,} output tokens in {seconds:.2f} s", markup=False,
+        f"{engine.model} on {instances_in_words(engine.num_instances)}: {len(completions)} requests with "
+        f"{prompt_tokens:,} prompt and {output_tokens:,} output tokens in {seconds:.2f} s", markup=False,
     )  # fmt: skip
     out.print(
         f"{results['requests_per_s']:.2f} requests/s, {results['prompt_tokens_per_s']:,.1f} prompt tokens/s, "

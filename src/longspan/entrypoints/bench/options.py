@@ -17,7 +17,9 @@ MOST_REQUESTS = 10_000_000  # they are held in memory, and so is what became of 
 MOST_RATE = 1e6
 MOST_ID = 2**31 - 1
 
-Workload = Literal["poisson", "gamma", "interval", "mixed", "medha_mix", "loongserve_zipf"]
+Workload = Literal[
+    "poisson", "gamma", "interval", "mixed", "medha_mix", "loongserve_zipf", "chats", "agents"
+]
 Fit = Literal["clip", "scale"]
 
 

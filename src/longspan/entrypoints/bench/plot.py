@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from longspan.errors import ConfigError
 from longspan.metrics.request_metrics import RequestRecord
+from longspan.plot_axes import make_readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +50,7 @@ def write(report: ServeReport, path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.has_data():
             axes.legend()
+        make_readable(axes)
     figure.savefig(path, dpi=120)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from longspan.entrypoints.bench.options import MOST_REQUESTS, ArrivalOptions, LengthOptions, parse_range
 from longspan.errors import ConfigError
 from longspan.workload import arrivals, generator, transforms
+from longspan.workload.logged import is_event_log, read_logged
+from longspan.workload.sessions import AGENTS, CHATS, sessions
 from longspan.workload.traces import TraceRequest, read_trace
 
 DEFAULT_NUM_REQUESTS = 100  # of a workload that has no end of its own
@@ -17,7 +19,11 @@ DEFAULT_RATE, DEFAULT_MIXED_RATE = 1.0, 0.5
 def make_lengths(options: LengthOptions) -> Iterable[TraceRequest]:
     """Return lengths of the traces, one after another; without a trace an endless stream."""
     if options.trace:
-        return [request for path in options.trace for request in read_trace(path)]
+        return [
+            request
+            for path in options.trace
+            for request in (read_logged(path) if is_event_log(path) else read_trace(path))
+        ]
     prompt = parse_range("input_len", options.input_len)
     return generator.uniform_lengths(prompt, parse_range("output_len", options.output_len), options.seed)
 
@@ -63,6 +69,9 @@ def _arriving(lengths: LengthOptions, options: ArrivalOptions) -> Iterator[Trace
         case "medha_mix":
             shorts = list(make_lengths(lengths)) if lengths.trace else []
             return generator.medha_mix(rate, seed, long_share=options.long_share, shorts=shorts)
+        case "chats" | "agents":
+            talk = CHATS if options.workload == "chats" else AGENTS
+            return sessions(rate / talk.turns, seed, talk)
         case "loongserve_zipf":
             if not lengths.trace:
                 raise ConfigError("loongserve_zipf draws from real lengths: name their files with --trace")
@@ -83,4 +92,6 @@ def _as_traced(lengths: LengthOptions, options: ArrivalOptions) -> Iterator[Trac
 
 
 def _endless(lengths: LengthOptions, options: ArrivalOptions) -> bool:
-    return not lengths.trace or options.workload in ("mixed", "medha_mix", "loongserve_zipf")
+    return not lengths.trace or options.workload in (
+        "mixed", "medha_mix", "loongserve_zipf", "chats", "agents",
+    )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from longspan.entrypoints.bench.prompts import Prompt, Prompts, TextPrompts, Tok
 from longspan.entrypoints.bench.requests import make_requests
 from longspan.entrypoints.bench.serve_report import ServeReport
 from longspan.errors import ConfigError, LongspanError
+from longspan.interrupts import stopped_by
 from longspan.metrics.request_metrics import SLO
 from longspan.workload.traces import TraceRequest
 
@@ -91,21 +91,16 @@ async def _measure(
 
 async def _until_done_or_interrupted(run: OpenLoop) -> bool:
     """True if Ctrl-C or SIGTERM stopped it. A second one ends the program as usual."""
-    loop = asyncio.get_running_loop()
     work = asyncio.create_task(run.run())
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        loop.add_signal_handler(number, work.cancel)
     watching = asyncio.create_task(watch(run.counts))
     try:
-        await work
+        with stopped_by(lambda _: work.cancel()):
+            await work
     except asyncio.CancelledError:
         if not work.cancelled():
             raise
         return True
     finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
         watching.cancel()
         await asyncio.wait({watching})
     return False

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import time
+from functools import partial
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from longspan.entrypoints.logs import ACCESS, FIELDS
+from longspan.entrypoints.logs import ACCESS
+from longspan.entrypoints.openai.answered import look_on
 from longspan.entrypoints.openai.request_id import request_id_of
+from longspan.log_fields import fields
 
 logger = logging.getLogger(ACCESS)
 
-CLIENT_LEFT = 499
 MAX_PATH = 200  # bytes of it that are shown
 
 
@@ -26,22 +27,7 @@ class AccessLogMiddleware:
         if scope["type"] != "http" or not logger.isEnabledFor(logging.INFO):
             await self.app(scope, receive, send)
             return
-        status = CLIENT_LEFT
-        began = time.perf_counter()
-
-        async def send_and_see(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_and_see)
-        except Exception:
-            status = 500
-            raise
-        finally:
-            log_access(scope, status, time.perf_counter() - began)
+        await look_on(self.app, scope, receive, send, partial(log_access, scope))
 
 
 def log_access(scope: Scope, status: int, seconds: float | None = None) -> None:
@@ -49,7 +35,7 @@ def log_access(scope: Scope, status: int, seconds: float | None = None) -> None:
     if not logger.isEnabledFor(logging.INFO):
         return
     client = scope.get("client")
-    fields = {
+    told = {
         "client": f"{client[0]}:{client[1]}" if client else "-",
         "method": scope.get("method", "-"),
         "path": scope.get("raw_path", b"-")[:MAX_PATH].decode("ascii", "backslashreplace"),
@@ -58,4 +44,4 @@ def log_access(scope: Scope, status: int, seconds: float | None = None) -> None:
         "request_id": request_id_of(scope),
     }
     line = "%(client)s %(method)s %(path)s %(status)s %(seconds)s s, request %(request_id)s"
-    logger.info(line, fields, extra={FIELDS: fields})
+    logger.info(line, told, extra=fields(**told))

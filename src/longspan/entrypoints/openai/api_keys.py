@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -13,16 +14,17 @@ from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from longspan.entrypoints.openai.errors import ErrorAnswer, Refusal, refuse
-from longspan.entrypoints.openai.tenants import set_tenant
+from longspan.engine.departures import Departures
+from longspan.entrypoints.dashboard.files import PREFIX
+from longspan.entrypoints.openai.errors import ErrorAnswer, Refusal, refuse, retry_after
+from longspan.entrypoints.openai.tenants import set_key, set_tenant
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.errors import ConfigError, RequestError
 from longspan.metrics.prometheus import ServerMetrics
 from longspan.service_level import check_tenant
 
-# As with other servers: what probes and scrapers ask needs no key.
-FREE = frozenset(("/health", "/ready", "/version", "/metrics"))
-RETRY_AFTER_S = 1
+# As with other servers: what probes and scrapers ask needs no key. Nor does the page itself, which asks for one.
+FREE = frozenset(("/health", "/ready", "/version", "/metrics", "/"))
 VARIABLE = "LONGSPAN_SERVE_API_KEY"  # what the command line reads keys from, too
 
 
@@ -36,37 +38,62 @@ class ApiKey(NamedTuple):
 class KeyUse:
     """The requests and tokens that one key has in flight. No limit where None. tenant: whose key it is."""
 
-    def __init__(self, max_requests: int | None, max_tokens: int | None, tenant: str | None = None) -> None:
+    def __init__(
+        self, max_requests: int | None, max_tokens: int | None, tenant: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.tenant = tenant
         self.max_requests = max_requests
         self.max_tokens = max_tokens
         self.requests = 0
         self.tokens = 0
+        self.ended_requests, self.ended_tokens = Departures(clock), Departures(clock)
 
     @contextmanager
     def request(self) -> Iterator[Ticket]:
         """Hold one request, until it has been answered. Raises Refusal (429) if there are too many."""
         if self.max_requests is not None and self.requests >= self.max_requests:
-            raise _too_much(f"this API key has {self.requests} requests in flight, as many as it may")
+            raise _too_much(
+                f"this API key has {self.requests} requests in flight, as many as it may", self.ended_requests.after_s()
+            )
         ticket = Ticket(self)
         try:
             yield ticket
+        except (Refusal, RequestError):
+            ticket.was_refused = True
+            raise
         finally:
             ticket.release()
 
 
 class Ticket:
-    """One request's share in what its key has in flight."""
+    """One request's share in what its key has in flight. was_refused: it has no work whose end tells of the pace."""
 
     def __init__(self, use: KeyUse) -> None:
         self.use = use
         self.requests = 1
         self.tokens = 0
+        self.kept = self.was_refused = False
+        if not use.requests:
+            use.ended_requests.begin()
         use.requests += 1
 
     def release(self) -> None:
-        self.use.requests -= self.requests
-        self.use.tokens -= self.tokens
+        """Count it no more, unless it is kept."""
+        if not self.kept:
+            self.end()
+
+    def end(self) -> None:
+        """Count it no more."""
+        use = self.use
+        if self.requests:
+            use.requests -= self.requests
+            if not self.was_refused:
+                use.ended_requests.note()
+        if self.tokens:
+            use.tokens -= self.tokens
+            if not self.was_refused:
+                use.ended_tokens.note(self.tokens)
         self.requests = self.tokens = 0
 
     def charge(self, tokens: int) -> None:
@@ -82,8 +109,11 @@ class Ticket:
         if use.tokens + tokens > use.max_tokens:
             raise _too_much(
                 f"the request's prompts and max_tokens are {tokens} tokens together, but this API key may have "
-                f"{use.max_tokens} in flight, and has {use.tokens}"
+                f"{use.max_tokens} in flight, and has {use.tokens}",
+                use.ended_tokens.after_s(use.tokens + tokens - use.max_tokens),
             )
+        if not use.tokens:
+            use.ended_tokens.begin()
         use.tokens += tokens
         self.tokens += tokens
 
@@ -105,11 +135,26 @@ def charge_tokens(tokens: int) -> None:
         ticket.charge(tokens)
 
 
+def keep_counted() -> Callable[[], None]:
+    """Count the request that is being answered against its key until what is returned is called, though it has been
+    answered before."""
+    ticket = _ticket.get()
+    if ticket is None:
+        return lambda: None
+    ticket.kept = True
+    return ticket.end
+
+
 class ApiKeys:
     """The keys of one server. Only their digests are kept."""
 
-    def __init__(self, keys: Sequence[ApiKey], max_requests: int | None, max_tokens: int | None) -> None:
-        self._uses = [(_digest(each.key.encode()), KeyUse(max_requests, max_tokens, each.tenant)) for each in keys]
+    def __init__(
+        self, keys: Sequence[ApiKey], max_requests: int | None, max_tokens: int | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._uses = [
+            (_digest(each.key.encode()), KeyUse(max_requests, max_tokens, each.tenant, clock)) for each in keys
+        ]
 
     def find(self, presented: bytes) -> KeyUse | None:
         """Return the use of this key. It looks at all keys always, so that the time tells nothing."""
@@ -134,14 +179,18 @@ class ApiKeyMiddleware:
         self.tells_tenant = tells_tenant
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in FREE or scope["method"] == "OPTIONS":
+        if scope["type"] != "http" or _is_free(scope["path"]) or scope["method"] == "OPTIONS":
             await self.app(scope, receive, send)
             return
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        use = self.keys.find(_bearer(given[0])) if len(given) == 1 else None
+        given = _presented(scope)
+        use = None if given is None else self.keys.find(given)
         if use is None:
-            await refuse(self.metrics, _unauthorized(bool(given))).response()(scope, receive, send)
-        elif scope["method"] == "POST":
+            await refuse(self.metrics, _unauthorized(given is not None)).response()(scope, receive, send)
+            return
+        set_key(use)
+        if self.tells_tenant:
+            set_tenant(use.tenant)
+        if scope["method"] == "POST":
             await self._counted(use, scope, receive, send)
         else:
             await self.app(scope, receive, send)
@@ -150,10 +199,10 @@ class ApiKeyMiddleware:
         try:
             with use.request() as ticket:
                 _ticket.set(ticket)
-                if self.tells_tenant:
-                    set_tenant(use.tenant)
 
                 async def send_and_release(message: Message) -> None:
+                    if message["type"] == "http.response.start" and message["status"] >= 400:
+                        ticket.was_refused = True
                     if message["type"] == "http.response.body" and not message.get("more_body", False):
                         ticket.release()  # a client that has the whole answer may ask again
                     await send(message)
@@ -161,6 +210,10 @@ class ApiKeyMiddleware:
                 await self.app(scope, receive, send_and_release)
         except Refusal as refusal:  # its own; those of what it leads to have been answered there
             await refuse(self.metrics, refusal).response()(scope, receive, send)
+
+
+def _is_free(path: str) -> bool:
+    return path in FREE or path.startswith(PREFIX)
 
 
 def read_keys(config: ServerConfig) -> list[ApiKey]:
@@ -212,6 +265,15 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
+def _presented(scope: Scope) -> bytes | None:
+    """Return the key that a request carries, empty where it carries several; None: it carries none. Clients of
+    Anthropic's send it as x-api-key, all others as Authorization, which counts where both are there."""
+    for name, read in ((b"authorization", _bearer), (b"x-api-key", bytes.strip)):
+        if given := [value for known, value in scope["headers"] if known == name]:
+            return read(given[0]) if len(given) == 1 else b""
+    return None
+
+
 def _bearer(header: bytes) -> bytes:
     scheme, _, key = header.partition(b" ")
     return key.strip() if scheme.lower() == b"bearer" else b""
@@ -221,12 +283,12 @@ def _unauthorized(given: bool) -> ErrorAnswer:
     message = (
         "the API key is not one of this server's"
         if given
-        else "this server needs an API key; send it as the header 'Authorization: Bearer KEY'"
+        else "this server needs an API key; send it as the header 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
     )
     headers = {"www-authenticate": "Bearer"}
     return ErrorAnswer(401, message, "invalid_request_error", None, "invalid_api_key", headers)
 
 
-def _too_much(message: str) -> Refusal:
-    headers = {"retry-after": str(RETRY_AFTER_S)}
+def _too_much(message: str, retry_after_s: float) -> Refusal:
+    headers = retry_after(retry_after_s)
     return Refusal(ErrorAnswer(429, message, "rate_limit_error", None, "rate_limit_exceeded", headers))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
 from longspan import __version__
 from longspan.engine.protocol import EngineClient
+from longspan.entrypoints.anthropic.messages import count_tokens_router, messages_router
 from longspan.entrypoints.openai import errors
 from longspan.entrypoints.openai.access_log import AccessLogMiddleware
 from longspan.entrypoints.openai.api_keys import ApiKeyMiddleware, ApiKeys, read_keys
@@ -15,7 +17,10 @@ from longspan.entrypoints.openai.body import Bodies
 from longspan.entrypoints.openai.chat import chat_router
 from longspan.entrypoints.openai.completions import completions_router
 from longspan.entrypoints.openai.context import Context
+from longspan.entrypoints.openai.dashboard import dashboard_router
+from longspan.entrypoints.openai.fleet import fleet_router
 from longspan.entrypoints.openai.health import health_router
+from longspan.entrypoints.openai.http_metrics import HttpMetricsMiddleware
 from longspan.entrypoints.openai.models import models_router
 from longspan.entrypoints.openai.origins import (
     CrossOriginMiddleware,
@@ -24,9 +29,17 @@ from longspan.entrypoints.openai.origins import (
     host_check,
 )
 from longspan.entrypoints.openai.request_id import RequestIdMiddleware
+from longspan.entrypoints.openai.stories import stories_router
 from longspan.entrypoints.openai.tenants import TenantHeaderMiddleware
+from longspan.entrypoints.openai.tokenize import detokenize_router, tokenize_router, tokenizer_info_router
+from longspan.entrypoints.responses.router import responses_router
 from longspan.entrypoints.server_config import ServerConfig
+from longspan.entrypoints.tracing.middleware import TraceContextMiddleware
 from longspan.metrics.prometheus import ServerMetrics
+
+_ROUTERS = (completions_router, chat_router, responses_router, messages_router, count_tokens_router, tokenize_router,
+            detokenize_router, tokenizer_info_router, models_router, stories_router, fleet_router, health_router,
+            dashboard_router)  # fmt: skip
 
 
 def create_app(engine: EngineClient, config: ServerConfig | None = None) -> FastAPI:
@@ -47,7 +60,7 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
     )
     app.state.context = context
     app.state.bodies = Bodies(limit=config.max_body_bytes, budget=config.body_budget_bytes)
-    routers = [router(context) for router in (completions_router, chat_router, models_router, health_router)]
+    routers = [router(context) for router in _ROUTERS]
     for router in routers:
         app.include_router(router)
     errors.install(app, metrics)
@@ -63,6 +76,10 @@ def create_app(engine: EngineClient, config: ServerConfig | None = None) -> Fast
         app.add_middleware(HostMiddleware, is_allowed=is_allowed, metrics=metrics)
     if config.cors_origins:
         app.add_middleware(CrossOriginMiddleware, origins=config.cors_origins, metrics=metrics)
+    paths = {route.path for route in routes if isinstance(route, Route)}
+    if config.otlp_traces_endpoint is not None:
+        app.add_middleware(TraceContextMiddleware)
+    app.add_middleware(HttpMetricsMiddleware, metrics=metrics.http, paths=paths)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware)
     return app

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from starlette.requests import ClientDisconnect, Request
 
+from longspan.engine.departures import Departures
 from longspan.entrypoints.openai.errors import ClientDisconnectedError, ErrorAnswer, Refusal, overloaded
 
 MIB = 1024 * 1024
@@ -22,6 +23,7 @@ class Bodies:
         self.limit = limit
         self.budget = budget
         self.held = 0
+        self.departures = Departures()
 
     def check(self, size: int, more: int) -> None:
         """Raises Refusal if a body may not have `size` bytes, `more` of which are not held yet."""
@@ -30,8 +32,22 @@ class Bodies:
             raise Refusal(
                 ErrorAnswer(413, message, "invalid_request_error", None, "request_too_large", {"connection": "close"})
             )
-        if self.held + more > (self.budget if size <= SMALL else self.budget * 3 // 4):
-            raise Refusal(overloaded("the server holds as many bytes of unfinished requests as it may; try again"))
+        lacking = self.held + more - (self.budget if size <= SMALL else self.budget * 3 // 4)
+        if lacking > 0:
+            message = "the server holds as many bytes of unfinished requests as it may; try again"
+            raise Refusal(overloaded(message, self.departures.after_s(lacking)))
+
+    def take(self, count: int) -> None:
+        """So many bytes are held from now on."""
+        if not self.held:
+            self.departures.begin()
+        self.held += count
+
+    def give(self, count: int) -> None:
+        """So many are held no more."""
+        if count:
+            self.held -= count
+            self.departures.note(count)
 
 
 class Body(bytearray):
@@ -46,7 +62,7 @@ class Body(bytearray):
 
     def take(self, piece: bytes) -> None:
         self.bodies.check(len(self) + len(piece), len(piece))
-        self.bodies.held += len(piece)
+        self.bodies.take(len(piece))
         self.charged += len(piece)
         self += piece
 
@@ -54,11 +70,11 @@ class Body(bytearray):
         """Forget what was read. An error's traceback may keep the body itself for long."""
         with suppress(BufferError):  # which may also keep what looked at it
             self.clear()
-        self.bodies.held -= self.charged
+        self.bodies.give(self.charged)
         self.charged = 0
 
     def __del__(self) -> None:
-        self.bodies.held -= self.charged
+        self.bodies.give(self.charged)
 
 
 async def read_body(request: Request) -> Body:

@@ -10,13 +10,13 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from longspan.entrypoints.openai.json_place import bad_utf8, lone_surrogate, place_of, repeated_name
 from longspan.entrypoints.openai.json_values import lower
-from longspan.entrypoints.openai.protocol import SamplingFields
+from longspan.entrypoints.openai.request_fields import RequestFields
 from longspan.errors import RequestError
 
 _LOOKED_THROUGH = 2**20  # bytes; beyond, of a field that is given twice the last counts
 
 
-def cut_body(body: bytes | bytearray, content_type: str, kind: type[SamplingFields]) -> dict[str, Raw]:
+def cut_body(body: bytes | bytearray, content_type: str, kind: type[RequestFields]) -> dict[str, Raw]:
     """Return the JSON of each known field that is given."""
     _check_text(body, content_type)
     given = _built(body, _body_type(kind))
@@ -57,7 +57,7 @@ def _check_given_once(body: bytes | bytearray, names: Iterable[str]) -> None:
 
 
 @cache
-def _body_type(kind: type[SamplingFields]) -> type[Struct]:
+def _body_type(kind: type[RequestFields]) -> type[Struct]:
     """The known names, so that nothing is built of any other."""
     names = dict.fromkeys((*kind.model_fields, *kind.unsupported))
     return msgspec.defstruct("Body", [(name, Raw | UnsetType, UNSET) for name in names])

@@ -14,6 +14,7 @@ MAX_NAME_CHARS = 1024
 MAX_SCALAR_BYTES = 4096
 MAX_ENVELOPE_BYTES = 65536
 MAX_DEPTH = 32
+MAX_SCHEMA_DEPTH = 100
 MAX_NODES = 200_000
 
 _ESCAPED = 12  # bytes that JSON takes for one character, at most: an escaped surrogate pair

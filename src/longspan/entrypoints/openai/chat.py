@@ -11,28 +11,22 @@ from fastapi import APIRouter, Response
 from msgspec import UNSET
 
 from longspan.entrypoints.openai import sse
-from longspan.entrypoints.openai.context import Context
-from longspan.entrypoints.openai.generation import (
-    Job,
-    Names,
-    UsageCount,
-    check_servable,
-    collect,
-    make_jobs,
-    run,
-)
-from longspan.entrypoints.openai.limits import check_choices
-from longspan.entrypoints.openai.logprobs import chat_logprobs
-from longspan.entrypoints.openai.protocol import ChatCompletionRequest
-from longspan.entrypoints.openai.requests import endpoint
-from longspan.entrypoints.openai.responses import (
-    AnswerMessage,
+from longspan.entrypoints.openai.answers import (
     ChatAnswer,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     Delta,
 )
+from longspan.entrypoints.openai.chat_run import ChatRun, begin_chat
+from longspan.entrypoints.openai.context import Context
+from longspan.entrypoints.openai.echo import off_the_loop
+from longspan.entrypoints.openai.generation import check_servable, collect
+from longspan.entrypoints.openai.logprobs import chat_logprobs, prompt_logprobs
+from longspan.entrypoints.openai.progress import ProgressNews, estimate_headers
+from longspan.entrypoints.openai.protocol import ChatCompletionRequest
+from longspan.entrypoints.openai.requests import endpoint
+from longspan.entrypoints.openai.tool_calls import ChoiceReader
 from longspan.metrics.prometheus import Arrival
 
 
@@ -43,48 +37,50 @@ def chat_router(context: Context) -> APIRouter:
 
 
 async def _answer(context: Context, body: ChatCompletionRequest, arrival: Arrival, request_id: str) -> Response:
-    check_servable(context, body.model)
-    check_choices(context.engine, body.choices_per_prompt, "n")
-    defaults = context.engine.default_sampling
-    params = body.sampling_params(defaults, max_tokens=body.token_limit, logprobs=body.num_logprobs)
-    messages, size = [message.for_template() for message in body.messages], body.num_characters
-    prompt = await context.texts.encode_chat(messages, body.chat_template_kwargs or {}, size)
     answer_id = f"chatcmpl-{request_id}"
-    names = Names("messages", body.limit_name)
-    jobs = make_jobs(context, arrival, answer_id, [prompt], params, body.choices_per_prompt, names)
-    usage = UsageCount([prompt])
+    check_servable(context, body.model)
+    task = body.task(context.engine.default_sampling, context.engine.tokenizer.chat_format.thinks)
+    run = await begin_chat(context, task, arrival, answer_id)
+    readers = [ChoiceReader(reader) for reader in run.readers]
     if body.stream:
         chunk = ChatChunk(answer_id, int(time.time()), context.engine.model_name, [], context.engine.fingerprint)
-        events = _stream(context, body, arrival, chunk, jobs, usage)
-        return await sse.open_event_stream(context, events)
-    return await _whole(context, body, arrival, answer_id, jobs, usage)
+        events = _stream(body, chunk, run, readers)
+        progress = None
+        if body.progress:
+            engine = context.engine
+            progress = ProgressNews(engine, run.jobs, context.pace, lambda news: sse.progress_event(chunk, news))
+        return await sse.open_event_stream(context, events, run.jobs, progress)
+    return await _whole(context, body, answer_id, run, readers)
 
 
 async def _whole(
-    context: Context, body: ChatCompletionRequest, arrival: Arrival, answer_id: str, jobs: Sequence[Job],
-    usage: UsageCount,
-) -> Response:  # fmt: skip
+    context: Context, body: ChatCompletionRequest, answer_id: str, run: ChatRun, readers: Sequence[ChoiceReader]
+) -> Response:
     created = int(time.time())
+    texts = await collect(context, run.arrival, run.jobs, run.usage)
+    for reader, text in zip(readers, texts, strict=True):
+        reader.take(text.text, finished=True)
     choices = [
         ChatChoice(
             index=index,
-            message=AnswerMessage(choice.text),
-            finish_reason=choice.finish_reason,
+            message=readers[index].message(),
+            finish_reason=readers[index].finish_reason(choice.finish_reason),
             logprobs=chat_logprobs(choice.logprobs) if body.logprobs else None,
             stop_reason=choice.stop_reason,
         )
-        for index, choice in enumerate(await collect(context, arrival, jobs, usage))
+        for index, choice in enumerate(texts)
     ]
-    whole = ChatAnswer(
-        answer_id, created, context.engine.model_name, choices, usage.usage(), context.engine.fingerprint
-    )
-    return Response(msgspec.json.encode(whole), media_type="application/json")
+    engine = context.engine
+    whole = ChatAnswer(answer_id, created, engine.model_name, choices, run.usage.usage(), engine.fingerprint)
+    if body.prompt_logprobs is not None and texts[0].prompt_logprobs is not None:
+        whole.prompt_logprobs = await off_the_loop(context, prompt_logprobs, texts[0].prompt_logprobs)
+    headers = estimate_headers(engine, run.jobs)
+    return Response(msgspec.json.encode(whole), headers=headers, media_type="application/json")
 
 
 async def _stream(
-    context: Context, body: ChatCompletionRequest, arrival: Arrival, chunk: ChatChunk, jobs: Sequence[Job],
-    usage: UsageCount,
-) -> AsyncGenerator[bytes, None]:  # fmt: skip
+    body: ChatCompletionRequest, chunk: ChatChunk, run: ChatRun, readers: Sequence[ChoiceReader]
+) -> AsyncGenerator[bytes, None]:
     """For each choice its role, then one chunk for each engine output, the last with its finish reason.
 
     As vLLM does: the role goes out with the first token, not before, so that clients time that one rightly;
@@ -92,25 +88,27 @@ async def _stream(
     """
     options = body.usage_options
     chunk.usage = None if options.include_usage else UNSET
-    introduced = [False] * len(jobs)
-    async with aclosing(run(context, arrival, jobs)) as outputs:
+    introduced = [False] * len(run.jobs)
+    async with aclosing(run.outputs()) as outputs:
         async for job, output in outputs:
             if not introduced[job.index]:
                 introduced[job.index] = True
                 chunk.choices = [ChatChunkChoice(job.index, Delta("assistant", ""))]
                 yield sse.event(chunk)
-            usage.add(output)
-            choice = ChatChunkChoice(job.index, Delta(content=output.text), None, output.finish_reason)
+            run.usage.add(job, output)
+            reader = readers[job.index]
+            delta = reader.take(output.text, output.finished)
+            choice = ChatChunkChoice(job.index, delta, None, reader.finish_reason(output.finish_reason))
             if output.finished:
                 choice.stop_reason = output.stop_reason
             if output.logprobs is not None:
                 choice.logprobs = chat_logprobs(output.logprobs)
             chunk.choices = [choice]
             if options.continuous_usage_stats:
-                chunk.usage = usage.usage()
+                chunk.usage = run.usage.usage()
             yield sse.event(chunk)
     if options.include_usage:
         chunk.choices = []
-        chunk.usage = usage.usage()
+        chunk.usage = run.usage.usage()
         yield sse.event(chunk)
     yield sse.DONE

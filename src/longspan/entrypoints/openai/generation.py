@@ -6,22 +6,23 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from secrets import token_hex
 from typing import cast
 
 from longspan.core.events import FinishReason
 from longspan.engine.protocol import EngineClient, TokenIds
+from longspan.entrypoints.openai.answers import PromptTokensDetails, Usage
 from longspan.entrypoints.openai.api_keys import charge_tokens
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.errors import ModelNotFoundError, ending
 from longspan.entrypoints.openai.limits import choices_at_once
 from longspan.entrypoints.openai.protocol import as_seed
 from longspan.entrypoints.openai.quoting import quoted
-from longspan.entrypoints.openai.responses import Usage
+from longspan.entrypoints.openai.request_fields import Names
+from longspan.entrypoints.openai.structure import named
 from longspan.entrypoints.openai.tenants import tenant_of_request
 from longspan.errors import EngineDeadError, EngineDrainingError, RequestError
 from longspan.metrics.prometheus import Arrival, RequestMetrics
-from longspan.outputs import PositionLogprobs, RequestOutput
+from longspan.outputs import PositionLogprobs, PromptPositions, RequestOutput
 from longspan.sampling_params import SamplingParams
 
 
@@ -42,12 +43,14 @@ class Text:
 
     pieces: list[str] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
+    prompt_logprobs: PromptPositions | None = None
     finish_reason: FinishReason = "stop"
     stop_reason: str | int | None = None
 
     def add(self, output: RequestOutput) -> None:
         self.pieces.append(output.text)
         self.logprobs.extend(output.logprobs or ())
+        self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
         if output.finish_reason is not None:
             self.finish_reason = output.finish_reason
             self.stop_reason = output.stop_reason
@@ -60,15 +63,29 @@ class Text:
 class UsageCount:
     """Each prompt counts once, however many choices it has, as for OpenAI."""
 
-    def __init__(self, prompts: Sequence[TokenIds]) -> None:
+    def __init__(self, context: Context, prompts: Sequence[TokenIds], choices: int) -> None:
+        """choices: of each prompt."""
         self.prompt_tokens = sum(map(len, prompts))
         self.completion_tokens = 0
+        self._choices = choices
+        self._cached: dict[int, int] | None = {} if context.engine.config.prefix_cache else None
 
-    def add(self, output: RequestOutput) -> None:
+    def add(self, job: Job, output: RequestOutput) -> None:
         self.completion_tokens += len(output.token_ids)
+        if self._cached is not None:  # what the first of its choices found; the others find that
+            prompt, found = job.index // self._choices, output.num_cached_tokens
+            self._cached[prompt] = min(self._cached.get(prompt, found), found)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompts, those that did not have to be computed."""
+        return sum((self._cached or {}).values())
 
     def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.completion_tokens, self.prompt_tokens + self.completion_tokens)
+        usage = Usage(self.prompt_tokens, self.completion_tokens, self.prompt_tokens + self.completion_tokens)
+        if self._cached is not None:
+            usage.prompt_tokens_details = PromptTokensDetails(self.cached_tokens)
+        return usage
 
 
 def check_servable(context: Context, model: str | None) -> None:
@@ -84,38 +101,46 @@ def check_servable(context: Context, model: str | None) -> None:
         raise EngineDrainingError("the server is shutting down")
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The client's names of the fields that decide a request's length."""
+async def prepare(context: Context, params: SamplingParams, structured_by: str | None) -> None:
+    """Have a grammar tried out, if the answer must keep to one. structured_by: the field that says so.
 
-    prompt: str
-    max_tokens: str = "max_tokens"
+    Raises RequestError, QueueFullError.
+    """
+    if structured_by is None:
+        return
+    try:
+        await context.engine.prepare(params)
+    except RequestError as error:
+        raise named(error, structured_by) from None
 
 
 def make_jobs(
     context: Context,
     arrival: Arrival,
-    answer_id: str,
+    run_id: str,
     prompts: Sequence[TokenIds],
     params: SamplingParams,
     n: int,
     names: Names,
 ) -> list[Job]:
-    """Make `n` choices for each prompt, all checked before the first one runs. Raises RequestError."""
+    """Make `n` choices for each prompt, all checked before the first one runs. Raises RequestError.
+
+    run_id: never used before; the engine's ids begin with it.
+    """
     engine = context.engine
     if (tenant := tenant_of_request()) is not None:
         params = replace(params, service=replace(params.service, tenant=tenant))
     resolved = [_validate(engine, prompt, params, names) for prompt in prompts]
     lengths = (len(prompt) + (settled.max_tokens or 0) for prompt, settled in zip(prompts, resolved, strict=True))
     charge_tokens(n * sum(lengths))
-    run_id = f"{answer_id}-{token_hex(4)}"  # a client may use its X-Request-Id twice, the engine may not
     jobs: list[Job] = []
     for prompt, settled in zip(prompts, resolved, strict=True):
+        siblings = arrival.siblings(n)
         for choice in range(n):
             # Choices of one prompt with the same seed would be the same text: each has its own, as in vLLM.
             own = settled if settled.seed is None else replace(settled, seed=as_seed(settled.seed + choice))
             index = len(jobs)
-            jobs.append(Job(index, prompt, own, f"{run_id}-{index}", arrival.request()))
+            jobs.append(Job(index, prompt, own, f"{run_id}-{index}", arrival.request(siblings, own.max_tokens)))
     return jobs
 
 
@@ -137,7 +162,7 @@ async def collect(context: Context, arrival: Arrival, jobs: Sequence[Job], usage
     texts = [Text() for _ in jobs]
     async with aclosing(run(context, arrival, jobs)) as outputs:
         async for job, output in outputs:
-            usage.add(output)
+            usage.add(job, output)
             texts[job.index].add(output)
     return texts
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from longspan import __version__
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.openapi import answers
 from longspan.errors import EngineDeadError, EngineDrainingError, EngineStalledError
-from longspan.metrics.prometheus import CONTENT_TYPE
+from longspan.metrics.prometheus import OPEN_METRICS
 
 
 def health_router(context: Context) -> APIRouter:
@@ -24,8 +24,13 @@ def health_router(context: Context) -> APIRouter:
     @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> dict[str, str]:
-        """Alive: 200 also while draining, so that nobody restarts a server that is finishing its work."""
+        """Alive: 200 also while draining, so that nobody restarts a server that is finishing its work; and while any
+        instance serves."""
         check_alive()
+        missing = [report for report in engine.instances() if report.state in ("starting", "missing")]
+        if missing and not engine.draining:
+            told = "; ".join(f"instance {one.instance} ({one.state}): {one.why}" for one in missing)
+            return {"status": "degraded", "missing": told}
         return {"status": "draining" if engine.draining else "ok"}
 
     @router.head("/ready", include_in_schema=False)
@@ -42,8 +47,10 @@ def health_router(context: Context) -> APIRouter:
         return {"version": __version__}
 
     @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics", responses=answers({"type": "string"}, media_type=CONTENT_TYPE.partition(";")[0]))
-    async def metrics() -> Response:
-        return Response(context.metrics.render(), media_type=CONTENT_TYPE)
+    @router.get("/metrics", responses=answers({"type": "string"}, media_type="text/plain", also=OPEN_METRICS))
+    async def metrics(request: Request) -> Response:
+        """Prometheus' text format, or OpenMetrics for whoever accepts that."""
+        text, content_type = context.metrics.render(request.headers.get("accept", ""))
+        return Response(text, media_type=content_type)
 
     return router

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, Raw, UnsetType
 
 from longspan.entrypoints.openai.bounds import MAX_DEPTH, MAX_NODES, MAX_SCALAR_BYTES
 from longspan.errors import RequestError
@@ -14,15 +15,15 @@ def scalar(raw: bytes, place: str) -> Any:
     return bounded(raw, place, max_bytes=MAX_SCALAR_BYTES)
 
 
-def bounded(raw: bytes, place: str, *, max_bytes: int) -> Any:
+def bounded(raw: bytes, place: str, *, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
     """Decode any JSON within `max_bytes`, not too many values in it, and none nested too deeply."""
     if len(raw) > max_bytes:
         raise too_large(place, f"it has {len(raw)} bytes, but at most {max_bytes} are read")
     if num_nodes(raw) > MAX_NODES:
         raise too_large(place, f"it holds more than {MAX_NODES} values")
     value = typed(raw, Any, place)
-    if _deeper_than(value, MAX_DEPTH):
-        raise too_large(place, f"it is nested deeper than {MAX_DEPTH} levels")
+    if _deeper_than(value, max_depth):
+        raise too_large(place, f"it is nested deeper than {max_depth} levels")
     return value
 
 
@@ -39,6 +40,29 @@ def typed(raw: bytes, kind: Any, place: str, otherwise: str | None = None) -> An
         raise RequestError(f"{place}: {lower(str(error))[:200]}", param=place, code="invalid_value") from None
     except RecursionError:
         raise too_large(place, "it is nested too deeply") from None
+
+
+def given(raw: Raw | UnsetType, place: str) -> bytes:
+    """Return a field that has to be there. Raises RequestError."""
+    if raw is UNSET:
+        raise missing(place)
+    return bytes(raw)
+
+
+def given_name(raw: Raw | UnsetType, place: str) -> str:
+    """Return a short text that has to be there. Raises RequestError."""
+    name = scalar(given(raw, place), place)
+    if not isinstance(name, str):
+        raise no_text(place)
+    return name
+
+
+def missing(place: str) -> RequestError:
+    return RequestError(f"{place}: Field required", param=place, code="missing_required_parameter")
+
+
+def no_text(place: str) -> RequestError:
+    return RequestError(f"{place} must be a text", param=place, code="invalid_type")
 
 
 def too_large(place: str, why: str) -> RequestError:

@@ -7,9 +7,17 @@ A token is known by its bytes. Where they are no whole characters its name tells
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from longspan.entrypoints.openai.responses import ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob
-from longspan.outputs import PositionLogprobs, RequestOutput
+from longspan.entrypoints.openai.answers import (
+    ChatLogprob,
+    ChatLogprobs,
+    CompletionLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
+    TopLogprob,
+)
+from longspan.outputs import PositionLogprobs, PromptPositions, RequestOutput
 
 LOWEST = -9999.0  # JSON has no -inf
 
@@ -22,6 +30,47 @@ def completion_logprobs(positions: Sequence[PositionLogprobs], num_characters: i
         token_logprobs=[_finite(position.chosen.logprob) for position in positions],
         top_logprobs=[best for _, best in named],
         text_offset=[min(position.text_offset, num_characters) for position in positions],
+    )
+
+
+def prompt_logprobs(prompt: PromptPositions) -> PromptLogprobs:
+    """Return what vLLM's clients read of a prompt."""
+    return [
+        None if position is None else {
+            str(token.token_id): PromptLogprob(_finite(token.logprob), token.rank, token_name(token.bytes))
+            for token in (*position.top, position.chosen)
+        }
+        for _, position in prompt.positions()
+    ]  # fmt: skip
+
+
+def echoed_logprobs(prompt: PromptPositions, asked: int) -> CompletionLogprobs:
+    """Return what OpenAI's clients read of a prompt that is part of the answer. asked: how many of the best tokens."""
+    whole = CompletionLogprobs([], [], [], [])
+    for token_id, position in prompt.positions():
+        if position is None:
+            whole.tokens.append(token_name(prompt.token_bytes(token_id)))
+            whole.token_logprobs.append(None)
+            whole.top_logprobs.append(None)
+            whole.text_offset.append(0)
+            continue
+        name, best = _by_name(replace(position, top=position.top[:asked]))
+        whole.tokens.append(name)
+        whole.token_logprobs.append(_finite(position.chosen.logprob))
+        whole.top_logprobs.append(best)
+        whole.text_offset.append(position.text_offset)
+    return whole
+
+
+def joined(prompt: CompletionLogprobs, answer: CompletionLogprobs | None, num_characters: int) -> CompletionLogprobs:
+    """Return both as one. num_characters: of the prompt's text."""
+    if answer is None:
+        return prompt
+    return CompletionLogprobs(
+        prompt.tokens + answer.tokens,
+        prompt.token_logprobs + answer.token_logprobs,
+        prompt.top_logprobs + answer.top_logprobs,
+        prompt.text_offset + [num_characters + offset for offset in answer.text_offset],
     )
 
 

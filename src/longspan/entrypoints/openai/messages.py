@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
+from msgspec import Struct
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, WithJsonSchema
 
 from longspan.entrypoints.openai.bounds import MAX_NAME_CHARS
@@ -48,6 +49,21 @@ CONTENT_SCHEMA: dict[str, Any] = {
 }
 
 
+class CalledFunction(Struct, gc=False):
+    """`arguments` is JSON, or should be."""
+
+    name: str
+    arguments: str
+
+
+class CalledTool(Struct, gc=False):
+    """A call in an earlier answer."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: str = "function"
+
+
 class ChatMessage(BaseModel):
     """One message. `content` is one text by now; an assistant's may be missing, or null."""
 
@@ -60,6 +76,7 @@ class ChatMessage(BaseModel):
     tool_calls: Annotated[SkipValidation[list[Any] | None], WithJsonSchema(TOOL_CALLS_SCHEMA)] = None
     tool_call_id: Name | None = None
     refusal: str | None = None
+    reasoning_content: str | None = None
 
     def check(self, place: str) -> None:
         """Raises RequestError for a field that does not go with the role."""
@@ -82,7 +99,7 @@ class ChatMessage(BaseModel):
         """
         message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role}
         message["content"] = self.content if self.content is not None else self.refusal or ""
-        for name in ("name", "tool_call_id"):
+        for name in ("name", "tool_call_id", "reasoning_content"):
             if (value := getattr(self, name)) is not None:
                 message[name] = value
         if self.tool_calls:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 from fastapi import APIRouter, Response
 
+from longspan.entrypoints.openai.answers import Model, ModelList
 from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.errors import ModelNotFoundError
 from longspan.entrypoints.openai.openapi import answers, struct_schema
 from longspan.entrypoints.openai.quoting import quoted
-from longspan.entrypoints.openai.responses import Model, ModelList
 
 
 def models_router(context: Context) -> APIRouter:

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from longspan.entrypoints.openai.errors import ErrorAnswer, refuse
+from longspan.entrypoints.openai.progress import ESTIMATE_HEADER
 from longspan.entrypoints.openai.quoting import quoted
 from longspan.entrypoints.openai.request_id import HEADER as REQUEST_ID_HEADER
 from longspan.entrypoints.server_config import ServerConfig
@@ -78,9 +79,9 @@ class CrossOriginMiddleware(CORSMiddleware):
         super().__init__(
             app,
             allow_origins=origins,
-            allow_methods=("GET", "HEAD", "POST"),
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=("*",),
-            expose_headers=(REQUEST_ID_HEADER, "retry-after"),
+            expose_headers=(REQUEST_ID_HEADER, "retry-after", ESTIMATE_HEADER),
         )
         self.metrics = metrics
 

@@ -1,4 +1,5 @@
-"""X-Request-Id: the client's, or a new one; on every answer, and part of the ids in answers and event log."""
+"""X-Request-Id: the client's, or a new one; on every answer and line of the log, and part of the ids in answers and
+event log."""
 
 from __future__ import annotations
 
@@ -7,7 +8,11 @@ from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from longspan.entrypoints.openai.dialect import speaks_anthropic
+from longspan.log_fields import answering
+
 HEADER = "x-request-id"
+ANTHROPIC_HEADER = "request-id"  # which its clients read
 _KEY = "longspan.request_id"
 _ACCEPTABLE = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -22,11 +27,14 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = assign_request_id(scope).encode()
+        name = assign_request_id(scope)
+        answering.set(name)  # until the end of the task, which is one answer's
+        request_id = name.encode()
+        names = (HEADER, ANTHROPIC_HEADER) if speaks_anthropic(scope["path"]) else (HEADER,)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (HEADER.encode(), request_id)]
+                message["headers"] = [*message["headers"], *((name.encode(), request_id) for name in names)]
             await send(message)
 
         await self.app(scope, receive, send_with_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -13,21 +13,22 @@ from longspan.entrypoints.openai.context import Context
 from longspan.entrypoints.openai.decoding import LARGE_BODY
 from longspan.entrypoints.openai.disconnect import unless_disconnected
 from longspan.entrypoints.openai.errors import ending
-from longspan.entrypoints.openai.openapi import operation
-from longspan.entrypoints.openai.protocol import SamplingFields
+from longspan.entrypoints.openai.openapi import ERROR, Schema, operation
+from longspan.entrypoints.openai.request_fields import RequestFields
 from longspan.entrypoints.openai.request_id import request_id_of
 from longspan.metrics.prometheus import Arrival
 
-R = TypeVar("R", bound=SamplingFields)
+R = TypeVar("R", bound=RequestFields)
 
 
 def endpoint(
-    context: Context, path: str, name: str, kind: type[R], whole: type[msgspec.Struct], chunk: type[msgspec.Struct],
-    work: Callable[[Context, R, Arrival, str], Awaitable[Response]],
+    context: Context, path: str, name: str, kind: type[R], whole: type[msgspec.Struct], chunk: Any,
+    work: Callable[[Context, R, Arrival, str], Awaitable[Response]], *, error: Schema = ERROR,
 ) -> APIRouter:  # fmt: skip
     """Make POST at `path`: what `work` makes of the context, the request, its arrival and its id.
 
-    name: of the operation in /openapi.json. whole, chunk: what it answers with, at once or in a stream.
+    name: of the operation in /openapi.json. whole, chunk: what it answers with, at once or in a stream, None: it does
+    not stream. error: the schema of its errors.
     """
     router = APIRouter()
 
@@ -39,7 +40,7 @@ def endpoint(
 
     # The first is called; the second is for /openapi.json: it would only add what FastAPI does about dependencies.
     router.add_route(path, create, methods=["POST"], include_in_schema=False)
-    router.post(path, name=name, **operation(context, kind, whole, chunk))(create)
+    router.post(path, name=name, **operation(context, kind, whole, chunk, error))(create)
     return router
 
 

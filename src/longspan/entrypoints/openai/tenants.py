@@ -1,7 +1,9 @@
-"""Whose a request is, for policies that keep fair shares: of its API key, or of a header."""
+"""Whose a request is: of its API key, or of a header. Policies that keep fair shares ask for the tenant, what is kept
+for later requests belongs to its owner."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextvars import ContextVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,7 +16,10 @@ from longspan.service_level import check_tenant
 HEADER = "Longspan-Tenant"
 _NAME = HEADER.lower().encode()
 
+_STORED = "/v1/responses/"  # where a client asks for what is its own
+
 _tenant: ContextVar[str | None] = ContextVar("tenant", default=None)
+_key: ContextVar[Hashable] = ContextVar("key", default=None)
 
 
 def tenant_of_request() -> str | None:
@@ -27,6 +32,16 @@ def set_tenant(tenant: str | None) -> None:
     _tenant.set(tenant)
 
 
+def set_key(key: Hashable) -> None:
+    """Say which API key the request that is being answered has; whatever tells it from others."""
+    _key.set(key)
+
+
+def owner_of_request() -> Hashable:
+    """Return to whom belongs what the request leaves here: its key, and the tenant that its header names."""
+    return _key.get(), _tenant.get()
+
+
 class TenantHeaderMiddleware:
     """Reads the tenant from the header; status 400 where it is no name, or there are several."""
 
@@ -35,7 +50,7 @@ class TenantHeaderMiddleware:
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
+        if scope["type"] == "http" and (scope["method"] == "POST" or scope["path"].startswith(_STORED)):
             try:
                 set_tenant(_read([value for name, value in scope["headers"] if name == _NAME]))
             except RequestError as error:

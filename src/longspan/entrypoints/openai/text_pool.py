@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from longspan.engine.departures import Departures
 from longspan.errors import QueueFullError
 
 T = TypeVar("T")
 
 LARGE = 256 * 1024  # characters; one thread always stays free of such
 MAX_WAITING = 1024
-RETRY_AFTER_S = 2.0
 _S_PER_CHAR = 2e-6  # what a text is expected to take, when it is decided who is next
 
 
@@ -61,6 +61,7 @@ class TextPool:
         self._large_running = 0
         self._threads = 0
         self._closed = False
+        self._departures = Departures()  # of characters that waited
 
     async def run(self, work: Callable[[Callable[[], None]], T], size: int) -> T:
         """Return what `work` returns, on a thread. size: characters (or bytes) that it reads.
@@ -92,10 +93,13 @@ class TextPool:
         with self._changed:
             full = self._queue and self._waiting_chars + job.size > self.max_waiting_chars
             if full or len(self._queue) >= MAX_WAITING:
+                lacking = max(self._waiting_chars + job.size - self.max_waiting_chars, 1 + self._queue[0].size)
                 raise QueueFullError(
                     f"{len(self._queue)} texts of {self._waiting_chars} characters wait to be read; try again later",
-                    retry_after_s=RETRY_AFTER_S,
+                    retry_after_s=self._departures.after_s(min(lacking, 1 + self._waiting_chars)),
                 )
+            if not self._queue:
+                self._departures.begin()
             self._queue.append(job)
             self._waiting_chars += job.size
             if self._threads < self.num_threads:
@@ -140,6 +144,7 @@ class TextPool:
     def _remove(self, job: _Job) -> None:
         self._queue.remove(job)
         self._waiting_chars -= job.size
+        self._departures.note(1 + job.size)  # one, so that empty texts count
 
     def _tell(self, job: _Job, result: object, error: BaseException | None) -> None:
         def tell() -> None:

@@ -12,7 +12,8 @@ import numpy as np
 from longspan.engine.protocol import TokenizerLike
 from longspan.entrypoints.openai.bounds import Bounds
 from longspan.entrypoints.openai.cpu_limit import CpuLimit, CpuLimitExceeded
-from longspan.entrypoints.openai.decoding import token_array, too_long
+from longspan.entrypoints.openai.prompt_decoding import token_array
+from longspan.entrypoints.openai.text_decoding import too_long
 from longspan.entrypoints.openai.text_pool import TextPool
 from longspan.errors import RequestError
 
@@ -27,6 +28,7 @@ _DENSE = 8
 _PIECE = 65536
 _SLACK = 1.1
 
+_END = 65536  # characters: what may be the beginning of an answer, and where it begins
 _FEW_MESSAGES = 16
 _TRIALS = 16
 _NEXT_TO_NOTHING_S = 0.005
@@ -78,8 +80,10 @@ class Texts:
 
     async def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any], size: int
-    ) -> np.ndarray:
-        """Return int32 token ids of a conversation in the model's own chat template. size: characters of all messages.
+    ) -> tuple[np.ndarray, str]:
+        """Return int32 token ids of a conversation in the model's own chat template, and the end of its text.
+
+        size: characters of all messages.
 
         Raises RequestError, QueueFullError.
         """
@@ -87,7 +91,7 @@ class Texts:
         seconds = TEMPLATE_CPU_S + _TEMPLATE_CPU_S_PER_MESSAGE * len(messages)
         short = size <= SHORT_TEXT and len(messages) <= _FEW_MESSAGES and not template_kwargs
 
-        def work(check: Check, limit_s: float = seconds) -> np.ndarray:
+        def work(check: Check, limit_s: float = seconds) -> tuple[np.ndarray, str]:
             begin = time.thread_time()
             text = self._render(messages, template_kwargs, limit_s)
             if short:
@@ -95,7 +99,7 @@ class Texts:
             if len(text) > self.bounds.prompt_chars:
                 raise too_long("messages", f"{len(text)} characters in the chat template", self.bounds)
             check()
-            return self._encode(text, False, "messages", check)
+            return self._encode(text, False, "messages", check), text[-_END:]
 
         if short and self.trust.given:
             try:

@@ -14,25 +14,16 @@ Harmless = Mapping[str, tuple[object, ...]]
 UNSUPPORTED: Harmless = {
     "allowed_token_ids": (None, []),
     "bad_words": (None, []),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
+    "guided_whitespace_pattern": (None,),
     "length_penalty": (None, 1),
-    "logit_bias": (None, {}),
     "logits_processors": (None, []),
     "prompt_embeds": (None,),
-    "prompt_logprobs": (None,),
-    "response_format": (None, {"type": "text"}),
-    "skip_special_tokens": (None, True),
-    "structured_outputs": (None,),
     "truncate_prompt_tokens": (None,),
     "use_beam_search": (None, False),
 }
 UNSUPPORTED_COMPLETION: Harmless = {
     **UNSUPPORTED,
     "best_of": (None, 1),
-    "echo": (None, False),
     "suffix": (None, ""),
 }
 UNSUPPORTED_CHAT: Harmless = {
@@ -45,7 +36,6 @@ UNSUPPORTED_CHAT: Harmless = {
     "functions": (None, []),
     "modalities": (None, ["text"]),
     "prediction": (None,),
-    "reasoning_effort": (None, "none"),
     "store": (None, False),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import msgspec
 from rich.table import Table
@@ -18,6 +19,7 @@ from longspan.core.policies import create_policy, told_of_alias
 from longspan.entrypoints.bench.options import ArrivalOptions, LengthOptions
 from longspan.entrypoints.bench.requests import make_requests
 from longspan.entrypoints.bench.tables import console
+from longspan.entrypoints.plan.doubts import doubts
 from longspan.entrypoints.plan.options import PlanOptions, Split
 from longspan.entrypoints.simulate.command import make_slo, scheduler_config
 from longspan.entrypoints.simulate.fleet import make_fleet
@@ -27,6 +29,7 @@ from longspan.profiler.simulated import fit_simulated
 from longspan.simulator.capacity import Goal, Trial, faster, fewest, highest
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.load import offered_load
+from longspan.simulator.pool_sizes import PoolSizes
 from longspan.workload.traces import TraceRequest
 
 FAILED = 1
@@ -37,8 +40,9 @@ _FIRST_LOAD = 0.5  # of capacity: where the search for a rate begins
 class Answer:
     """One policy on one way to cut up the devices. rate: requests a second, 0 if none is slow enough.
 
-    devices: that are in use; 0 if all of them are not enough. attainment, load, num_late: at that rate, on these
-    devices; num_late: requests that are refused since their first token would come later than is promised.
+    devices: that are in use; 0 if all of them are not enough. The others: at that rate, on these devices. num_late:
+    requests that are refused since their first token would come later than is promised. hit_rate: see `Trial`.
+    kv_slots: of all instances.
     """
 
     policy: str
@@ -49,6 +53,8 @@ class Answer:
     attainment: float | None = None
     load: float | None = None
     num_late: int | None = None
+    hit_rate: float | None = None
+    kv_slots: int | None = None
 
 
 def plan(lengths: LengthOptions, arrivals: ArrivalOptions, options: PlanOptions) -> int:
@@ -66,14 +72,29 @@ def plan(lengths: LengthOptions, arrivals: ArrivalOptions, options: PlanOptions)
     answers = _solve_all(tasks, splits, requests, options)
     best_first = sorted(answers, key=_goodness)
     _print(best_first, requests, options)
+    best = best_first[0]
+    pools = PoolSizes(requests) if best.hit_rate is not None else None
+    if pools is not None and best.kv_slots is not None:
+        console().print(f"\nof the best: {pools.told(best.kv_slots)}")
+    found = list(doubts(requests, options.attainment, options.long_threshold, best.load if best.devices else None))
+    for doubt in found:
+        print(f"longspan: {doubt}", file=sys.stderr)
     if options.json is not None:
         settings = {**msgspec.to_builtins(lengths, enc_hook=str), **msgspec.to_builtins(arrivals, enc_hook=str)}
         settings |= msgspec.to_builtins(options, enc_hook=str)
         settings.pop("json")
         settings.pop("jobs")  # neither of them changes an answer
-        content = {"longspan": __version__, "settings": settings, "answers": [asdict(a) for a in best_first]}
+        content = {"longspan": __version__, "settings": settings, "doubts": found,
+                   "answers": [asdict(a) | _pools(a, pools) for a in best_first]}  # fmt: skip
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
     return 0 if best_first[0].devices and best_first[0].rate else FAILED
+
+
+def _pools(answer: Answer, pools: PoolSizes | None) -> dict[str, Any]:
+    """What pools of other sizes would find."""
+    if pools is None or answer.kv_slots is None:
+        return {}
+    return {"pools": [{"times": times, "hit_rate": rate} for times, rate in pools.table(answer.kv_slots).items()]}
 
 
 def _goodness(answer: Answer) -> tuple[object, ...]:
@@ -177,8 +198,10 @@ class _Search:
         if not rate or not devices:
             return Answer(self.policy, self.split.tp, self.split.pp, devices, rate)
         trial, load = self._tried(rate, devices), self._load(rate, devices)
+        slots = scheduler_config(self.options, _cost(self.options, self.split, devices).fleet).total_kv_tokens
         return Answer(
-            self.policy, self.split.tp, self.split.pp, devices, rate, trial.attainment, load, trial.num_late
+            self.policy, self.split.tp, self.split.pp, devices, rate, trial.attainment, load, trial.num_late,
+            trial.hit_rate, slots,
         )  # fmt: skip
 
     def _holds(self, rate: float, devices: int) -> bool:
@@ -208,13 +231,15 @@ def _print(answers: Sequence[Answer], requests: Sequence[TraceRequest], options:
         markup=False,
     )
     table = Table("policy", "instances x pp x tp", box=None, pad_edge=False)
-    for title in ("devices", "requests/s", "load", "attained", "late"):
+    has_prefixes = any([answer.hit_rate is not None for answer in answers])
+    for title in ("devices", "requests/s", "load", "attained", "late", *(["found"] if has_prefixes else [])):
         table.add_column(title, justify="right")
     for a in answers:
         good = bool(a.devices and a.rate)
         cells: tuple[str, ...] = ("none",)
         if good:
-            cells = (str(a.devices), f"{a.rate:.3f}", f"{a.load:.2f}", f"{a.attainment:.1%}", str(a.num_late))
+            cells = (str(a.devices), f"{a.rate:.3f}", f"{a.load:.2f}", f"{a.attainment:.1%}", str(a.num_late),
+                     *([] if a.hit_rate is None else [f"{a.hit_rate:.1%}"]))  # fmt: skip
         instances = (a.devices or options.devices) // (a.pp * a.tp)
         table.add_row(a.policy, f"{instances} x {a.pp} x {a.tp}", *cells)
     out.print(table)

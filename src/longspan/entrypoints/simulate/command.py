@@ -27,7 +27,9 @@ from longspan.profiler.fit import fit_cost_model
 from longspan.profiler.simulated import measure_simulated
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.fleet import Fleet
+from longspan.simulator.fleet_events import FleetTimes, draw_fleet_events, read_fleet_events
 from longspan.simulator.load import offered_load
+from longspan.simulator.pool_sizes import PoolSizes
 from longspan.simulator.simulator import Simulator
 from longspan.simulator.slo import LengthAwareSLO
 from longspan.workload.traces import TraceRequest
@@ -45,7 +47,7 @@ def simulate(lengths: LengthOptions, arrivals: ArrivalOptions, options: Simulate
         plot.check_available()
     requests = make_requests(lengths, arrivals)
     began = time.perf_counter()
-    report = run(requests, options, settings=_settings(lengths, arrivals, options))
+    report = run(requests, options, settings=_settings(lengths, arrivals, options), seed=lengths.seed)
     seconds = time.perf_counter() - began
     report.print()
     print(
@@ -59,14 +61,15 @@ def simulate(lengths: LengthOptions, arrivals: ArrivalOptions, options: Simulate
 
 
 def run(
-    requests: list[TraceRequest], options: SimulateOptions, settings: dict[str, Any] | None = None
+    requests: list[TraceRequest], options: SimulateOptions, settings: dict[str, Any] | None = None, seed: int = 0
 ) -> SimulationReport:
-    """Raises ConfigError, ModelError."""
+    """seed: of losses that are drawn. Raises ConfigError, ModelError."""
     create_policy(options.policy)  # before anything that takes time
     if told := told_of_alias(options.policy):
         print(f"longspan: {told}", file=sys.stderr)
     fleet = make_fleet(options.hardware, options.model, options.instances, options.tp, options.pp)
     config = scheduler_config(options, fleet)
+    fleet_events = _fleet_events(options, config, requests, seed)
     max_model_len = options.max_model_len or fleet.model.max_model_len
     cost = IterationCost(fleet)
     measurements = measure_simulated(cost, config, max_model_len)
@@ -77,7 +80,8 @@ def run(
         else EventLogWriter(options.event_log, config, cost_model, run="simulated", waits=True)
     )
     if isinstance(log, EventLogWriter):
-        print(f"longspan: the event log is {log.path}", file=sys.stderr)
+        shown = str(log.path).encode("utf-8", "backslashreplace").decode()  # a name may be no text
+        print(f"longspan: the event log is {shown}", file=sys.stderr)
     with log as event_log, progress(len(requests)) as report:
         simulator = Simulator(
             config,
@@ -87,6 +91,7 @@ def run(
             limit=options.output_limit,
             event_log=event_log,
             on_progress=report,
+            fleet_events=fleet_events,
         )
         simulation = simulator.run(requests)
     return SimulationReport(
@@ -99,6 +104,21 @@ def run(
         slo=make_slo(options.slo, config, [cost]),
         long_threshold=options.long_threshold,
         simulation=simulation,
+        pools=PoolSizes.of(requests, config),
+    )
+
+
+def _fleet_events(
+    options: SimulateOptions, config: SchedulerConfig, requests: list[TraceRequest], seed: int
+) -> FleetTimes:
+    """When instances are lost, and join again; drawn losses end with the arrivals."""
+    if options.fleet_events is not None:
+        return read_fleet_events(options.fleet_events, config.num_instances, config.kv_tokens)
+    if options.mtbf is None:
+        return ()
+    last_s = max([request.arrived_at_s or 0.0 for request in requests], default=0.0)
+    return draw_fleet_events(
+        options.mtbf, options.mttr, config.num_instances, config.kv_tokens, last_s, seed
     )
 
 

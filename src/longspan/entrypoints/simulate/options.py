@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from longspan.config import SchedulingConfig, check_count
+from longspan.config import SchedulingConfig, check_count, check_seconds
 from longspan.entrypoints.bench.options import check_writable, parse_slo
+from longspan.errors import ConfigError
 from longspan.files import check_folder_writable
 from longspan.simulator.limits import OutputLimit
 
@@ -33,6 +34,13 @@ class SimulateOptions(SchedulingConfig):
     """KV slots of each instance, tokens; by default what memory holds beside the weights."""
     max_model_len: int | None = None
     """Longest prompt and output together, tokens; longer requests are refused."""
+    fleet_events: Path | None = None
+    """Lose, drain and add instances at the times that this file tells, a line of JSON each:
+    {"time": 60.0, "event": "lost", "instance": 3}; events are lost, joined (again, empty) and leaving."""
+    mtbf: float | None = None
+    """Lose each instance now and then: the mean of the seconds for which it serves, exponentially distributed."""
+    mttr: float = 60.0
+    """With mtbf, the mean of the seconds until it serves again."""
     output_limit: OutputLimit = "longest"
     """What each request gives as its max_tokens, its true output being hidden: the longest output of the workload,
     its own rounded up to a power of two, or exactly its own."""
@@ -54,6 +62,11 @@ class SimulateOptions(SchedulingConfig):
         if self.max_model_len is not None:
             check_count("max_model_len", self.max_model_len, low=2)
         check_count("long_threshold", self.long_threshold, low=0)
+        check_seconds("mttr", self.mttr)
+        if self.mtbf is not None:
+            check_seconds("mtbf", self.mtbf)
+            if self.fleet_events is not None:
+                raise ConfigError("fleet_events and mtbf both say when instances are lost: give one of them")
         check_writable(self.json, self.event_log)
         if self.plot is not None:
             check_folder_writable(self.plot)

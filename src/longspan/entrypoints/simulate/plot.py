@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from longspan.entrypoints.bench.plot import COLOURS, check_available
 from longspan.entrypoints.simulate.report import SimulationReport
 from longspan.errors import ConfigError
+from longspan.plot_axes import count_whole, make_readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ __all__ = ["check_available", "write"]
 
 WORK_COLOURS = {"prefill": "tab:orange", "decode": "tab:green", "mixed": "tab:purple", "migration": "black"}
 _LINEAR_UP_TO_S = 0.01  # times are logarithmic from here on; many requests do not queue at all
+MOST_LINES = 12  # instances that have one each; more would neither be told apart nor fit the legend
 MOST_BARS = 20_000  # of the earliest spans; more are neither seen nor drawn in reasonable time
 
 
@@ -56,6 +58,7 @@ def _draw_latencies(figure: Figure, report: SimulationReport) -> None:
         axis.grid(alpha=0.3)
         if axis.has_data():
             axis.legend()
+        make_readable(axis)
 
 
 def _draw_groups(figure: Figure, report: SimulationReport) -> None:
@@ -74,23 +77,30 @@ def _draw_groups(figure: Figure, report: SimulationReport) -> None:
                        color=colour, label=kind, linewidth=3, alpha=0.7)  # fmt: skip
     more = f" (the first {MOST_BARS:,} spans)" if len(usage.spans) > MOST_BARS else ""
     instances.set(title=f"What instances work on{more}", ylabel="instance")
+    count_whole(instances.yaxis, 0, report.config.num_instances - 1)  # those that never work, too
     dop.set(title="Degree of parallelism", xlabel="s", ylabel="instances of a group")
-    dop.set_ylim(0.5, report.config.num_instances + 0.5)
-    dop.set_yticks(range(1, report.config.num_instances + 1))
+    count_whole(dop.yaxis, 1, report.config.num_instances)
     if dop.has_data():
-        dop.legend()
+        figure.legend(loc="outside lower center", ncols=4)
 
 
 def _draw_kv(figure: Figure, report: SimulationReport) -> None:
     usage = report.simulation.usage
     axes = figure.subplots()
-    for number, used in enumerate(zip(*usage.samples, strict=True)):
-        shares = [100 * slots / report.config.kv_tokens for slots in used]
-        axes.step(usage.sample_times_s, shares, where="post", label=f"instance {number}", linewidth=0.8)
+    times, each = usage.sample_times_s, 100 / report.config.kv_tokens
+    if report.config.num_instances <= MOST_LINES:
+        for number, used in enumerate(zip(*usage.samples, strict=True)):
+            shares = [each * slots for slots in used]
+            axes.step(times, shares, where="post", label=f"instance {number}", linewidth=0.8)
+    elif usage.samples:
+        least, most = ([each * of(sample) for sample in usage.samples] for of in (min, max))
+        means = [each * sum(sample) / len(sample) for sample in usage.samples]
+        axes.fill_between(times, least, most, step="post", alpha=0.3, linewidth=0, label="least and most of any")
+        axes.step(times, means, where="post", label=f"mean of {report.config.num_instances} instances", linewidth=0.8)
     axes.set(title="KV slots taken", xlabel="s", ylabel="% of an instance's", ylim=(0, 105))
     axes.grid(alpha=0.3)
     if axes.has_data():
-        axes.legend(ncols=4)
+        figure.legend(loc="outside lower center", ncols=4)
 
 
 def _draw_cdf(axes: Axes, label: str, colour: str, seconds: Iterable[float | None]) -> None:

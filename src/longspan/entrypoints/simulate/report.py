@@ -21,6 +21,7 @@ from longspan.entrypoints.bench.tables import console, distribution_table
 from longspan.metrics.request_metrics import SLO, ClassMetrics, Distribution, RequestMetrics, measure
 from longspan.profiler.check import ErrorSummary
 from longspan.simulator.fleet import Fleet
+from longspan.simulator.pool_sizes import PoolSizes
 from longspan.simulator.simulator import SimulatedRequest, Simulation
 
 
@@ -29,7 +30,7 @@ class SimulationReport:
     """The report of a simulation.
 
     prediction_error: of the policy's cost model, at the points that it was fitted to.
-    offered_load: over capacity.
+    offered_load: over capacity. pools: what pools of other sizes would find; None where nothing is to be found.
     """
 
     fleet: Fleet
@@ -41,6 +42,7 @@ class SimulationReport:
     slo: SLO
     long_threshold: int
     simulation: Simulation
+    pools: PoolSizes | None = None
 
     @cached_property
     def metrics(self) -> RequestMetrics:
@@ -93,6 +95,19 @@ class SimulationReport:
         out.print(self._instance_table())
         out.print()
         out.print(self._work_table())
+        if (prefixes := self.simulation.prefixes).num_arrived:
+            out.print(
+                f"\nprefixes: {prefixes.hit_rate:.1%} of the prompt tokens were found computed; "
+                f"{prefixes.best_hit_rate:.1%} of them had come before"
+            )
+            if self.pools is not None:
+                out.print(self.pools.told(self.config.total_kv_tokens))
+        if (losses := self.simulation.losses).num_lost:
+            small = sum(request.refusal == "fleet_too_small" for request in self.simulation.requests)
+            out.print(
+                f"\ninstances: {losses.num_lost} times one was lost or left; {losses.num_void:,} iterations were void, "
+                f"{losses.recomputed:,} tokens were computed again, {small} requests did not fit any more"
+            )
         error = self.prediction_error
         out.print(f"\nthe policy's predictions: {error.mean:.1%} off on average, {error.largest:.1%} at most")
         for figures, origin in fleet.machine.origins().items():
@@ -127,6 +142,15 @@ class SimulationReport:
                 for (kind, dop), seconds in sorted(self.simulation.usage.group_s.items())
             ],
         }
+        if (losses := self.simulation.losses).num_lost:
+            head["losses"] = {
+                "lost": losses.num_lost, "void_batches": losses.num_void, "recomputed_tokens": losses.recomputed,
+            }  # fmt: skip
+        if (prefixes := self.simulation.prefixes).num_arrived:
+            head["prefixes"] = {"hit_rate": prefixes.hit_rate, "best_hit_rate": prefixes.best_hit_rate}
+            if self.pools is not None:
+                table = self.pools.table(self.config.total_kv_tokens)
+                head["prefixes"]["pools"] = [{"times": times, "hit_rate": rate} for times, rate in table.items()]
         write_with_requests(path, head, map(_row, self.simulation.requests))
 
     def _members(self, name: str) -> Iterable[SimulatedRequest]:

@@ -7,14 +7,17 @@ describes the files and their lines.
 
 from longspan.metrics.event_log.reader import EventLog, LogRecord, Piece, read_event_log
 from longspan.metrics.event_log.replaying import Difference, replay
-from longspan.metrics.event_log.writer import EventLogWriter
+from longspan.metrics.event_log.writer import EventLogWriter, OpenedLog, open_log, tell_the_end
 
 __all__ = [
     "Difference",
     "EventLog",
     "EventLogWriter",
     "LogRecord",
+    "OpenedLog",
     "Piece",
+    "open_log",
     "read_event_log",
     "replay",
+    "tell_the_end",
 ]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
+from typing import Any, NamedTuple, TypeVar, cast, get_args
 
 import msgspec
 from msgspec.structs import replace
 
 from longspan.core.actions import (
     Action,
+    CancelBatch,
     FreeKV,
+    InstanceDrained,
     KVRange,
     MigrateKV,
     RefuseReason,
     RefuseRequest,
     RunBatch,
     Segment,
+    StopReason,
     StopRequest,
 )
 from longspan.core.decision import Decision
@@ -25,15 +28,18 @@ from longspan.core.events import (
     Event,
     FinishReason,
     FirstStageFree,
+    FleetEvent,
+    InstanceJoined,
+    InstanceLeaving,
+    InstanceLost,
     KVMigrated,
     RequestAborted,
     RequestArrived,
     TokenOutput,
 )
 from longspan.metrics.event_log.history import Clock, History, ResidenceNumbers, continued, lengthen
+from longspan.prefix_keys import KEY_BYTES
 from longspan.service_level import DEFAULT_SERVICE, ServiceLevel
-
-StopReason = Literal["finished", "aborted", "preempted"]
 
 Content = tuple[float, Event, tuple[Action, ...], tuple[Decision, ...]]
 
@@ -117,13 +123,15 @@ class RecordDecoder:
                 return FirstStageFree(_int(batch_id))
             case "moved", [migration_id]:
                 return KVMigrated(_int(migration_id))
-        raise ValueError(f"{kind!r} is no event, or not one with {len(rest)} values")
+        return _fleet_event(kind, rest)
 
     def _arrived(self, code: Sequence[Any]) -> RequestArrived:
-        if not 3 <= len(code) <= 4:
+        if not 3 <= len(code) <= 5:
             raise ValueError("an arrival has an id, its prompt's tokens, and its max_tokens")
-        service = DEFAULT_SERVICE if len(code) == 3 else msgspec.convert(code[3], ServiceLevel)
-        return RequestArrived(self._name(code[0]), _int(code[1]), _int(code[2]), service)
+        is_default = len(code) == 3 or (len(code) == 5 and code[3] is None)
+        service = DEFAULT_SERVICE if is_default else msgspec.convert(code[3], ServiceLevel)
+        keys = _keys(code[4]) if len(code) == 5 else b""
+        return RequestArrived(self._name(code[0]), _int(code[1]), _int(code[2]), service, keys)
 
     def _completed(self, batch_id: int, ends: Sequence[Any]) -> BatchCompleted:
         batch = self._running.pop(batch_id, None)
@@ -134,15 +142,22 @@ class RecordDecoder:
         for place, reason in zip(ends[::2], ends[1::2], strict=True):
             if not 0 <= _int(place) < len(outputs):
                 raise ValueError(f"batch {batch_id} has no output {place}")
-            outputs[place] = TokenOutput(outputs[place].request_id, _one_of(reason, FinishReason))
+            told = outputs[place]
+            if isinstance(reason, list):
+                outputs[place] = replace(told, prefix_keys=_keys(*reason))
+            else:
+                outputs[place] = replace(told, finish_reason=_one_of(reason, FinishReason))
         return BatchCompleted(batch_id, tuple(outputs))
 
     def _output(self, code: Any) -> TokenOutput:
         match code:
             case [request]:
                 return TokenOutput(self._known(request))
-            case [request, reason]:
-                return TokenOutput(self._known(request), _one_of(reason, FinishReason))
+            case [request, [keys]]:
+                return TokenOutput(self._known(request), None, _keys(keys))
+            case [request, reason, *rest] if len(rest) < 2:
+                keys = _keys(*rest[0]) if rest else b""
+                return TokenOutput(self._known(request), _one_of(reason, FinishReason), keys)
         raise ValueError(f"{code!r} is no output")
 
     # actions
@@ -164,11 +179,12 @@ class RecordDecoder:
             case ["run", batch_id, group, *parts]:
                 return self._batch(_int(batch_id), _ints(group), parts)
             case ["move", migration_id, whose, source, target, *ranges]:
-                name, *residence = whose if isinstance(whose, list) else [whose]
+                name, *residences = whose if isinstance(whose, list) else [whose]
                 request = self._name(name)
-                number = _int(residence[0]) if residence else self.residences.of(request)
+                number, *flat = _ints(residences) if residences else (self.residences.of(request),)
                 pairs = tuple([_pair(each) for each in ranges])
-                return MigrateKV(_int(migration_id), request, _int(source), _int(target), pairs, number)
+                earlier = tuple(zip(flat[::2], flat[1::2], strict=True))
+                return MigrateKV(_int(migration_id), request, _int(source), _int(target), pairs, number, earlier)
             case ["drop", residence, instances, *ranges]:
                 return FreeKV(_int(residence), _ints(instances), tuple([_pair(each) for each in ranges]))
             case ["stop", request, instances, reason]:
@@ -176,6 +192,12 @@ class RecordDecoder:
             case ["refuse", request, message, reason, *later] if isinstance(message, str) and len(later) < 2:
                 retry_after_s = _number(later[0]) if later else None
                 return RefuseRequest(self._last_word(request), message, _one_of(reason, RefuseReason), retry_after_s)
+            case ["cancel", batch_ids, migration_ids, instances]:
+                for batch_id in _ints(batch_ids):
+                    self._running.pop(batch_id, None)
+                return CancelBatch(_ints(batch_ids), _ints(migration_ids), _ints(instances))
+            case ["drained", instance]:
+                return InstanceDrained(_int(instance))
         raise ValueError(f"{code!r} is no action")
 
     def _stop(self, request_id: str, instances: Any, reason: Any) -> StopRequest:
@@ -282,6 +304,17 @@ class RecordDecoder:
         return request_id
 
 
+def _fleet_event(kind: Any, rest: Sequence[Any]) -> FleetEvent:
+    match kind, rest:
+        case "lost", [instance, *returns] if len(returns) < 2:
+            return InstanceLost(_int(instance), _bool(returns[0]) if returns else True)
+        case "joined", [instance, kv_tokens]:
+            return InstanceJoined(_int(instance), _int(kv_tokens))
+        case "leaving", [instance]:
+            return InstanceLeaving(_int(instance))
+    raise ValueError(f"{kind!r} is no event, or not one with {len(rest)} values")
+
+
 def _store(code: Any, start: int, length: int, compute: tuple[int, ...]) -> tuple[KVRange, ...]:
     if code is None:
         if len(compute) != 1:
@@ -308,6 +341,14 @@ def _int(value: Any) -> int:
     if type(value) is not int:
         raise ValueError(f"{value!r} is no whole number")
     return value
+
+
+def _keys(value: Any) -> bytes:
+    """Raises ValueError: it is no base64, or no whole keys."""
+    keys: bytes = msgspec.convert(value, bytes)
+    if not keys or len(keys) % KEY_BYTES:
+        raise ValueError(f"{len(keys)} bytes are no keys of prefixes")
+    return keys
 
 
 def _number(value: Any) -> float:

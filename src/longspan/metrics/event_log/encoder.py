@@ -8,12 +8,26 @@ from typing import Any
 
 import msgspec
 
-from longspan.core.actions import Action, FreeKV, KVRange, MigrateKV, RefuseRequest, RunBatch, Segment, StopRequest
+from longspan.core.actions import (
+    Action,
+    CancelBatch,
+    FreeKV,
+    InstanceDrained,
+    KVRange,
+    MigrateKV,
+    RefuseRequest,
+    RunBatch,
+    Segment,
+    StopRequest,
+)
 from longspan.core.decision import Decision
 from longspan.core.events import (
     BatchCompleted,
     Event,
     FirstStageFree,
+    InstanceJoined,
+    InstanceLeaving,
+    InstanceLost,
     KVMigrated,
     RequestAborted,
     RequestArrived,
@@ -105,11 +119,19 @@ class RecordEncoder:
             case KVMigrated(migration_id):
                 self._migrations.pop(migration_id, None)
                 return ["moved", migration_id]
+            case InstanceLost(instance, returns):
+                return ["lost", instance] if returns else ["lost", instance, False]
+            case InstanceJoined(instance, kv_tokens):
+                return ["joined", instance, kv_tokens]
+            case InstanceLeaving(instance):
+                return ["leaving", instance]
         raise TypeError(f"{event!r} is no event")
 
     def _arrive(self, now: float, event: RequestArrived) -> list[Any]:
         code = [self._name(event.request_id), event.num_prompt_tokens, event.max_tokens]
         self._arrived[event.request_id] = now, event
+        if event.prefix_keys:
+            return [*code, None if event.service == DEFAULT_SERVICE else event.service, event.prefix_keys]
         return code if event.service == DEFAULT_SERVICE else [*code, event.service]
 
     def _completed(self, event: BatchCompleted) -> Any:
@@ -128,13 +150,16 @@ class RecordEncoder:
         for place, output in enumerate(outputs):
             if output.finish_reason is not None:
                 code += place, output.finish_reason
+            if output.prefix_keys:
+                code += place, [output.prefix_keys]
         return code
 
     def _completed_in_full(self, event: BatchCompleted) -> list[Any]:
         outputs = [
-            [self._known(output.request_id), *([] if output.finish_reason is None else [output.finish_reason])]
+            [self._known(output.request_id), *([] if output.finish_reason is None else [output.finish_reason]),
+             *([[output.prefix_keys]] if output.prefix_keys else [])]
             for output in event.outputs
-        ]
+        ]  # fmt: skip
         return ["done", event.batch_id, *outputs]
 
     # actions
@@ -144,8 +169,8 @@ class RecordEncoder:
             case MigrateKV(migration_id, request_id, source, target, ranges):
                 self._migrations[migration_id] = action
                 whose: Any = self._name(request_id)
-                if action.residence != self._residences.of(request_id):
-                    whose = [whose, action.residence]
+                if action.residence != self._residences.of(request_id) or action.earlier:
+                    whose = [whose, action.residence, *_flat(action.earlier)]
                 return ["move", migration_id, whose, source, target, *ranges]
             case FreeKV(residence, instances, ranges):
                 return ["drop", residence, instances, *ranges]
@@ -154,6 +179,14 @@ class RecordEncoder:
             case RefuseRequest(request_id, message, reason, retry_after_s):
                 later = [] if retry_after_s is None else [retry_after_s]
                 return ["refuse", self._last_word(request_id), message, reason, *later]
+            case CancelBatch(batch_ids, migration_ids, instances):
+                for batch_id in batch_ids:
+                    self._running.pop(batch_id, None)
+                for migration_id in migration_ids:
+                    self._migrations.pop(migration_id, None)
+                return ["cancel", batch_ids, migration_ids, instances]
+            case InstanceDrained(instance):
+                return ["drained", instance]
         raise TypeError(f"{action!r} is no action")
 
     def _is_freed_by(self, stop: StopRequest, before: Action | None) -> bool:
@@ -280,8 +313,6 @@ def _is_simple(segment: Segment) -> bool:
 
 def _is_same_again(segments: Sequence[Segment], before: Sequence[Segment]) -> bool:
     """Whether these are simple segments one token behind those before, which are simple. (The loop that costs.)"""
-    if len(segments) != len(before):
-        return False
     try:
         for new, old in zip(segments, before, strict=True):
             start = new.start

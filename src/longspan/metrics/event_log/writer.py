@@ -6,11 +6,11 @@ import atexit
 import logging
 import secrets
 import threading
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -30,6 +30,41 @@ from longspan.metrics.event_log.history import FORMAT_VERSION
 logger = logging.getLogger(__name__)
 
 _ENOUGH_PENDING_BYTES = MOST_PENDING_BYTES // 2
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedLog:
+    """A new file for an event log, into which nothing has been written.
+
+    asked_for: where it was to be. described: what all headers say, as JSON. max_bytes, keep: see `EventLogWriter`.
+    """
+
+    path: Path
+    asked_for: Path
+    descriptor: int
+    described: bytes
+    max_bytes: int | None
+    keep: int | None
+
+
+def open_log(
+    path: Path | str, config: SchedulerConfig, cost_model: FittedCostModel | None = None, *,
+    policy: Policy | None = None, max_bytes: int | None = None, keep: int | None = None, run: str | None = None,
+) -> OpenedLog:  # fmt: skip
+    """Return a new file, as `EventLogWriter` has it. Raises OSError, ValueError."""
+    described = {
+        "version": FORMAT_VERSION, "run": secrets.token_hex(8) if run is None else run, "piece": 1,
+        **_describe(policy, config), "cost_model": cost_model,
+    }  # fmt: skip
+    asked_for, told = Path(path), msgspec.json.encode(described)
+    found, descriptor = create_log(asked_for)
+    return OpenedLog(found, asked_for, descriptor, told, None if is_special(found) else max_bytes, keep)
+
+
+def tell_the_end(path: Path | str, error: Exception | str) -> str:
+    """Return what is said of a log that ends before its run."""
+    why = error if str(error) else type(error).__name__
+    return f"the event log {path} cannot be written and is switched off; serving goes on: {why}"
 
 
 class EventLogWriter:
@@ -61,32 +96,42 @@ class EventLogWriter:
             pieces stay; older ones of this run are removed. run: what tells the pieces of this run from those of
             others; drawn by default. waits: whether `write` waits for a slow disk, for who serves nobody.
         """
+        self._begin(path, waits)
+        try:
+            self._write_to(open_log(path, config, cost_model, policy=policy, max_bytes=max_bytes, keep=keep, run=run))
+        except Exception as error:
+            self.switch_off(error)
+
+    @classmethod
+    def to(cls, log: OpenedLog, tell: Callable[[str], object]) -> Self:
+        """Return one that goes on from there. tell: is told, on any thread, in words, if the log ends early."""
+        writer = cls.__new__(cls)
+        writer._begin(log.asked_for, waits=False, tell=tell)
+        try:
+            writer._write_to(log)
+        except Exception as error:
+            writer.switch_off(error)
+        return writer
+
+    def _begin(self, path: Path | str, waits: bool, tell: Callable[[str], object] | None = None) -> None:
         self.errors = 0
         self.path: Path | None = None
-        self._asked_for = path
-        self._max_bytes, self._keep, self._waits = max_bytes, keep, waits
+        self._asked_for, self._waits = path, waits
+        self._tell = logger.warning if tell is None else tell
         self._bytes = self._records = 0
         self._lock = threading.Lock()
         self._file: BackgroundFile | None = None  # None: nothing is to be written any more
         self._opened: BackgroundFile | None = None
         self._encoder, self._json = RecordEncoder(), msgspec.json.Encoder()
-        self._described = {
-            "version": FORMAT_VERSION, "run": secrets.token_hex(8) if run is None else run, "piece": 1,
-            **_describe(policy, config), "cost_model": cost_model,
-        }  # fmt: skip
-        self._header = self._described
-        try:
-            self.path, descriptor = create_log(Path(path))
-            self._opened = BackgroundFile(descriptor, self.path.suffix == ".gz", self._switch_off)
-            self._file = self._opened
-            if is_special(self.path):
-                self._max_bytes = None
-            self._begin_piece(self._opened)
-            self._opened.hurry()
-        except Exception as error:
-            self._switch_off(error)
-        else:
-            atexit.register(self.close)
+
+    def _write_to(self, log: OpenedLog) -> None:
+        self.path, self._max_bytes, self._keep = log.path, log.max_bytes, log.keep
+        self._header = self._described = msgspec.json.decode(log.described, type=dict[str, Any])
+        self._opened = BackgroundFile(log.descriptor, log.path.suffix == ".gz", self.switch_off)
+        self._file = self._opened
+        self._begin_piece(self._opened)
+        self._opened.hurry()
+        atexit.register(self.close)
 
     @property
     def is_on(self) -> bool:
@@ -107,7 +152,7 @@ class EventLogWriter:
             if self._waits and file.pending_bytes > _ENOUGH_PENDING_BYTES:
                 file.wait_for_room()
         except Exception as error:
-            self._switch_off(error)
+            self.switch_off(error)
 
     def flush(self) -> None:
         """Have it written soon; does not wait for it."""
@@ -146,8 +191,8 @@ class EventLogWriter:
         self._header = {**self._described, "piece": piece, **left_over}
         self._begin_piece(file)
 
-    def _switch_off(self, error: Exception) -> None:
-        """For good in this run: a log with a hole in it would not replay. On any thread."""
+    def switch_off(self, error: Exception) -> None:
+        """End it for good in this run: a log with a hole in it would not replay. On any thread."""
         file, self._file = self._file, None
         if file is not None:
             file.end()
@@ -155,10 +200,7 @@ class EventLogWriter:
             if self.errors:
                 return
             self.errors = 1
-        logger.warning(
-            "the event log %s cannot be written and is switched off; serving goes on: %s",
-            self.path or self._asked_for, error if str(error) else type(error).__name__,
-        )  # fmt: skip
+        self._tell(tell_the_end(self.path or self._asked_for, error))
 
 
 def _describe(policy: Policy | None, config: SchedulerConfig) -> dict[str, Any]:

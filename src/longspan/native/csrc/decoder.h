@@ -110,16 +110,19 @@ public:
         for (int64_t i = 0; i < s_.num_answers; ++i) answered_.push_back(travelling_rows(arena, s_.answers[i].count));
     }
 
-    void run() {
+    // Whether it came to its end; if not, the work is void.
+    bool run() {
         if (!s_.tokens) {
-            for (int64_t i = 0; i < s_.num_layers; ++i) exchange(s_.layers[i]);
-            return;
+            for (int64_t i = 0; i < s_.num_layers; ++i) {
+                if (!exchange(s_.layers[i])) return false;
+            }
+            return true;
         }
         T* mlp = static_cast<T*>(s_.mlp);
         normalise(nullptr, s_.layers[0].attention_norm);
         for (int64_t i = 0; i < s_.num_layers; ++i) {
             const DecoderLayer& layer = s_.layers[i];
-            attend_to_pool(layer);
+            if (!attend_to_pool(layer)) return false;
             multiply<L, T>(layer.attention_out, heads_, attended_, s_.tokens, s_.threads);
             normalise(attended_, layer.mlp_norm);
             T* gated = gate_up_ + 2 * s_.tokens * s_.intermediate;
@@ -128,6 +131,7 @@ public:
             multiply<L, T>(layer.down, gated, mlp, s_.tokens, s_.threads);
             if (i + 1 < s_.num_layers) normalise(mlp, s_.layers[i + 1].attention_norm);
         }
+        return true;
     }
 
 private:
@@ -137,7 +141,7 @@ private:
                                              s_.tokens, 1, s_.hidden, s_.eps}, s_.threads);
     }
 
-    void attend_to_pool(const DecoderLayer& layer) {
+    bool attend_to_pool(const DecoderLayer& layer) {
         const int64_t dim = s_.head_dim, h = s_.heads + s_.kv_heads, row = (h + s_.kv_heads) * dim;
         multiply<L, T>(layer.qkv, normed_, qkv_, s_.tokens, s_.threads);
         const T* qk = qkv_;
@@ -153,14 +157,15 @@ private:
         write_slots<T>(rotated_ + s_.heads * dim, h * dim, dim, s_.slots, k, s_.pool_head, s_.pool_slot, s_.tokens,
                        s_.kv_heads, dim);
         write_slots<T>(qkv_ + h * dim, row, dim, s_.slots, v, s_.pool_head, s_.pool_slot, s_.tokens, s_.kv_heads, dim);
-        exchange(layer);
+        if (!exchange(layer)) return false;
         const int64_t outputs = s_.tokens * s_.heads * dim;
         for (int64_t i = 0; i < outputs; i += L::kWidth) L::store_floats(heads_ + i, L::load(exact_ + i));
+        return true;
     }
 
     // Own rows attend to what is here, while their queries travel; then those of the peers do; then partial results come
     // back and are merged.
-    void exchange(const DecoderLayer& layer) {
+    bool exchange(const DecoderLayer& layer) {
         messages_.clear();
         for (int64_t i = 0; i < s_.num_asks; ++i) {
             gather_queries(s_.asks[i], asked_[i].queries);
@@ -175,8 +180,8 @@ private:
             const int64_t row = (s_.heads + s_.kv_heads) * s_.head_dim;
             attend_here(layer, rotated_, row, s_.segments, s_.tokens, exact_, lse_of_own());
         }
-        if (!s_.mail) return;
-        wait();
+        if (!s_.mail) return true;
+        if (!wait()) return false;
         messages_.clear();
         for (int64_t i = 0; i < s_.num_answers; ++i) {
             const Travelling<T>& rows = answered_[i];
@@ -190,11 +195,12 @@ private:
             messages_.push_back(message(s_.asks[i].rank, false, asked_[i].lse, asked_[i].count * s_.heads));
         }
         post();
-        wait();
+        if (!wait()) return false;
         for (int64_t i = 0; i < s_.num_asks; ++i) {
             merge_rows(Merge{exact_, lse_of_own(), asked_[i].out, asked_[i].lse, s_.asks[i].rows, s_.asks[i].first,
                              s_.asks[i].count, s_.heads, s_.head_dim}, s_.threads);
         }
+        return true;
     }
 
     void attend_here(const DecoderLayer& layer, const T* q, int64_t q_row, const Segment* segments, int64_t count,
@@ -222,7 +228,7 @@ private:
     void post() {
         if (s_.mail) s_.mail->post(messages_.data(), static_cast<int64_t>(messages_.size()));
     }
-    void wait() { s_.mail->wait(messages_.data(), static_cast<int64_t>(messages_.size())); }
+    bool wait() { return s_.mail->wait(messages_.data(), static_cast<int64_t>(messages_.size())); }
 
     int64_t bytes_of(int64_t rows) const {
         return Arena::padded<T>(query_floats(rows)) + Arena::padded<float>(query_floats(rows)) +

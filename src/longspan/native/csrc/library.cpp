@@ -163,18 +163,16 @@ LONGSPAN_EXPORT int longspan_write_slots(const void* x, int64_t x_row, int64_t x
     return 0;
 }
 
-// See DecodeStep in decoder.h. Not 0: there was no memory.
+// See DecodeStep in decoder.h. 1: there was no memory. 2: the work is void. 3: a letter was not as long as expected.
 LONGSPAN_EXPORT int longspan_decode(const DecodeStep* step, int is_bf16) {
     try {
-        if (is_bf16) {
-            Decoder<Pairs, BFloat16>(*step).run();
-        } else {
-            Decoder<Floats, float>(*step).run();
-        }
+        const bool ended = is_bf16 ? Decoder<Pairs, BFloat16>(*step).run() : Decoder<Floats, float>(*step).run();
+        return ended ? 0 : 2;
     } catch (const std::bad_alloc&) {
         return 1;
+    } catch (const std::length_error&) {
+        return 3;
     }
-    return 0;
 }
 
 // See Merge in merge.h.
@@ -185,18 +183,31 @@ LONGSPAN_EXPORT void longspan_merge_rows(float* out, float* lse, const float* pa
 }
 
 // See mail.h. A rank's mail lives as long as its process.
-LONGSPAN_EXPORT void* longspan_mail_new() { return new Mail; }
+LONGSPAN_EXPORT void* longspan_mail_new(const Work* work) { return new Mail(work); }
 
 LONGSPAN_EXPORT void longspan_mail_connect(void* mail, int64_t rank, uint64_t* written, uint64_t* read, uint8_t* buffer,
                                            int64_t capacity, int outgoing) {
-    static_cast<Mail*>(mail)->connect(rank, written, read, buffer, capacity, outgoing != 0);
+    const bool out = outgoing != 0;
+    static_cast<Mail*>(mail)->connect(rank, std::make_unique<RingChannel>(written, read, buffer, capacity, out), out);
+}
+
+LONGSPAN_EXPORT void longspan_mail_connect_socket(void* mail, int64_t rank, int socket, int outgoing) {
+    const bool out = outgoing != 0;
+    static_cast<Mail*>(mail)->connect(rank, std::make_unique<SocketChannel>(socket, out), out);
 }
 
 LONGSPAN_EXPORT void longspan_mail_post(void* mail, Message* messages, int64_t count) {
     static_cast<Mail*>(mail)->post(messages, count);
 }
 
-LONGSPAN_EXPORT void longspan_mail_wait(void* mail, const Message* messages, int64_t count) {
-    static_cast<Mail*>(mail)->wait(messages, count);
+// As longspan_decode, without 1.
+LONGSPAN_EXPORT int longspan_mail_wait(void* mail, const Message* messages, int64_t count) {
+    try {
+        return static_cast<Mail*>(mail)->wait(messages, count) ? 0 : 2;
+    } catch (const std::length_error&) {
+        return 3;
+    }
 }
+
+LONGSPAN_EXPORT void longspan_mail_drop(void* mail) { static_cast<Mail*>(mail)->drop(); }
 }

@@ -9,7 +9,7 @@ and by instance, and another one of the time from token to token over the time t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from longspan.core.actions import RunBatch
@@ -42,7 +42,8 @@ class Feedback:
     """Corrections of one deployment's predictions.
 
     gain: weight of one iteration in the averages; 0 corrects nothing. pace: seconds from token to token over those of
-    an iteration with it; at least 1. took_s: of the batches that have just completed, by number.
+    an iteration with it; at least 1. took_s: of the batches that have just completed, by number. first_at: by id, when
+    requests got their first tokens, as far as that is known.
     """
 
     def __init__(self, gain: float, num_instances: int) -> None:
@@ -56,39 +57,56 @@ class Feedback:
         self._issued: dict[int, _Issued] = {}
         self._latest: dict[int, tuple[Sequence[int], _Issued]] = {}  # by first of the group, for what was queued behind
         self._token_at: dict[str, float] = {}
-        self._first_at: dict[str, float] = {}
+        self.first_at: dict[str, float] = {}
 
     def expect(self, batch_id: int, at: float, predicted_s: float, kind: Kind) -> None:
         """Note what was predicted, uncorrected, of a batch that begins now."""
         if self.gain:
             self._issued[batch_id] = _Issued(at, predicted_s, kind)
 
+    def begin(self, batch_id: int, at: float) -> None:
+        """Note that a batch that was behind others begins only now."""
+        if (issued := self._issued.get(batch_id)) is not None:
+            self._issued[batch_id] = replace(issued, at=at)
+
+    def renew(self, num_instances: int) -> None:
+        """Note that predictions are others from now on: what was wrong with those before is forgotten; when requests
+        got their tokens is not."""
+        self._kinds = dict.fromkeys(self._kinds, 1.0)
+        self.num_instances, self._instances, self._mean = num_instances, {}, 1.0
+        self._issued.clear()
+        self._latest.clear()
+
     def scale(self, kind: Kind, instances: Iterable[int] = ()) -> float:
         """Return actual over predicted of such iterations there: of the slowest of these instances."""
-        slowest = max([self._instances.get(number, 1.0) for number in instances], default=1.0)
+        slowest = max(map(self.slowness, instances), default=1.0)
         return min(HIGH, max(LOW, self._kinds[kind] * slowest))
+
+    def slowness(self, instance: int) -> float:
+        """Return actual over predicted there, beside the same of other instances."""
+        return self._instances.get(instance, 1.0)
 
     def typical(self, kind: Kind) -> float:
         """Return actual over predicted of such iterations on the average instance."""
         return min(HIGH, max(LOW, self._kinds[kind] * self._mean))
 
-    def learn(self, news: News, is_alive: Callable[[str], bool], now: float) -> None:
-        """Compare what has just run with what was predicted. is_alive: of an id, whether the request is to have more
-        tokens."""
+    def learn(self, news: News, going_on: Callable[[Sequence[str]], Sequence[str]], now: float) -> None:
+        """Compare what has just run with what was predicted. going_on: of many ids, those of requests that are to have
+        more tokens."""
         if not self.gain:
             return
         self.took_s.clear()
+        for batch in news.fleet.void:
+            self._issued.pop(batch.batch_id, None)
+        for request in news.fleet.returned:
+            self.forget(request)
         for batch in news.completed:
-            self._compare(batch, is_alive, now)
+            self._compare(batch, going_on, now)
         for request in news.ended:
             self._token_at.pop(request.id, None)
-            self._first_at.pop(request.id, None)
+            self.first_at.pop(request.id, None)
 
-    def first_token(self, request: Request) -> float | None:
-        """Return when the request got its first token, as far as that is known."""
-        return self._first_at.get(request.id)
-
-    def _compare(self, batch: RunBatch, is_alive: Callable[[str], bool], now: float) -> None:
+    def _compare(self, batch: RunBatch, going_on: Callable[[Sequence[str]], Sequence[str]], now: float) -> None:
         issued = self._issued.pop(batch.batch_id, None)
         if issued is None:  # it was queued behind the one before, and is the same again
             group, issued = self._latest.get(batch.group[0], ((), None))
@@ -100,16 +118,15 @@ class Feedback:
         self._latest[batch.group[0]] = batch.group, _Issued(now, issued.predicted_s, issued.kind)
         if issued.predicted_s > _QUIET:
             self._correct(issued.kind, batch.group, took_s / issued.predicted_s)
-        emitting = [s.request_id for s in batch.segments if s.emits and is_alive(s.request_id)]
-        self._note_tokens(emitting, took_s, now)
+        self._note_tokens(going_on([segment.request_id for segment in batch.segments if segment.emits]), took_s, now)
 
     def _correct(self, kind: Kind, group: Sequence[int], ratio: float) -> None:
-        there = max([self._instances.get(number, 1.0) for number in group])
+        there = max(map(self.slowness, group))
         self._kinds[kind] = self._towards(self._kinds[kind], ratio / there)
         if len(group) < self.num_instances:
             relative = ratio / self._kinds[kind] / self._mean  # what all have in common is their kind's
             for number in group:
-                known = self._instances.get(number, 1.0)
+                known = self.slowness(number)
                 if known == there:  # a group takes as long as its slowest, and tells nothing of the others
                     corrected = self._instances[number] = self._towards(known, relative)
                     self._mean += (corrected - known) / self.num_instances
@@ -121,14 +138,16 @@ class Feedback:
 
     def _note_tokens(self, request_ids: Sequence[str], took_s: float, now: float) -> None:
         """Note that these have got a token from an iteration that took so long."""
-        gaps = [
-            min(_GAP_HIGH, (now - before) / took_s)
-            for request_id in request_ids
-            if took_s > _QUIET and (before := self._token_at.get(request_id)) is not None
-        ]
-        for request_id in request_ids:
-            self._token_at[request_id] = now
-            self._first_at.setdefault(request_id, now)
+        before = list(map(self._token_at.get, request_ids))
+        apart = set(before)  # nearly always one: who were in one iteration are in the next
+        if None in apart:
+            for request_id in request_ids:
+                self.first_at.setdefault(request_id, now)
+        self._token_at |= dict.fromkeys(request_ids, now)
+        if took_s <= _QUIET:
+            return
+        gap = {at: min(_GAP_HIGH, (now - at) / took_s) for at in apart if at is not None}
+        gaps = [gap[at] for at in before if at is not None]
         if gaps:
             mean = sum(gaps) / len(gaps)
             self.pace = max(1.0, self.pace + self.gain / 2 * (mean - self.pace))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from math import inf
 
 from longspan.core.books.request import Request
 from longspan.core.costs.load import Load
+from longspan.core.decision import Decision
 from longspan.core.policies.chunked.feedback import Kind
-from longspan.core.policies.chunked.predictor import Predictor, longest
+from longspan.core.policies.chunked.predictor import Predictor
+from longspan.core.policies.parts.longest import longest
+from longspan.core.policies.parts.pace import Gaps
 
 Context = Sequence[tuple[int, int]]
 """(instance, tokens) for each holder of a request's KV."""
-_NOBODY: Mapping[int, float] = {}
+_NOBODY: Mapping[int, Gaps] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +34,17 @@ class Part:
     """Instances that run one batch together, because requests in it have KV on several of them.
 
     ring: the team of its chunks that several instances compute; empty without any. decodes: (request, master).
-    tightest_gap_s: the shortest time in which one of these, or of those that it would follow, should get its next
-    token, seconds; None without any.
+    num_counted: decodes beside these, which are not listed. tightest: the shortest gaps of all of these, and of those
+    that it would follow; None without any. sparing_s: the seconds that are left it by a team that saves up.
     """
 
     loads: dict[int, Load]
     ring: tuple[int, ...] = ()
     decodes: list[tuple[Request, int]] = field(default_factory=list)
+    num_counted: int = 0
     chunks: list[PlannedChunk] = field(default_factory=list)
-    tightest_gap_s: float | None = None
-    tightest_credit_s: float = inf
-    saves: bool = False
+    tightest: Gaps | None = None
+    sparing_s: float = inf
 
     @property
     def instances(self) -> tuple[int, ...]:
@@ -49,20 +53,24 @@ class Part:
     @property
     def kind(self) -> Kind:
         """What it will be, once a chunk is in it."""
-        return "wide" if self.ring else "mixed" if self.decodes else "prefill"
+        return "wide" if self.ring else "mixed" if self.decodes or self.num_counted else "prefill"
+
+    @property
+    def kind_now(self) -> Kind:
+        return self.kind if self.chunks else "decode"
 
     def absorb(self, other: Part) -> None:
         self.loads |= other.loads
         self.ring = self.ring or other.ring
         self.decodes += other.decodes
+        self.num_counted += other.num_counted
         self.chunks += other.chunks
-        self.tightest_credit_s = min(self.tightest_credit_s, other.tightest_credit_s)
-        self.saves |= other.saves
-        if other.tightest_gap_s is not None:
-            self.tighten(other.tightest_gap_s)
+        self.sparing_s = min(self.sparing_s, other.sparing_s)
+        if other.tightest is not None:
+            self.tighten(other.tightest)
 
-    def tighten(self, gap_s: float) -> None:
-        self.tightest_gap_s = gap_s if self.tightest_gap_s is None else min(self.tightest_gap_s, gap_s)
+    def tighten(self, gaps: Gaps) -> None:
+        self.tightest = gaps if self.tightest is None else self.tightest.tightest(gaps)
 
     def busiest_s(self, others: Collection[int] = ()) -> float:
         """Return the seconds of the busiest of its instances but these."""
@@ -78,9 +86,9 @@ class Iteration:
     """
 
     def __init__(
-        self, predictor: Predictor, instances: Iterable[int], now: float = 0.0, running: Mapping[int, float] = _NOBODY
+        self, predictor: Predictor, instances: Iterable[int], now: float = 0.0, running: Mapping[int, Gaps] = _NOBODY
     ) -> None:
-        """Begin one. running: by instance, the tightest gap of decodes that are in its later pipeline stages."""
+        """Begin one. running: by instance, the tightest gaps of decodes that are in its later pipeline stages."""
         self.predictor = predictor
         self.now = now
         self.instances = frozenset(instances)
@@ -95,8 +103,15 @@ class Iteration:
 
     def parts(self) -> list[Part]:
         """Return the parts that have something to run, by their first instance."""
-        parts = dict.fromkeys([part for part in self._parts.values() if part.decodes or part.chunks])
+        parts = dict.fromkeys([p for p in self._parts.values() if p.decodes or p.chunks or p.num_counted])
         return sorted(parts, key=lambda part: part.instances) if len(parts) > 1 else list(parts)
+
+    def explained(self, instances: tuple[int, ...], chunks: Mapping[str, int]) -> Decision:
+        """Return what the event log says of these instances' part. chunks: their tokens, by request."""
+        predicted = {"batch_s": self.seconds(instances), "target_s": self.target(instances)}
+        for request_id, tokens in chunks.items():
+            predicted[f"tokens of {request_id}"] = tokens
+        return Decision("iterate", tuple(chunks), instances, predicted)
 
     def seconds(self, instances: Iterable[int]) -> float:
         """Return the predicted seconds of the parts of these instances as they are now."""
@@ -166,12 +181,16 @@ class Iteration:
         """Tell whether the team shall wait with its chunk until the decodes there are ahead of their pace; then what
         else fills this iteration leaves it short."""
         part = self._joined(team)
-        if part.ring or not part.decodes:
+        if part.ring or not part.decodes or part.tightest is None:
             return False
-        if not self.predictor.saves_up(len(team), self._target(part, "wide"), part.busiest_s()):
+        pace_s, limit, scale = part.tightest.pace_s, self._target(part, "wide"), self._scale(part, "wide")
+        if not self.predictor.saves_up(len(team), limit, pace_s, scale):
+            return False
+        without_s = part.busiest_s()
+        if not self.predictor.gets_ahead(without_s, without_s * self._scale(part, part.kind_now), pace_s):
             return False
         for number in team:
-            self._part(number).saves = True
+            self._part(number).sparing_s = self.predictor.sparing(pace_s)
         return True
 
     def add_wide_chunk(self, request: Request, team: tuple[int, ...], context: int, length: int) -> None:
@@ -190,15 +209,44 @@ class Iteration:
             part.loads[holder].add_answers(length, tokens)
         part.chunks.append(PlannedChunk(request, (instance,), length))
 
-    def add_decode(self, request: Request, master: int, context: Context) -> None:
-        held = dict(context)
-        part = self._join({master, *held})
-        part.loads[master].add_decode(held.pop(master, 0))
-        for holder, tokens in held.items():
-            part.loads[holder].add_answered(tokens)
-        part.decodes.append((request, master))
-        part.tighten(self.predictor.gap(request, self.now))
-        part.tightest_credit_s = min(part.tightest_credit_s, self.predictor.credit(request, self.now))
+    def add_decodes(
+        self, decodes: Iterable[tuple[Request, int]], holders: Mapping[str, tuple[int, ...]],
+        context: Callable[[str], Context],
+    ) -> None:  # fmt: skip
+        """Add requests that decode, each with its master. holders, context: by id; the latter of who has several."""
+        parts, alike = self._parts, dict[tuple[int, tuple[int, ...]], list[Request]]()
+        for request, master in decodes:
+            each = holders[request.id]
+            many = alike.get((master, each))
+            if many is None:
+                many = alike[master, each] = []
+                if master not in parts or not parts[master].loads.keys() >= set(each):
+                    self._join({master, *each})
+            many.append(request)
+            parts[master].decodes.append((request, master))
+        for (master, each), many in alike.items():
+            part, held = parts[master], dict.fromkeys((master, *each), 0)
+            if len(each) == 1:
+                held[each[0]] = sum([request.num_computed for request in many])
+            else:
+                for holder, tokens in chain.from_iterable([context(request.id) for request in many]):
+                    held[holder] += tokens
+            part.loads[master].add_decodes(len(many), held.pop(master))
+            for holder, tokens in held.items():
+                part.loads[holder].add_answered(tokens)
+        for part in dict.fromkeys([parts[master] for master, _ in alike]):
+            for tpot_s, left_s in self.predictor.least_left([one for one, _ in part.decodes], self.now).items():
+                part.tighten(self.predictor.pace.gaps(tpot_s, left_s))
+
+    def add_counted_decodes(self, instance: int, many: int, context: int, gaps: Gaps) -> None:
+        """Add many decodes of one instance at once, whose KV is all there.
+
+        context: tokens, of all together. gaps: the tightest of these (`Pace.tightest`).
+        """
+        part = self._join({instance})
+        part.loads[instance].add_decodes(many, context)
+        part.num_counted += many
+        part.tighten(gaps)
 
     def _between(self, part: Part, ring: int = 0) -> float:
         """Seconds for what passes between the part's instances. ring: of a chunk that is to come, its instances."""
@@ -206,18 +254,25 @@ class Iteration:
 
     def _target(self, part: Part, kind: Kind | None = None) -> float:
         """In seconds as predictions go: what they get wrong is taken out here."""
-        scale = self.predictor.feedback.scale(part.kind if kind is None else kind, part.loads)
-        gap_s = part.tightest_gap_s
-        if gap_s is not None and (kind == "wide" or part.ring):
-            gap_s = max(gap_s, min(part.tightest_credit_s, self.predictor.team_burst_s))
-        target = self.predictor.target(gap_s, scale)
-        return min(target, self.predictor.sparing_s / scale) if part.saves else target
+        scale, gaps, between_s = self._scale(part, kind or part.kind), part.tightest, self._between(part)
+        if gaps is None:
+            return min(self.predictor.target(None, scale), part.sparing_s / scale)
+        gap_s = gaps.team_s if kind == "wide" or part.ring else gaps.chunk_s
+        target_s = min(self.predictor.target(gap_s, scale), part.sparing_s / scale)
+        if part.busiest_s() + between_s <= target_s:  # as nearly always
+            return target_s
+        decodes_s = max([load.decode_seconds() for load in part.loads.values()]) + between_s
+        return max(target_s, self.predictor.least_beside(decodes_s, gaps.pace_s, scale))
+
+    def _scale(self, part: Part, kind: Kind) -> float:
+        """Actual over predicted."""
+        return self.predictor.feedback.scale(kind, part.loads)
 
     def _part(self, instance: int) -> Part:
         part = self._parts.get(instance)
         if part is None:
             load = Load(self.predictor.model)
-            part = self._parts[instance] = Part({instance: load}, tightest_gap_s=self._running.get(instance))
+            part = self._parts[instance] = Part({instance: load}, tightest=self._running.get(instance))
         return part
 
     def _joined(self, instances: Iterable[int]) -> Part:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from longspan.core.policies.chunked.admission import Admissions
+from longspan.core.books.request import Request
 from longspan.core.policies.chunked.chunk_size import Chunks
 from longspan.core.policies.chunked.iteration import Iteration
+from longspan.core.policies.chunked.memory.admission import Admissions
 from longspan.core.policies.chunked.memory.clearing import Clearing
 from longspan.core.policies.chunked.memory.kvp import span
 from longspan.core.policies.chunked.memory.pool_shares import PoolShares
+from longspan.core.policies.chunked.memory.recomputing import Recomputing
 from longspan.core.policies.chunked.ranking import Candidate, Ranking
 from longspan.core.policies.chunked.space_sharing import SpaceSharing
 from longspan.core.policies.chunked.teams.width import Width
@@ -25,21 +27,26 @@ class Packer:
     """Fills one iteration, which has its decodes already.
 
     max_share: see `SpaceSharing`. clearings: by waiting request, see `Clearings`. shares: of the pool.
+    waits_for_prefix: see `ChunkedPrefill.Options`.
     """
 
     def __init__(
         self, state: SchedulerState, iteration: Iteration, max_share: float, clearings: Mapping[str, Clearing],
-        width: Width, shares: PoolShares,
+        width: Width, shares: PoolShares, waits_for_prefix: bool = False, recomputing: Recomputing | None = None,
     ) -> None:  # fmt: skip
         self.state = state
         self.iteration = iteration
         self.chunks = Chunks(iteration, state.config.max_batch_tokens)
         self.sharing = SpaceSharing(iteration, max_share)
         self.width = width
-        self.admissions = Admissions(state, self.chunks, clearings, width, shares)
+        self.admissions = Admissions(
+            state, self.chunks, clearings, width, shares, waits_for_prefix, recomputing or Recomputing(), self._lift
+        )
+        self._ready: Mapping[str, Candidate] = {}
 
     def pack(self, ranking: Ranking) -> None:
-        waiting = ranking.waiting()
+        self._ready = {candidate.request.id: candidate for candidate in ranking.ready}
+        waiting = ranking.waiting(self.admissions.near)
         first = next(waiting, None)
         for candidate in (*ranking.ready, None):
             while first is not None and (candidate is None or first.key < candidate.key) and self.admissions.are_open():
@@ -52,9 +59,22 @@ class Packer:
             context = self.state.placement.context(request.id)
             self.chunks.add(request, request.reserved[0], context, late.is_next, math.inf)
 
+    def _lift(self, request: Request) -> bool:
+        """Have a prompt go on in its turn or before; returns whether it can."""
+        candidate = self._ready.get(request.id)
+        if candidate is None or not self.iteration.covers(
+            self.width.team(self.state, request) or span(self.state, request)
+        ):
+            return False
+        self._go_on(candidate)
+        return True
+
     def _go_on(self, candidate: Candidate) -> None:
-        """The next chunk of a prompt that has begun."""
+        """The next chunk of a prompt that has begun, once."""
         request = candidate.request
+        if request.id in self.admissions.ahead:
+            return
+        self.admissions.ahead.add(request.id)
         team = self.width.team(self.state, request)
         instances = team or span(self.state, request)
         if not self.iteration.covers(instances):

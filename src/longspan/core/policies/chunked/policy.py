@@ -7,32 +7,34 @@ up with chunks in order of rank, and issue. What is left out simply keeps its KV
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import inf
+from functools import reduce
 from operator import attrgetter
 from typing import ClassVar
 
 from longspan.config import check_count
 from longspan.core.actions import Segment
-from longspan.core.books.request import Request, RequestStatus
+from longspan.core.books.request import Request
 from longspan.core.decision import Decision
 from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.policies.chunked.decode import add_decodes, ready_decodes
-from longspan.core.policies.chunked.feedback import Kind
-from longspan.core.policies.chunked.iteration import Iteration, Part, PlannedChunk
+from longspan.core.policies.chunked.iteration import Iteration, PlannedChunk
 from longspan.core.policies.chunked.memory.clearing import Clearings
 from longspan.core.policies.chunked.memory.kvp import free_to_start
 from longspan.core.policies.chunked.memory.pool_shares import PoolShares
 from longspan.core.policies.chunked.memory.pressure import Concessions, Relief, junior_victim
+from longspan.core.policies.chunked.memory.recomputing import Recomputing
 from longspan.core.policies.chunked.packing import Packer
 from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.priority import N, Standing
 from longspan.core.policies.chunked.ranking import Backlog, Candidate, Ranking
-from longspan.core.policies.chunked.teams.bonds import goes_on_next, team_to_come
+from longspan.core.policies.chunked.teams.bonds import goes_on_next, prefix_to_come, team_to_come
 from longspan.core.policies.chunked.teams.gathering import gather
 from longspan.core.policies.chunked.teams.width import Width, keep_share, keep_together
+from longspan.core.policies.parts.pace import Gaps
 from longspan.core.state import SchedulerState
 
 
@@ -62,9 +64,11 @@ class ChunkedPrefill(Policy):
     @dataclass(frozen=True)
     class Options(Policy.Options):
         """kvp_tokens_per_shard: a request's KV goes on at another instance after so many tokens; none: after as many
-        as let it decode in time."""
+        as let it decode in time. wait_for_prefix: whether a prompt that begins as one does which is being computed
+        waits for that, where it saves more than an iteration; it takes over what there is then."""
 
         kvp_tokens_per_shard: int | None = None
+        wait_for_prefix: bool = True
 
         def __post_init__(self) -> None:
             if self.kvp_tokens_per_shard is not None:
@@ -80,11 +84,12 @@ class ChunkedPrefill(Policy):
         self._backlog = Backlog()
         self._concessions = Concessions()
         self._clearings = Clearings()
+        self._recomputing = Recomputing()
         self._giving_way: set[str] = set()
         self.width = Width()
         self.pool_shares = PoolShares()
         self._holds_back = False
-        self._tightest: dict[int, float] = {}  # by batch with decodes, in a pipeline
+        self._tightest: dict[int, Gaps] = {}  # by batch with decodes, in a pipeline
 
     def looks_ahead(self, state: SchedulerState, now: float) -> bool:
         return not self._holds_back and super().looks_ahead(state, now)
@@ -97,9 +102,9 @@ class ChunkedPrefill(Policy):
                 name for name in self._giving_way if name in state.placement and state.request(name).flowing
             }
         while state.cluster.idle():
+            state.disown()
             clearings = self._clearings.advance(state)
-            if self.width.gathers and self.width.wide:
-                gather(state, self.width)
+            gather(state, self.width)
             if not state.waiting and not state.cluster.resting():
                 return
             ranking = self._ranking(state, now)
@@ -107,37 +112,47 @@ class ChunkedPrefill(Policy):
             pairs: list[tuple[int, ...]] = [(each.source, each.target) for each in clearings.values()]
             pairs += [team for request in next_prefills if (team := self.width.team(state, request))]
             pairs += team_to_come(state, ranking, self.width, self.pool_shares)
+            pairs += prefix_to_come(state, ranking)
             instances = free_to_start(state, next_prefills, pairs)
             iteration = Iteration(self._predictor(state), instances, now, self._running_gaps(state, instances))
             decodes = ready_decodes(state, iteration)
             victim = junior_victim(state, decodes)
             if victim is not None and self._give_way(state, victim, Decision("preempt for decodes", (victim.id,))):
                 continue
-            add_decodes(state, iteration, decodes)
-            packer = Packer(state, iteration, self.max_space_share, clearings, self.width, self.pool_shares)
+            add_decodes(state, iteration, decodes, self.most_decodes(state, iteration, len(decodes)))
+            packer = Packer(
+                state, iteration, self.max_space_share, clearings, self.width, self.pool_shares,
+                self.options.wait_for_prefix, self._recomputing,
+            )  # fmt: skip
+            self._recomputing.begin_decision()
             packer.pack(ranking)
+            for kept in packer.admissions.kept:
+                self._backlog.settle(kept.request, kept.home, kept.saved_s, kept.left_s)
             if self.makes_room and self._relieve(state, packer, now):
                 continue
             self._issue(state, packer, now)
             return
 
-    def _running_gaps(self, state: SchedulerState, instances: Iterable[int]) -> dict[int, float]:
-        """Return the tightest gap of the decodes in each instance's later stages."""
+    def _running_gaps(self, state: SchedulerState, instances: Iterable[int]) -> dict[int, Gaps]:
+        """Return the tightest gaps of the decodes in each instance's later stages."""
         if state.config.pp == 1:
             return {}
         tightest = {}
         for number in instances:
-            ahead = [self._tightest.get(work.action.batch_id, inf) for work in state.cluster[number].later]
-            if (gap_s := min(ahead, default=inf)) < inf:
-                tightest[number] = gap_s
+            batches = [work.action.batch_id for work in state.cluster[number].later]
+            ahead = [self._tightest[batch_id] for batch_id in batches if batch_id in self._tightest]
+            if ahead:
+                tightest[number] = reduce(Gaps.tightest, ahead)
         return tightest
 
     def observe(self, state: SchedulerState, news: News, now: float) -> None:
         """Learn from what is new, before anything is decided."""
-        self._predictor(state).feedback.learn(news, lambda request_id: _goes_on(state, request_id), now)
+        self._predictor(state).feedback.learn(news, state.going_on, now)
         for request in news.ended:
             self.width.end(request)
-        for batch in news.completed:
+        for request in news.fleet.returned:
+            self.width.end(request)
+        for batch in (*news.completed, *news.fleet.void):
             self._tightest.pop(batch.batch_id, None)
 
     @abstractmethod
@@ -159,14 +174,18 @@ class ChunkedPrefill(Policy):
         """Who waits, and whose prefill can go on, first things first. Worked out anew: ranks change with time."""
         can_run = {
             request.id: self.candidate(state, request, now)
-            for instance in state.cluster.resting()
-            for request in (*instance.ready.values(), *instance.flowing.values())
-            if request.status is RequestStatus.PREFILLING and request.id not in self._giving_way
+            for request in state.cluster.resting_prefills()
+            if request.id not in self._giving_way
         }
-        self._backlog.follow(state, lambda request: self.standing(state, request, now))
+        self._follow(state, now)
         order = self._backlog.order(now, self.rule)
         ready = sorted(can_run.values(), key=attrgetter("key"))
-        return Ranking(ready, self._backlog.queue, order, lambda request: self.candidate(state, request, now))
+        queue, homes = self._backlog.queue, self._backlog.homes(order)
+        return Ranking(ready, queue, order, homes, lambda request: self.candidate(state, request, now))
+
+    def _follow(self, state: SchedulerState, now: float) -> None:
+        predictor = self._predictor(state)
+        self._backlog.follow(state, lambda request: self.standing(state, request, now), predictor.prefill)
 
     def candidate(self, state: SchedulerState, request: Request, now: float) -> Candidate:
         """Rank a request that is looked at: one that can go on, or whose turn to start comes."""
@@ -182,7 +201,7 @@ class ChunkedPrefill(Policy):
 
     def _somebody_could_start(self, state: SchedulerState, now: float) -> bool:
         """A waiting request that there is room for wants its instances back."""
-        self._backlog.follow(state, lambda request: self.standing(state, request, now))
+        self._follow(state, now)
         if not state.waiting:
             return False
         lacking = self._backlog.least_need()
@@ -192,6 +211,10 @@ class ChunkedPrefill(Policy):
                 if lacking <= 0:
                     return True
         return False
+
+    def most_decodes(self, state: SchedulerState, iteration: Iteration, num_ready: int) -> int:
+        """Return how many of those that are ready an iteration takes."""
+        return state.config.max_batch_requests
 
     # memory
 
@@ -243,41 +266,28 @@ class ChunkedPrefill(Policy):
             state.reserve(admission.request.id, admission.planned)
             self.width.begin(admission.request, admission.team)
         for part in packer.iteration.parts():
-            segments = [state.decode_segment(request, master) for request, master in part.decodes]
-            segments += [
-                _segment(state, chunk, place, self.width.gathers) for place, chunk in enumerate(part.chunks)
-            ]
+            growing = part.decodes if part.ring else ()
+            decoding = Counter([master for request, master in growing if not request.reserved])
+            segments = [_segment(state, chunk, place, decoding) for place, chunk in enumerate(part.chunks)]
             instances = part.instances
-            why, feedback = _why(part, instances, packer.iteration), packer.iteration.predictor.feedback
-            if part.decodes and state.config.pp > 1:
-                self._tightest[state.num_batches] = part.tightest_gap_s or inf
-            feedback.expect(state.num_batches, now, why.predicted["batch_s"], _kind(part))
-            state.run_batch(instances, segments)
+            chunks = {chunk.request.id: chunk.length for chunk in part.chunks}
+            why, feedback = packer.iteration.explained(instances, chunks), packer.iteration.predictor.feedback
+            if part.decodes and part.tightest is not None and state.config.pp > 1:
+                self._tightest[state.num_batches] = part.tightest
+            feedback.expect(state.num_batches, now, why.predicted["batch_s"], part.kind_now)
+            state.run_batch(instances, segments, part.decodes)
             state.explain(why)
 
 
-def _goes_on(state: SchedulerState, request_id: str) -> bool:
-    """It has KV, and has not ended: what drains has no tokens any more."""
-    return request_id in state.placement and state.request(request_id).end_reason is None
-
-
-def _segment(state: SchedulerState, chunk: PlannedChunk, place: int, gathers: bool) -> Segment:
-    """place: in its batch; each prompt's stripes start elsewhere, so that remainders are spread."""
+def _segment(state: SchedulerState, chunk: PlannedChunk, place: int, decoding: Mapping[int, int]) -> Segment:
+    """place: in its batch; each prompt's stripes start elsewhere, so that remainders are spread. decoding: slots that
+    the batch's decodes take."""
     if len(chunk.team) == 1:
         return state.prefill_segment(chunk.request, chunk.team, [(chunk.team[0], chunk.length)])
     shift = place % len(chunk.team)
     is_last = chunk.length == chunk.request.tokens_to_compute
-    keep = keep_together if gathers and is_last else keep_share
-    kept = keep(state, chunk.request, chunk.length)
+    if is_last:
+        kept = keep_together(state, chunk.request, chunk.length, decoding)
+    else:
+        kept = keep_share(state, chunk.request, chunk.length)
     return state.prefill_segment(chunk.request, chunk.team[shift:] + chunk.team[:shift], kept)
-
-
-def _kind(part: Part) -> Kind:
-    return part.kind if part.chunks else "decode"
-
-
-def _why(part: Part, instances: tuple[int, ...], iteration: Iteration) -> Decision:
-    predicted = {"batch_s": iteration.seconds(instances), "target_s": iteration.target(instances)}
-    for chunk in part.chunks:
-        predicted[f"tokens of {chunk.request.id}"] = chunk.length
-    return Decision("iterate", tuple([chunk.request.id for chunk in part.chunks]), instances, predicted)

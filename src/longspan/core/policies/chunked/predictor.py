@@ -6,7 +6,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from functools import cache, cached_property, lru_cache
-from itertools import count
 
 from longspan.config import SchedulerConfig
 from longspan.core.books.request import Request
@@ -14,6 +13,8 @@ from longspan.core.costs.cost_model import Chunk, CostModel
 from longspan.core.costs.load import context_seconds, exchange_seconds, ring_seconds
 from longspan.core.policies.chunked.feedback import Feedback
 from longspan.core.policies.chunked.priority import Standing
+from longspan.core.policies.parts.longest import longest
+from longspan.core.policies.parts.pace import CATCHING_UP, Pace
 
 MAX_FIXED_SHARE = 0.8
 """Of an iteration with a chunk, where nothing else is said."""
@@ -22,18 +23,14 @@ REMEMBERED = 1 << 14
 """Prompts' lengths."""
 
 _MANY = 1 << 20  # context tokens, to tell what one costs
-_SECANTS = 8
-_DEBT = 0.35
-"""Of a TPOT: so far may a request that has just begun to decode fall behind; three tokens later its mean is kept."""
 _SPARING = 0.5
 """Of the pace: decodes that take no more than that alone get ahead of it fast enough to wait for."""
-_CATCHING_UP = 0.7
-"""Of its pace: the gaps of one that is behind."""
 
 
 class Predictor:
     """One deployment's figures.
 
+    pace_s: of requests that name no TPOT: see `Gaps`.
     floor: tokens of the smallest chunk worth its while, see `chunk_floor`.
     shard_tokens: tokens of a request's KV on one instance before the next goes on, see `tokens_per_shard`.
 
@@ -45,7 +42,7 @@ class Predictor:
     def __init__(
         self, model: CostModel, config: SchedulerConfig, *, max_fixed_share: float = MAX_FIXED_SHARE,
         kvp_tokens_per_shard: int | None = None, aim: float = 1.0, idle_fixed_share: float = 1.0, gain: float = 0.0,
-        burst: float = 1.0, team_burst: float = 1.0, team_fixed_share: float = 1.0,
+        burst: float = 1.0, team_burst: float = 1.0, team_fixed_share: float = 1.0, least_share: float = 0.0,
     ) -> None:  # fmt: skip
         """Take the options of `AdaptiveChunks`."""
         self.model = model
@@ -55,9 +52,9 @@ class Predictor:
         self.burst = burst if config.pp == 1 else 1.0  # a pipeline's stages would wait for the largest chunk
         self.team_burst = team_burst if config.pp == 1 else 1.0
         self.team_fixed_share = team_fixed_share
+        self.least_share = least_share
+        self.pace = Pace(aim, self.burst, self.team_burst)
         self.pace_s = aim * config.tpot_slo_s
-        self.sparing_s = _SPARING * self.pace_s
-        self.team_burst_s = self.team_burst * self.pace_s
         self.floor = chunk_floor(model)
         self._fixed_s = model.prefill((), 1)
         self.least_target = self._fixed_s / max_fixed_share
@@ -74,49 +71,80 @@ class Predictor:
         self._seconds = [0.0]
 
     def target(self, tightest_gap_s: float | None = None, scale: float = 1.0) -> float:
-        """Return the seconds that an iteration may take, as predictions go. tightest_gap_s: see `Part`.
+        """Return the seconds that an iteration may take, as predictions go.
 
-        scale: actual over predicted. Where nobody decodes it is as long as fixed costs ask for. Never less than leaves
-        these their greatest share, however wrong predictions are: weights are read in every iteration, and one that
-        hardly does more would only stretch every prefill.
+        tightest_gap_s: of its decodes, see `Gaps`; None without any. scale: actual over predicted. Where nobody decodes
+        it is as long as fixed costs ask for. Never less than leaves these their greatest share, however wrong
+        predictions are: weights are read in every iteration, and one that hardly does more would only stretch every
+        prefill.
         """
         if tightest_gap_s is None:
-            return max(self.aim * self.config.tpot_slo_s / scale, self.least_idle_target)
+            return max(self.pace_s / scale, self.least_idle_target)
         return max(tightest_gap_s / (self.feedback.pace * scale), self.least_target)
+
+    def least_beside(self, decodes_s: float, pace_s: float, scale: float) -> float:
+        """Return the seconds, as predictions go, that an iteration may take whatever the pace of its decodes.
+
+        decodes_s: that these take alone. Where that is longer than their TPOT nothing keeps it, and chunks get a part
+        of the iteration all the same: with less, prompts would hardly ever end. Decodes that can keep it do.
+        """
+        if not self.least_share or self.aim * decodes_s * self.feedback.pace * scale <= pace_s:
+            return 0.0
+        return decodes_s / (1.0 - self.least_share)
 
     def tpot(self, request: Request) -> float:
         return self.config.tpot_slo_s if request.service.tpot_s is None else request.service.tpot_s
 
-    def gap(self, request: Request, now: float) -> float:
-        """Return the seconds in which a request that decodes should get its next token: a share of its TPOT.
+    def left(self, request: Request, now: float) -> tuple[float, float]:
+        """Return the TPOT of a request that decodes, and the seconds until it falls behind its pace.
 
-        With a `burst`, more as long as its tokens are ahead of that pace, so that chunks may be larger and fewer.
+        `pace.gaps` makes of that in how many seconds it should get its next token: a share of its TPOT. With a `burst`
+        more, as long as its tokens are ahead of that pace, so that chunks may be larger and fewer; and with a
+        `team_burst` more still beside a team's.
         """
-        pace_s = self.aim * self.tpot(request)
-        if self.burst <= 1.0:
-            return pace_s
-        return min(max(self.credit(request, now), _CATCHING_UP * pace_s), self.burst * pace_s)
-
-    def credit(self, request: Request, now: float) -> float:
-        """Return the seconds from now to when a request that decodes falls behind its pace without another token."""
-        pace_s = self.aim * self.tpot(request)
-        begun = self.feedback.first_token(request)
+        tpot_s = self.tpot(request)
+        begun = self.feedback.first_at.get(request.id)
         if begun is None:
-            return pace_s
-        return pace_s * request.num_output_tokens + _DEBT * self.tpot(request) - (now - begun)
+            return tpot_s, self.aim * tpot_s
+        return tpot_s, self.pace.left(tpot_s, request.num_output_tokens, now - begun)
 
-    def team_target(self, size: int) -> float:
-        """Return the seconds of the shortest iteration in which a team of so many computes a chunk, beside decodes."""
-        return min(self.team_burst_s, self.model.prefill((), size) / self.team_fixed_share)
+    def least_left(self, requests: Iterable[Request], now: float) -> dict[float, float]:
+        """Return what `left` does, of many: for each TPOT the least, for who has least left has the tightest gaps."""
+        first_at, tpot = self.feedback.first_at, self.tpot
+        least, lines = dict[float, float](), dict[float, tuple[float, float]]()
+        for request in requests:
+            tpot_s, begun = tpot(request), first_at.get(request.id)
+            if tpot_s not in lines:
+                lines[tpot_s] = self.pace.line(tpot_s)
+            each_s, debt_s = lines[tpot_s]
+            left_s = each_s if begun is None else each_s * request.num_output_tokens + debt_s - (now - begun)
+            if left_s < least.get(tpot_s, math.inf):
+                least[tpot_s] = left_s
+        return least
 
-    def saves_up(self, size: int, limit: float, decodes_s: float) -> bool:
+    def team_target(self, size: int, longest_s: float) -> float:
+        """Return the seconds of the shortest iteration in which a team of so many computes a chunk, beside decodes.
+
+        longest_s: of an iteration when these are as far ahead of their pace as is of use.
+        """
+        return min(longest_s, self.model.prefill((), size) / self.team_fixed_share)
+
+    def saves_up(self, size: int, limit: float, pace_s: float, scale: float) -> bool:
         """Tell whether a team does better to let decodes go on alone, until they are ahead of their pace.
 
-        limit: of an iteration now, seconds. decodes_s: without a chunk; if it takes long there is little to save.
+        limit: of an iteration now, seconds as predicted. pace_s: of the tightest decode. scale: actual over predicted.
         """
-        if self.team_burst <= 1.0 or limit >= self.team_target(size):
-            return False
-        return decodes_s < self.sparing_s
+        most_s = self.target(self.team_burst * pace_s, scale)
+        return self.team_burst > 1.0 and limit < self.team_target(size, most_s)
+
+    def gets_ahead(self, predicted_s: float, actual_s: float, pace_s: float) -> bool:
+        """Tell whether decodes get ahead of their pace by iterations that take so long: if not, they are not waited
+        for."""
+        return predicted_s < self.sparing(pace_s) and actual_s < CATCHING_UP * pace_s
+
+    def sparing(self, pace_s: float) -> float:
+        """Return the seconds of an iteration after which decodes of such a pace are well ahead of it."""
+        return _SPARING * pace_s
 
     def prefill(self, tokens: int) -> float:
         """Return the seconds of a prompt's first tokens, alone, in chunks. `whole_prefill` is the same, and remembers.
@@ -141,19 +169,27 @@ class Predictor:
 
     def standing(self, request: Request, now: float) -> Standing[float]:
         total, remaining = self.whole_prefill(request.num_tokens), self.remaining(request)
-        return Standing(now, request.arrived, self.deadline(request), remaining, total, max(total, 1e-9), 0.0, 0.0)
+        if request.num_cached_at_first:
+            total = max(remaining, total - self.whole_prefill(request.num_cached_at_first))
+        return Standing(now, request.arrived, self.deadline(request), remaining, total, max(total, 1e-9), 0.0, 0.0, 0.0)
 
     def remaining(self, request: Request) -> float:
-        """Return the seconds of what is left of its prefill, alone on one instance."""
-        total, stored = self.whole_prefill(request.num_tokens), request.num_stored
-        return total - self.prefill(stored) if stored else total
+        """Return the seconds of what is left of its prefill, alone on one instance. What is cached counts as done."""
+        total, known = self.whole_prefill(request.num_tokens), request.num_known
+        return total - self.whole_prefill(known) if known else total
 
     def deadline(self, request: Request) -> float:
         """Return seconds from arrival to the first token: what the request asks, else in proportion to its work."""
         if request.service.ttft_s is not None:
             return request.service.ttft_s
-        alone_s = self.alone(request.num_prompt_tokens)
+        alone_s = self.prompt_alone(request)
         return max(self.config.ttft_slo_factor * alone_s, self.config.ttft_slo_floor_s)
+
+    def prompt_alone(self, request: Request) -> float:
+        """Return the seconds that its prompt took if it had everything for itself, but for what was cached when it
+        came."""
+        alone_s, cached = self.alone(request.num_prompt_tokens), request.num_cached_at_first
+        return max(0.0, alone_s - self.whole_prefill(cached)) if cached else alone_s
 
     def is_attention_bound(self, context: int) -> bool:
         """Tell whether a chunk behind so much context, on one instance, spends most of its own time on that context.
@@ -197,28 +233,6 @@ class Predictor:
         return min(most, max(longest(most, lambda length: self._chunk(length, context), self._default), self.floor))
 
 
-def longest(most: int, seconds: Callable[[int], float], limit: float) -> int:
-    """Return the longest length up to `most` that takes no more seconds than the limit, 0 if none does.
-
-    seconds: never falls as lengths grow. It is nearly a line: so where the line through the last two lengths tried
-    meets the limit is tried next, and half the way only when that does not come to an end.
-    """
-    if most < 1 or (high_s := seconds(most)) <= limit:
-        return most
-    low, high = 0, most  # low keeps the limit, high does not
-    before, before_s, last, last_s = 0, seconds(0), most, high_s
-    for tries in count():
-        if high - low == 1:
-            return low
-        tried = (low + high) // 2
-        if tries < _SECANTS and last_s != before_s:
-            meets = last + (limit - last_s) * (last - before) / (last_s - before_s)
-            tried = int(min(max(meets, low + 1), high - 1))
-        before, before_s, last, last_s = last, last_s, tried, seconds(tried)
-        low, high = (tried, high) if last_s <= limit else (low, tried)
-    raise AssertionError
-
-
 def chunk_floor(model: CostModel) -> int:
     """Return the smallest chunk, of one token at least, whose attention is not held up by reading its KV.
 
@@ -255,36 +269,3 @@ def tokens_per_shard(
     floor = chunk_floor(model)
     left = target - model.prefill((Chunk(floor),), 1)
     return min(config.kv_tokens, max(finest, int(left / reading)))
-
-
-class TokenCount:
-    """A cost model that counts tokens instead of seconds: what policies with fixed chunks go by."""
-
-    def prefill(self, chunks: Iterable[Chunk], num_instances: int) -> float:
-        return float(sum(length for length, _ in chunks))
-
-    def work(self, length: int, context: int, num_instances: int) -> float:
-        return float(length)
-
-    def decode(self, num_requests: int, context_tokens: int, num_instances: int, num_masters: int) -> float:
-        return float(num_requests)
-
-    def mixed(self, chunks: Iterable[Chunk], num_requests: int, context_tokens: int, num_instances: int) -> float:
-        return self.prefill(chunks, num_instances) + num_requests
-
-    def iteration(self, work_s: float, num_requests: int, context_tokens: int, num_instances: int) -> float:
-        return work_s + num_requests
-
-    def migration(self, num_tokens: int) -> float:
-        return float(num_tokens)
-
-
-class TokenBudget(Predictor):
-    """Sarathi-Serve's: an iteration takes so many tokens, whatever they cost."""
-
-    def __init__(self, config: SchedulerConfig, chunk_size: int, kvp_tokens_per_shard: int | None = None) -> None:
-        self.chunk_size = chunk_size
-        super().__init__(TokenCount(), config, kvp_tokens_per_shard=kvp_tokens_per_shard)
-
-    def target(self, tightest_gap_s: float | None = None, scale: float = 1.0) -> float:
-        return float(self.chunk_size)

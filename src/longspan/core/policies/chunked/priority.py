@@ -15,15 +15,16 @@ Floats = NDArray[np.float64]
 N = TypeVar("N", float, Floats)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, for that takes longer to make than the rest, and many are made
 class Standing(Generic[N]):
     """A request that prefills, at one moment; or many, each a place in columns. Rules are elementwise, so they hold for
     both.
 
     arrived: time. deadline_s: seconds from then to when its first token is due. remaining_s, total_s: predicted seconds
-    of what is left of its prefill, and of all of it, alone. scale_s: total_s, but never zero. tag: when it would end
-    under processor sharing, on that one's clock; 0 where the rule does not use it. place: of its tenant, see
-    `TenantShares`; 0 where tenants are all alike.
+    of what is left of its prefill, and of all of it but what was cached when it came, alone. scale_s: total_s, but
+    never zero. tag: when it would end under processor sharing, on that one's clock; 0 where the rule does not use it.
+    place: of its tenant, see `TenantShares`; 0 where tenants are all alike. promised_s: seconds from its arrival within
+    which its first token is promised; 0 where that binds nobody.
     """
 
     now: float
@@ -34,6 +35,7 @@ class Standing(Generic[N]):
     scale_s: N
     tag: N
     place: N
+    promised_s: N
 
     @property
     def slack_s(self) -> N:

@@ -23,7 +23,7 @@ class ElasticFcfs(Policy):
 
     - The queue is strictly first come first served, so its head gets in once enough of those ahead of it have
       ended; when no request holds KV it gets in at once, for a request that could exceed the whole pool was
-      refused on arrival.
+      refused on arrival. Only who waits for a prefix that is being computed is passed over, until that is done.
     - Prefills go first, but an overdue decode stops them until it had its turn.
     - Waiting for instances to come back means that nothing new starts on the rest, so each wait ends with
       the iterations that run now.

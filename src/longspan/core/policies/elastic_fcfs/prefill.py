@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from longspan.core.books.cluster import Instance
 from longspan.core.books.request import Request
+from longspan.core.policies.parts.adoption import adopt_each, waits_for_prefix, with_prefix_first
 from longspan.core.policies.parts.prefill_batch import keep_compactly, run_prefill
+from longspan.core.prefixes.coming import Coming
 from longspan.core.state import SchedulerState
+
+_MOST_PASSED_OVER = 64
+"""Requests that wait for their prefix, before no more are looked at: the queue may be long."""
 
 
 def start_prefills(state: SchedulerState) -> bool:
@@ -15,19 +20,37 @@ def start_prefills(state: SchedulerState) -> bool:
 
     Returns whether the head of the queue waits for decoding instances to come back: then nothing else may
     start on the idle ones, or they would never be idle at the same time. It lasts for what is issued already,
-    one or two iterations, since nothing looks ahead while a request waits that could run.
+    one or two iterations, since nothing looks ahead while a request waits that could run. Who waits for its prefix is
+    passed over, and keeps its place.
     """
-    while state.waiting:
-        idle = state.cluster.idle()
-        if _should_wait(state, state.waiting.first, idle, state.cluster.decoding()):
-            return True
-        if not idle or not _fit(state, [state.waiting.first], idle):
+    while state.waiting and (idle := [instance for instance in state.cluster.idle() if not instance.is_leaving]):
+        beginning = Coming(state.config.prefix_block)
+        queue = _able(state, idle, beginning)
+        head = next(queue, None)
+        if head is None:
             return False
-        requests = _gather(state, idle)
+        if _should_wait(state, head, idle, state.cluster.decoding()):
+            return True
+        if not _fit(state, [head], idle):
+            return False
+        requests = _gather(state, head, queue, idle, beginning)
         group = _choose_group(state, requests, idle)
-        plan = _plan_retention(state, requests, group)
-        run_prefill(state, requests, [instance.id for instance in group], plan)
+        ring = [instance.id for instance in group]
+        adopt_each(state, requests, ring)
+        run_prefill(state, requests, ring, _plan_retention(state, requests, group))
     return False
+
+
+def _able(state: SchedulerState, idle: Sequence[Instance], beginning: Coming) -> Iterator[Request]:
+    """The queue without those that wait for their prefix; once many do, no more are looked at."""
+    numbers, passed_over = frozenset([instance.id for instance in idle]), 0
+    for request in state.waiting:
+        if not waits_for_prefix(state, request, numbers, beginning):
+            yield request
+            continue
+        passed_over += 1
+        if passed_over == _MOST_PASSED_OVER:
+            return
 
 
 def _should_wait(state: SchedulerState, head: Request, idle: Sequence[Instance], decoding: Sequence[Instance]) -> bool:
@@ -46,38 +69,55 @@ def _useful_instances(state: SchedulerState, tokens: int, available: int) -> int
     return min(available, max(1, tokens // state.config.min_tokens_per_instance))
 
 
-def _need(state: SchedulerState, request: Request) -> int:
-    """Slots for its tokens, and for the first ones to come."""
-    return request.slots_to_take + state.headroom(request)
+def _need(state: SchedulerState, requests: Iterable[Request], instances: Sequence[Instance]) -> int:
+    """Slots of these instances for their tokens, and for the first ones to come."""
+    numbers = [instance.id for instance in instances]
+    return sum([state.need(request, numbers) for request in requests])
 
 
-def _fit(state: SchedulerState, requests: Iterable[Request], instances: Iterable[Instance]) -> bool:
+def _fit(state: SchedulerState, requests: Iterable[Request], instances: Sequence[Instance]) -> bool:
     """Only the total counts: KV may be split anywhere. What was promised to running requests is kept."""
-    return sum(_need(state, request) for request in requests) <= sum(instance.room for instance in instances)
+    return _need(state, requests, instances) <= sum(instance.room for instance in instances)
 
 
-def _gather(state: SchedulerState, idle: Sequence[Instance]) -> list[Request]:
-    """The head and those behind it that go along in one batch. A head longer than the limit runs alone."""
-    requests = [state.waiting.first]
-    tokens, need = requests[0].tokens_to_compute, _need(state, requests[0])
+def _gather(
+    state: SchedulerState, head: Request, queue: Iterator[Request], idle: Sequence[Instance], beginning: Coming
+) -> list[Request]:
+    """The head and those behind it that go along in one batch. A head longer than the limit runs alone.
+
+    queue: those behind it, without who waits for what those in `beginning` compute, which the batch's are noted in.
+    """
+    requests = [head]
+    tokens, need = head.tokens_to_compute, _need(state, requests, idle)
     room = sum(instance.room for instance in idle)
-    for request in state.waiting.after_first():
+    _note(state, head, beginning)
+    for request in queue:
         tokens += request.tokens_to_compute
-        need += _need(state, request)
+        need += _need(state, [request], idle)
         limit = state.config.max_batch_tokens * _useful_instances(state, tokens, len(idle))
         if tokens > limit or need > room:
             break
         requests.append(request)
+        _note(state, request, beginning)
     return requests
 
 
+def _note(state: SchedulerState, request: Request, beginning: Coming) -> None:
+    if request.prefix_keys:
+        beginning.note(request, state.cached(request))
+
+
 def _choose_group(state: SchedulerState, requests: Sequence[Request], idle: Sequence[Instance]) -> list[Instance]:
-    """As many instances as are useful, the emptiest; more if only more of them have the room."""
+    """As many instances as are useful, those with the first request's prefix, then the emptiest; more if only more of
+    them have the room."""
     emptiest = sorted(idle, key=lambda instance: (-instance.room, instance.id))
+    emptiest = with_prefix_first(state, requests[0], emptiest)
     tokens = sum(request.num_tokens for request in requests)
-    need = sum(_need(state, request) for request in requests)
     size = _useful_instances(state, tokens, len(idle))
-    while size < len(idle) and sum(max(0, instance.room) for instance in emptiest[:size]) < need:
+    while size < len(idle):
+        some = emptiest[:size]
+        if sum(max(0, instance.room) for instance in some) >= _need(state, requests, some):
+            break
         size += 1
     return sorted(emptiest[:size], key=lambda instance: instance.id)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import numpy as np
 
-from longspan.core.books.request import Request
+from longspan.core.books.request import Request, RequestStatus
+from longspan.core.books.waiting_queue import WaitingQueue
 from longspan.core.policies.chunked.priority import Floats
 from longspan.core.policies.longspan.eta import Unserved
 from longspan.core.policies.longspan.fair_eta import limited
 from longspan.core.policies.longspan.tenants import TenantShares
 
-_DUE, _TAG, _LEFT, _WORK, _STORED, _PRIORITY, _PLACE = range(7)
+_DUE, _TAG, _LEFT, _WORK, _PRIORITY, _PLACE = range(6)
 _FIRST = 64  # places, doubled when they are taken
 
 
@@ -20,17 +21,27 @@ class Crowd:
     """Who they are, and what is left of each; `Unserved` says what that means.
 
     left: of a request as it stands, the seconds until it ends alone, and those for which it keeps instances from
-    others; both as predictions go. It is asked again when more or less of the request has been scheduled.
+    others; both as predictions go. It is asked again when more or less of the request has been scheduled. Those alone
+    are looked at of which that may be: who waits is as it was.
     """
 
     def __init__(self, left: Callable[[Request], tuple[float, float]]) -> None:
         self._left = left
+        self._restless: dict[str, None] = {}
+        self._moved_at: dict[str, float] = {}  # when a chunk of theirs was last done
+        self._changes = 0  # of the queue
         self._requests: list[Request] = []
         self._places: dict[str, int] = {}
-        self._columns = np.empty((7, _FIRST))
+        self._known: dict[str, int] = {}  # tokens, when what is left was asked
+        self._columns = np.empty((6, _FIRST))
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    @property
+    def names(self) -> Set[str]:
+        """Their ids."""
+        return self._places.keys()
 
     def add(self, request: Request, due: float, tag: float, tenant: int = 0) -> None:
         """Add one. due, tag: see `Unserved`. tenant: the place of its tenant in `TenantShares`."""
@@ -38,13 +49,17 @@ class Crowd:
         self._requests.append(request)
         if place == self._columns.shape[1]:
             self._columns = np.concatenate((self._columns, np.empty_like(self._columns)), axis=1)
-        self._columns[:, place] = (due, tag, 0.0, 0.0, -1.0, request.service.priority, tenant)
+        self._columns[:, place] = (due, tag, 0.0, 0.0, request.service.priority, tenant)
+        self._restless[request.id] = None
 
     def remove(self, request_id: str) -> Request | None:
         """Return the request that it was; None if it is not there. The last one takes its place."""
         place = self._places.pop(request_id, None)
         if place is None:
             return None
+        self._restless.pop(request_id, None)
+        self._moved_at.pop(request_id, None)
+        self._known.pop(request_id, None)
         request, last = self._requests[place], self._requests.pop()
         if last is not request:
             self._requests[place] = last
@@ -52,9 +67,19 @@ class Crowd:
             self._columns[:, place] = self._columns[:, len(self._requests)]
         return request
 
-    def standing(self, weight: float, scale: float) -> Floats:
-        """Return the fields of `Unserved`, each for all. weight, scale: see `order.rank`."""
-        self._follow()
+    def move(self, request_id: str, now: float) -> None:
+        """Note that a chunk of one is done, if it is there."""
+        if request_id in self._places:
+            self._moved_at[request_id] = now
+
+    def running_s(self, request: Request, chunks_s: float, now: float) -> float:
+        """Return the seconds that chunks under way still take. chunks_s: from their begin: its arrival, or the end of
+        the one before them."""
+        return max(0.0, chunks_s - (now - self._moved_at.get(request.id, request.arrived)))
+
+    def standing(self, waiting: WaitingQueue, weight: float, scale: float) -> Floats:
+        """Return the fields of `Unserved`, each for all. waiting: the queue. weight, scale: see `order.rank`."""
+        self._follow(waiting)
         due, tag, left_s, work_s, *_ = self._columns[:, : len(self._requests)]
         left_s = scale * left_s
         return np.stack((left_s, work_s, due + weight * left_s, due, tag))
@@ -79,8 +104,29 @@ class Crowd:
         equals = limited(found[:, ~above], places, self.one(request, standing), shares.place(request), shares)
         return np.concatenate((found[:, above], equals), axis=1)
 
-    def _follow(self) -> None:
-        stored = np.array([request.num_stored for request in self._requests], dtype=float)
-        for place in np.flatnonzero(stored != self._columns[_STORED, : len(stored)]).tolist():
-            left_s, work_s = self._left(self._requests[place])
-            self._columns[[_LEFT, _WORK, _STORED], place] = (left_s, work_s, stored[place])
+    def renew(self) -> None:
+        """Ask anew what is left of each: predictions are others."""
+        self._known.clear()
+        self._restless = dict.fromkeys(self._places)
+
+    def change(self, request: Request) -> None:
+        """Note that more, or less, is to be computed of a request that waits, if it is there."""
+        if request.id in self._places:
+            self._restless[request.id] = None
+
+    def _follow(self, waiting: WaitingQueue) -> None:
+        changed = waiting.changed_since(self._changes)
+        self._changes = waiting.changes
+        if changed is None:
+            self._restless = dict.fromkeys(self._places)
+        else:
+            self._restless.update(dict.fromkeys([one.id for one in changed if one.id in self._places]))
+        for name in list(self._restless):
+            place = self._places[name]
+            request = self._requests[place]
+            known = request.num_known
+            if known != self._known.get(name):
+                self._columns[[_LEFT, _WORK], place] = self._left(request)
+                self._known[name] = known
+            if request.status is RequestStatus.WAITING:
+                del self._restless[name]

@@ -1,32 +1,25 @@
 """When a request will get its first token: the policy's own order, played forward.
 
 Ahead of it are those that go before it now, and those that will come and overtake it. How fast that work is served is
-measured. The prediction is wrong in a way of its own, for no order is kept to the letter; so it is corrected by what
-has come of earlier ones, which also says how far it may be trusted.
+measured. There are two predictions: of a request that competes, and of one that turns out to be hopeless, and gets what
+others leave. Each is wrong in a way of its own, for no order is kept to the letter; calibration.py corrects them.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from longspan.core.estimate import Estimate
 from longspan.core.policies.chunked.priority import Floats
 from longspan.core.policies.longspan.load import ArrivingLoad
 
 _ROUNDS = 30
 _WINDOW_S = 400.0  # arrivals
-_RATE_GAIN = 0.02
-_SLOWEST, _FASTEST = 0.2, 1.3  # of what the instances can do
 _MOST_OVERTAKING = 0.8  # of the time until a request's turn
-_REMEMBERED, _ENOUGH = 200, 20
-_UNKNOWN = 1.6  # quoted over predicted, as long as nothing came of any
-_TOLERANCE = 1.3
 
 
 class Unserved(NamedTuple):
@@ -70,34 +63,26 @@ class Kinds:
         return [Kin(load.work(now), self._reach_s[kind]) for kind, load in self._loads.items()]
 
 
-class ServiceRate:
-    """Seconds of work that are served in a second, when there is enough of it.
+class Forecast(NamedTuple):
+    """When a request will get its first token, and how many requests go before it, with how much work.
 
-    most: what all instances can do at best. Only iterations tell that did not come to the end of their prompts: the
-    others had less to do than they could.
+    competing_s: seconds from now, should it be in time. relegated_s: should it turn out not to be. is_late: whether it
+    cannot be, as it looks.
     """
 
-    def __init__(self, most: float) -> None:
-        self.most = most
-        self._share = 0.0
-        self._seen = 0.0
-
-    def note(self, work_s: float, took_s: float) -> None:
-        """Note an iteration, and the work in it."""
-        self._seen += 1.0
-        self._share += max(_RATE_GAIN, 1.0 / self._seen) * (work_s / took_s - self._share)
-
-    def __call__(self) -> float:
-        rate = self.most * self._share if self._seen else self.most
-        return min(_FASTEST * self.most, max(_SLOWEST * self.most, rate))
-
-
-class Forecast(NamedTuple):
-    """Seconds from now to a request's first token; and how many requests go before it, with how much work."""
-
-    seconds: float
     ahead: int
     ahead_s: float
+    competing_s: float
+    relegated_s: float
+    is_late: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.relegated_s if self.is_late else self.competing_s
+
+    def later(self, seconds: float) -> Forecast:
+        """Return the same, so much later."""
+        return self._replace(competing_s=self.competing_s + seconds, relegated_s=self.relegated_s + seconds)
 
 
 def time_to_first_token(
@@ -108,28 +93,48 @@ def time_to_first_token(
     others: in rows the fields of `Unserved`, in columns requests, perhaps with itself. rate: seconds of work served in
     one. wait_s: until what runs now is over.
     """
-    ahead, ahead_s, is_late = _work_ahead(mine, others, rate, wait_s, now)
-    for _ in range(2):
-        until_s = _until(mine, ahead_s, is_late, coming, rate, wait_s, now)
-        if is_late or now + until_s <= mine.due:
-            break
-        is_late = True
-    return Forecast(until_s, ahead, ahead_s)
+    ahead = _work_ahead(mine, others, rate, wait_s, now)
+    relegated_s = _until(mine, ahead.relegated_s, True, coming, rate, wait_s, now)
+    until_s = _until(mine, ahead.before_s, False, coming, rate, wait_s, now)
+    if now + ahead.before_s / rate + mine.left_s + wait_s > mine.due or now + until_s > mine.due:
+        return Forecast(ahead.num_relegated, ahead.relegated_s, until_s, relegated_s, True)
+    return Forecast(ahead.num_before, ahead.before_s, until_s, max(until_s, relegated_s), False)
 
 
-def _work_ahead(mine: Unserved, others: Floats, rate: float, wait_s: float, now: float) -> tuple[int, float, bool]:
-    """How many go before it, their seconds of work, and whether it will be late by then."""
-    num_before = num_relegated = 0
-    before_s = relegated_s = 0.0
-    before = others[:, others[2] < mine.key]
-    for left_s, work_s, _, due, tag in before[:, np.argsort(before[2], kind="stable")].T.tolist():
-        if now + before_s / rate + left_s + wait_s <= due:
+class _Ahead(NamedTuple):
+    """Requests, and seconds of work: what goes before it if it competes, and if it is relegated."""
+
+    num_before: int
+    before_s: float
+    num_relegated: int
+    relegated_s: float
+
+
+def _work_ahead(mine: Unserved, others: Floats, rate: float, wait_s: float, now: float) -> _Ahead:
+    """Go through the others by their keys: each is late behind the work before it, or adds to that.
+
+    Those that are late behind none at all, as most are in a long queue, need no walk.
+    """
+    others = others[:, np.argsort(others[2], kind="stable")]
+    late = now + others[0] + wait_s > others[3]
+    able = np.flatnonzero(~late)
+    num_before = num_after = 0
+    before_s = after_s = ahead_s = 0.0
+    my_key, my_tag, too_late = mine.key, mine.tag, list[int]()
+    for place, left_s, work_s, key, due, tag in zip(able.tolist(), *others[:, able].tolist(), strict=True):
+        if now + ahead_s + left_s + wait_s > due:
+            too_late.append(place)
+        elif key < my_key:
             num_before, before_s = num_before + 1, before_s + work_s
-        elif tag < mine.tag:
-            num_relegated, relegated_s = num_relegated + 1, relegated_s + work_s
-    if now + before_s / rate + mine.left_s + wait_s <= mine.due:
-        return num_before, before_s, False
-    return num_before + num_relegated, before_s + relegated_s, True
+            ahead_s = (before_s + after_s) / rate
+        elif tag != my_tag:
+            num_after, after_s = num_after + 1, after_s + work_s
+            ahead_s = (before_s + after_s) / rate
+    late[too_late] = True
+    relegated = others[1, late & (others[4] < mine.tag)]
+    num_relegated = num_before + num_after + len(relegated)
+    relegated_s = before_s + after_s + (float(np.add.accumulate(relegated)[-1]) if len(relegated) else 0.0)
+    return _Ahead(num_before, before_s, num_relegated, relegated_s)
 
 
 def _until(
@@ -148,41 +153,3 @@ def _until(
             break
         until_s = longer_s
     return until_s
-
-
-class Calibration:
-    """What came of earlier predictions, by their class: how much longer it took. Of a class of which little is known,
-    what came of all.
-
-    error: of late, the part of the quotes that were not kept.
-    """
-
-    def __init__(self) -> None:
-        self._ratios: dict[int, deque[float]] = {}
-        self._all: deque[float] = deque(maxlen=_REMEMBERED)
-        self._broken: deque[bool] = deque(maxlen=_REMEMBERED)
-
-    def estimate(self, predicted_s: float, kind: int) -> Estimate:
-        known = self._ratios.get(kind, ())
-        ratios = sorted(known if len(known) >= _ENOUGH else self._all)
-        if len(ratios) < _ENOUGH:
-            return Estimate(predicted_s, _UNKNOWN * predicted_s)
-        return Estimate(predicted_s * _quantile(ratios, 0.5), predicted_s * _quantile(ratios, 0.95))
-
-    def learn(self, predicted_s: float, estimate: Estimate, took_s: float, kind: int) -> None:
-        ratio = took_s / max(predicted_s, 1e-9)
-        self._ratios.setdefault(kind, deque(maxlen=_REMEMBERED)).append(ratio)
-        self._all.append(ratio)
-        self._broken.append(took_s > max(_TOLERANCE * estimate.quote_s, estimate.quote_s + 1.0))
-
-    def knows(self, kind: int) -> bool:
-        """Tell whether enough has come of predictions of this class."""
-        return len(self._ratios.get(kind, ())) >= _ENOUGH
-
-    @property
-    def error(self) -> float:
-        return sum(self._broken) / len(self._broken) if len(self._broken) >= _ENOUGH else 1.0
-
-
-def _quantile(ascending: Sequence[float], share: float) -> float:
-    return ascending[min(len(ascending) - 1, int(share * len(ascending)))]

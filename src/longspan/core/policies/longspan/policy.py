@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from longspan.config import check_count, check_seconds
 from longspan.core.actions import RunBatch
-from longspan.core.books.request import Request
-from longspan.core.decision import OVER_SHARE, SERVED_LATE, WITHIN_SHARE, Decision
+from longspan.core.books.request import Request, RequestStatus
+from longspan.core.decision import OVER_SHARE, PROMISED, SERVED_LATE, WITHIN_SHARE, Decision
 from longspan.core.estimate import Estimate
 from longspan.core.news import News
 from longspan.core.policies.chunked.adaptive import AdaptiveChunks
@@ -16,13 +16,15 @@ from longspan.core.policies.chunked.memory.pool_shares import PoolShares
 from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.priority import N, Standing
 from longspan.core.policies.chunked.ranking import Candidate
+from longspan.core.policies.longspan.calibration import Kind
 from longspan.core.policies.longspan.crowd import Crowd
-from longspan.core.policies.longspan.eta import Forecast, Kinds, ServiceRate, time_to_first_token
+from longspan.core.policies.longspan.eta import Forecast, Kinds, time_to_first_token
 from longspan.core.policies.longspan.fair_eta import TenantKinds
-from longspan.core.policies.longspan.order import HOPELESS, INTERRUPTED, SharedProcessor, rank
+from longspan.core.policies.longspan.load import ServiceRate
+from longspan.core.policies.longspan.order import INTERRUPTED, SharedProcessor, is_hopeless, rank
 from longspan.core.policies.longspan.promise import Promise, Promises, size_class
 from longspan.core.policies.longspan.served import served_seconds
-from longspan.core.policies.longspan.tenants import OVER, TenantShares, behind, read_weights
+from longspan.core.policies.longspan.tenants import TenantShares, behind, read_weights
 from longspan.core.policies.longspan.width import ElasticPredictor, ElasticWidth, team_sizes
 from longspan.core.state import SchedulerState
 from longspan.errors import ConfigError
@@ -38,29 +40,33 @@ class Longspan(AdaptiveChunks):
         """c: weight of a prompt's remaining seconds beside its deadline: 0 is earliest deadline first, much is shortest
         remaining first. team: the most instances that compute a prompt together; none: as many as pay. team_burst: an
         iteration of theirs may take so many times the share of the TPOT that `aim` is, as far as decodes are ahead of
-        their pace. team_fixed_share: beside decodes they compute a chunk only when so much of it, at most, goes to
-        what costs the same for any; until then decodes go on alone, and get ahead.
-        promise_factor: the first token is promised within so many times what the prompt takes alone.
-        promise_floor_s: but not within less seconds. margin: a request is late when so many times its estimate is
-        beyond the promise. fair_shares: whether tenants of one priority share the service while several wait.
-        tenant_weights: their shares, as in chat=4,batch=0.5; who is not named has 1. share_slack_s: a tenant is beyond
-        its share when it has had so many seconds of every instance's work more than the least-served.
-        closed_to_medium: part of the pool that prompts of more than 8192 tokens, or a sixteenth of it, leave to
-        smaller ones, unless one of them alone needs more. closed_to_long: the same of 65536 tokens, or a quarter of it;
-        none: .15 where there are several instances."""
+        their pace. team_fixed_share: beside decodes they compute a chunk only when so much of it, at most, goes to what
+        costs the same for any; until then decodes go on alone, and get ahead. promise_factor: the first token is
+        promised within so many times what the prompt takes alone. promise_floor_s: but not within less seconds.
+        margin: a request is late when so many times its estimate is beyond the promise. at_risk_share: of the time of a
+        promise, its last part: who would get its first token in it competes by its promise; one that is late, but not
+        yet there, goes by its own behind all that can be in time; 0: promises change no order. fair_shares: whether
+        tenants of one priority share the service while several wait. tenant_weights: their shares, as in
+        chat=4,batch=0.5; who is not named has 1. share_slack_s: a tenant is beyond its share when it has had so many
+        seconds of every instance's work more than the least-served. closed_to_medium: part of the pool that prompts of
+        more than 8192 tokens, or a sixteenth of it, leave to smaller ones, unless one of them alone needs more.
+        closed_to_long: the same of 65536 tokens, or a quarter of it; none: .15 where there are several instances."""
 
         c: float = 2.0
         max_fixed_share: float = 0.3
+        least_share: float = 0.25
         idle_fixed_share: float = 0.05
         aim: float = 0.88
         feedback: float = 0.1
         burst: float = 2.5
+        spread_decodes: bool = True
         team: int | None = None
         team_burst: float = 5.0
         team_fixed_share: float = 0.15
         promise_factor: float = 25.0
         promise_floor_s: float = 15.0
         margin: float = 1.3
+        at_risk_share: float = 0.25
         fair_shares: bool = False
         tenant_weights: str | None = None
         share_slack_s: float = 0.5
@@ -78,7 +84,7 @@ class Longspan(AdaptiveChunks):
                 raise ConfigError(f"team_fixed_share is {self.team_fixed_share}, but must be above 0, and 1 at most")
             for name in ("promise_floor_s", "share_slack_s"):
                 check_seconds(name, getattr(self, name))
-            for name in ("closed_to_medium", "closed_to_long"):
+            for name in ("closed_to_medium", "closed_to_long", "at_risk_share"):
                 if not 0.0 <= (getattr(self, name) or 0.0) <= 0.5:
                     raise ConfigError(f"{name} is {getattr(self, name)}, but must be 0 to 0.5")
             if read_weights(self.tenant_weights) and not self.fair_shares:
@@ -87,47 +93,52 @@ class Longspan(AdaptiveChunks):
                 check_count("team", self.team)
 
     name = "longspan"
+    is_tuned_at_start = True
     options: Options
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
         self._sharing = SharedProcessor(1)
         self._unserved = Crowd(self._left)
-        self._kinds = Kinds()
+        self._kinds, self._tenant_kinds = Kinds(), TenantKinds()
         self._shares = TenantShares({}, math.inf)
-        self._tenant_kinds = TenantKinds()
         self._promises = Promises(self.options.promise_factor, self.options.promise_floor_s, self.options.margin)
         self._hopeless: set[str] = set()  # of which that was told
-        self._scale = 1.0
-        self._wait_s = 0.0
+        self._scale, self._wait_s = 1.0, 0.0
         self._rate = ServiceRate(1.0)
 
     def predictor(self, state: SchedulerState) -> ElasticPredictor:
-        figures = self.figures() | {
-            "team_burst": self.options.team_burst, "team_fixed_share": self.options.team_fixed_share,
-        }  # fmt: skip
+        options, figures = self.options, self.figures()
+        figures |= {"team_burst": options.team_burst, "team_fixed_share": options.team_fixed_share}
         figures["kvp_tokens_per_shard"] = figures["kvp_tokens_per_shard"] or state.config.total_kv_tokens
         predictor = ElasticPredictor(state.cost_model, state.config, **figures)
-        predictor.sizes = team_sizes(state.config.num_instances, self.options.team)
+        predictor.use(team_sizes(state.config.num_instances, self.options.team))
         closed_to_long = self.options.closed_to_long
         if closed_to_long is None:
             closed_to_long = _CLOSED_TO_LONG if state.config.num_instances > 1 else 0.0
         self.pool_shares = PoolShares(self.options.closed_to_medium, closed_to_long)
         self.width = self._elastic = ElasticWidth(predictor, self.options.team, state.cluster.instances[0].id)
-        self._sharing = SharedProcessor(state.config.num_instances)
-        self._rate = ServiceRate(float(state.config.num_instances))
-        if self.options.fair_shares:
-            slack_s = self.options.share_slack_s * state.config.num_instances
-            self._shares = TenantShares(read_weights(self.options.tenant_weights), slack_s)
+        if self._known is None:
+            self._begin(state.config.num_instances)
         return predictor
+
+    def _begin(self, num_instances: int) -> None:
+        self._sharing = SharedProcessor(num_instances)
+        self._rate = ServiceRate(float(num_instances))
+        if self.options.fair_shares:
+            slack_s = self.options.share_slack_s * num_instances
+            self._shares = TenantShares(read_weights(self.options.tenant_weights), slack_s)
 
     def observe(self, state: SchedulerState, news: News, now: float) -> None:
         predictor = self._predictor(state)
         assert isinstance(predictor, ElasticPredictor)
         super().observe(state, news, now)
+        if news.fleet.is_other:
+            self._follow_fleet(state, predictor)
         self._scale = predictor.feedback.typical("mixed")
-        self._wait_s = predictor.target(predictor.aim * state.config.tpot_slo_s) / state.config.pp
+        self._wait_s = predictor.target(predictor.pace_s) / state.config.pp
         self._sharing.advance(now)
+        self._promises.advance(now, self._kind)
         for batch in news.completed:
             self._note_progress(batch, predictor, now)
             self._count_service(batch, predictor)
@@ -142,22 +153,30 @@ class Longspan(AdaptiveChunks):
         for shift in self._shares.shifts():
             step = OVER_SHARE if shift.is_over else WITHIN_SHARE
             state.explain(Decision(step, (shift.request_id,), (), {"lead_s": shift.lead_s}))
+        self._rate.advance(now, len(self._unserved) > max(1, len(state.cluster) * state.config.pp // 2))
         self._elastic.num_others = max(0, len(self._unserved) - 1)
         self._elastic.is_decoding = len(state.placement) + len(state.waiting) > len(self._unserved)
 
+    def _follow_fleet(self, state: SchedulerState, predictor: ElasticPredictor) -> None:
+        open_ones = [instance.id for instance in state.cluster.instances if not instance.is_leaving]
+        self._elastic.follow(open_ones or [instance.id for instance in state.cluster.instances])
+        predictor.use(self._elastic.sizes)
+        self._sharing.processors = len(state.cluster)
+        self._rate.most = float(len(state.cluster))
+
     def _note_progress(self, batch: RunBatch, predictor: Predictor, now: float) -> None:
-        work_s, is_full = 0.0, False
+        work_s, unserved = 0.0, self._unserved.names
         for segment in batch.segments:
             if segment.length > 1:
-                work_s += predictor.config.pp * (predictor.work(segment.end) - predictor.work(segment.start))
-                is_full |= not segment.emits
-            if segment.emits and (request := self._unserved.remove(segment.request_id)) is not None:
+                self._unserved.move(segment.request_id, now)
+                work_s += predictor.work(segment.end) - predictor.work(segment.start)
+            name = segment.request_id
+            if segment.emits and name in unserved and (request := self._unserved.remove(name)):
                 self._sharing.serve(request)
-                self._promises.keep(request, now)
+                self._promises.keep(request, now, self._kind(request))
                 self._hopeless.discard(request.id)
                 self._shares.answer(request.id)
-        if is_full and (took_s := predictor.feedback.took_s.get(batch.batch_id)):
-            self._rate.note(work_s / len(batch.group), took_s)
+        self._rate.note(work_s)
 
     def _count_service(self, batch: RunBatch, predictor: Predictor) -> None:
         if self.options.fair_shares:
@@ -166,26 +185,27 @@ class Longspan(AdaptiveChunks):
 
     def _welcome(self, state: SchedulerState, request: Request, predictor: ElasticPredictor, now: float) -> None:
         """Make a promise, or refuse the request."""
-        work_s, deadline_s = predictor.whole_prefill(request.num_tokens), predictor.deadline(request)
+        work_s, deadline_s = predictor.remaining(request), predictor.deadline(request)
         self._sharing.arrive(request, work_s)
         self._shares.arrive(request)
         self._unserved.add(request, now + deadline_s, self._sharing.tag(request), self._shares.place(request))
-        forecast = self._time_to_first_token(request, now)
+        forecast = self._time_to_first_token(state, request, now)
         reach_s = deadline_s + self.options.c * self._scale * work_s
-        kinds = self._tenant_kinds.of(request) if self.options.fair_shares else self._kinds
-        kinds.arrive(now, predictor.work(request.num_tokens), reach_s)
-        alone_s = predictor.alone(request.num_prompt_tokens)
-        promise = self._promises.make(request, alone_s, forecast.seconds, self._kind(request))
+        alone_s = predictor.prompt_alone(request)
+        promise = self._promises.make(request, alone_s, deadline_s, forecast, self._kind(request))
         told = {"median_s": promise.estimate.median_s, "quote_s": promise.estimate.quote_s,
                 "promised_s": promise.due - request.arrived, "deadline_s": deadline_s,
                 "alone_s": alone_s, "ahead": forecast.ahead, "ahead_s": forecast.ahead_s}  # fmt: skip
-        state.explain(Decision("promise", (request.id,), (), told))
+        state.explain(Decision(PROMISED, (request.id,), (), told))
         late_s = self._promises.late_s(request, promise)
-        if not late_s or state.config.overload == "off":
-            return
-        if state.config.overload == "enforce" and request.service.if_late != "serve":
+        is_late = late_s > 0.0 and state.config.overload != "off"
+        if is_late and state.config.overload == "enforce" and request.service.if_late != "serve":
             self._refuse(state, request, promise, late_s)
-        else:
+            return
+        promise.is_given = self.options.at_risk_share > 0.0 and state.config.overload == "enforce" and not is_late
+        kinds = self._tenant_kinds.of(request) if self.options.fair_shares else self._kinds
+        kinds.arrive(now, self._left(request)[1], reach_s)
+        if is_late:
             state.explain(Decision(SERVED_LATE, (request.id,), (), {"late_s": late_s}))
 
     def _refuse(self, state: SchedulerState, request: Request, promise: Promise, late_s: float) -> None:
@@ -196,16 +216,25 @@ class Longspan(AdaptiveChunks):
         )
         state.refuse(request.id, message, "late", late_s)
         self._sharing.end(request)
-        self._promises.drop(request)
+        self._promises.refuse(request)
         self._unserved.remove(request.id)
         self._shares.end(request)
 
     def estimate(self, state: SchedulerState, request: Request, now: float) -> Estimate | None:
-        predicted_s = now - request.arrived + self._time_to_first_token(request, now).seconds
-        return self._promises.calibration.estimate(predicted_s, self._kind(request))
+        """What is over is known: only what is left is corrected by what came of earlier predictions."""
+        running_s = self._unserved.running_s(request, self._scale * self._in_chunks(request), now)
+        forecast = self._time_to_first_token(state, request, now).later(running_s)
+        left, waited_s = self._promises.calibration.estimate(forecast, self._kind(request)), now - request.arrived
+        return Estimate(waited_s + left.median_s, waited_s + left.quote_s, forecast.ahead)
 
-    def _time_to_first_token(self, request: Request, now: float) -> Forecast:
-        crowd, rate = self._unserved.standing(self.options.c, self._scale), self._rate()
+    def _in_chunks(self, request: Request) -> float:
+        """Return the seconds that its chunks under way take; what is left of it is without these."""
+        assert self._known is not None
+        whole = self._known.whole_prefill
+        return whole(request.num_known) - whole(request.num_computed) if request.num_scheduled else 0.0
+
+    def _time_to_first_token(self, state: SchedulerState, request: Request, now: float) -> Forecast:
+        crowd, rate = self._unserved.standing(state.waiting, self.options.c, self._scale), self._rate()
         mine = self._unserved.one(request, crowd)
         if self.options.fair_shares:
             rivals = self._unserved.rivals(request, crowd, self._shares)
@@ -214,14 +243,16 @@ class Longspan(AdaptiveChunks):
             rivals, coming = self._unserved.rivals(request, crowd), self._kinds.now(now)
         return time_to_first_token(mine, rivals, coming, rate, self._wait_s, now)
 
-    def _kind(self, request: Request) -> int:
-        """Whose predictions err alike: those of a size, and of tenants that are alike within their shares, or not."""
-        return size_class(request.num_prompt_tokens) + 3 * self._shares.is_over(request)
+    def _kind(self, request: Request) -> Kind:
+        """Whose predictions err alike: those of a size, without what was cached when they came, and of tenants that are
+        alike within their shares, or not."""
+        tokens = request.num_prompt_tokens - request.num_cached_at_first
+        return Kind(size_class(tokens), tokens.bit_length(), self._shares.is_over(request))
 
     def _left(self, request: Request) -> tuple[float, float]:
-        predictor, stored = self._known, request.num_stored
+        predictor, known = self._known, request.num_known
         assert predictor is not None
-        work_s = predictor.work(request.num_tokens) - predictor.work(stored)
+        work_s = predictor.work(request.num_tokens) - predictor.work(known)
         return self._elastic.quickest(request, predictor.remaining(request)), work_s
 
     def standing(self, state: SchedulerState, request: Request, now: float) -> Standing[float]:
@@ -232,7 +263,7 @@ class Longspan(AdaptiveChunks):
         return Standing(
             now, standing.arrived, standing.deadline_s, quickest(request, standing.remaining_s),
             quickest(request, standing.total_s), standing.scale_s, self._sharing.tag(request),
-            float(self._shares.place(request)),
+            float(self._shares.place(request)), self._promises.within_s(request),
         )  # fmt: skip
 
     def candidate(self, state: SchedulerState, request: Request, now: float) -> Candidate:
@@ -240,20 +271,30 @@ class Longspan(AdaptiveChunks):
         candidate = super().candidate(state, request, now)
         if self.is_hopeless(candidate) and request.id not in self._hopeless:
             self._hopeless.add(request.id)
-            left_s = self._scale * candidate.standing.remaining_s + self._wait_s
-            late_s = now + left_s - request.arrived - candidate.standing.deadline_s
-            state.explain(Decision("hopeless", (request.id,), (), {"late_s": late_s}))
+            self._promises.relegate(request, self._kind(request))
+            stood = candidate.standing
+            late_s = now + self._scale * stood.remaining_s + self._wait_s - stood.arrived - stood.deadline_s
+            state.explain(Decision("hopeless", (request.id,), (), {"late_s": late_s, "promised_s": stood.promised_s}))
         return candidate
 
-    @staticmethod
-    def is_hopeless(candidate: Candidate) -> bool:
-        """Tell whether it is ranked behind those that can be in time."""
-        return candidate.key[1] >= 0.0 and candidate.key[1] % OVER >= HOPELESS
+    def is_hopeless(self, candidate: Candidate) -> bool:
+        """Tell whether it cannot be in time for its deadline."""
+        return is_hopeless(candidate.standing, self._scale, self._wait_s)
+
+    def may_wait(self, state: SchedulerState, request: Request, now: float) -> bool:
+        """One that is hopeless waits for those before it in rank, as any prompt that is."""
+        mine = super().candidate(state, request, now)
+        if not self.is_hopeless(mine):
+            return False
+        others = [self._backlog.queue[place] for place in self._backlog.order(now, self.rule)[:1]]
+        for instance in state.cluster.instances:
+            others += [other for other in instance.ready.values() if other.status is RequestStatus.PREFILLING]
+        return any([super(Longspan, self).candidate(state, other, now).key < mine.key for other in others])
 
     def yields(self, victim: Standing[float], beneficiary: Standing[float]) -> bool:
         """Only if no more work is lost than is served by it."""
         return victim.total_s - victim.remaining_s <= beneficiary.total_s
 
     def rule(self, standing: Standing[N]) -> N:
-        key = rank(standing, self.options.c, self._scale, self._wait_s)
+        key = rank(standing, self.options.c, self._scale, self._wait_s, self.options.at_risk_share)
         return key if not self.options.fair_shares else behind(key, self._shares.part(standing.place))

@@ -12,6 +12,7 @@ over is the same again, by how far. What those within their shares leave, the ot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -169,6 +170,8 @@ class TenantShares:
 
         It doubles its lead from one part to the next.
         """
+        if self._known is None and self.slack_s == math.inf:
+            self._known = np.zeros(self._columns.shape[1])
         if self._known is None:
             lead_s = self._leads()
             over = lead_s > self.slack_s

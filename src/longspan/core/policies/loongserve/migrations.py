@@ -31,12 +31,14 @@ def scale_down_afterwards(state: SchedulerState, held: Collection[int]) -> None:
     """Scale down reactively: each request that was just prefilled moves to the fewest of its instances that hold it.
 
     Only before its first decode iteration, or scaling up and down would alternate. Each migration empties one of
-    its instances, so it ends. held: instances to leave alone.
+    its instances, so it ends. What other requests use too stays where it is, or two would move it to and fro. held:
+    instances to leave alone.
     """
     for instance in state.cluster.idle():
         for request in list(instance.ready.values()):
             holders = state.placement.holders(request.id)
-            if request.num_output_tokens == 1 and len(holders) > 1 and not set(holders) & set(held):
+            is_due = request.num_output_tokens == 1 and len(holders) > 1 and not set(holders) & set(held)
+            if is_due and not state.is_shared(request):
                 _move_together(state, request, holders)
 
 

@@ -105,6 +105,8 @@ class LoongServe(Policy):
         self._queue_changes = 0
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:
+        if news.fleet.is_other:
+            self._gathering = self._known = self._queue = None
         self._step(state)
         if state.waiting and len(state.cluster.idle()) == len(state.cluster):
             self._step(state)  # the only one that decoded was preempted: its turn has come again
@@ -151,7 +153,9 @@ class LoongServe(Policy):
         """The first waiting requests that instances which are idle, or decode and soon will be, have room for now."""
         if self._queue is None or self._queue_changes != state.waiting.changes:
             prompts = [
-                Prompt(request.id, request.tokens_to_compute, request.slots_to_take + state.headroom(request))
+                Prompt(
+                    request.id, request.num_tokens - request.num_known, request.slots_to_take + state.headroom(request)
+                )
                 for request in islice(state.waiting, MAX_BATCHING)
             ]
             self._queue = Queue.of(prompts, times, state.config.max_batch_tokens)
@@ -196,9 +200,11 @@ class LoongServe(Policy):
         instances = sorted(chosen.rooms, key=lambda number: (-chosen.rooms[number], number))
         prompts, plan = self._batch(state, chosen, [chosen.rooms[number] for number in instances], times)
         for batch in plan.batches:
-            members = prompts[batch.first : batch.last]
+            members: Sequence[Prompt] = prompts[batch.first : batch.last]
             group = sorted(instances[batch.begin : batch.end])
-            kept = self._retention(members, {number: chosen.rooms[number] for number in group})
+            rooms = {number: chosen.rooms[number] for number in group}
+            members = _adopt(state, members, rooms)
+            kept = self._retention(members, rooms)
             requests = sorted((state.request(prompt.id) for prompt in members), key=lambda r: r.arrival_index)
             ids = tuple(request.id for request in requests)
             state.explain(Decision("batch", ids, tuple(group), {"prefill_s": batch.seconds}))
@@ -235,6 +241,22 @@ class LoongServe(Policy):
         return self._known
 
 
+def _adopt(state: SchedulerState, prompts: Sequence[Prompt], rooms: dict[int, int]) -> Sequence[Prompt]:
+    """Let prompts take over what the instances of their batch have; returns what is left of them. rooms: lowered."""
+    if not any([state.request(prompt.id).prefix_keys for prompt in prompts]):
+        return prompts
+    left = []
+    for prompt in prompts:
+        request = state.request(prompt.id)
+        before = {number: state.cluster[number].used for number in rooms}
+        state.adopt(request, list(rooms), rooms)
+        for number in rooms:
+            rooms[number] -= state.cluster[number].used - before[number]
+        need = request.slots_to_take + state.headroom(request)
+        left.append(Prompt(prompt.id, request.tokens_to_compute, need))
+    return left
+
+
 def _num_growing(state: SchedulerState, prompts: Sequence[Prompt], lengths: OutputLengths) -> int:
     """How many prompts the pool has room for even when all have grown, so that nobody need be evicted.
 
@@ -247,4 +269,5 @@ def _num_growing(state: SchedulerState, prompts: Sequence[Prompt], lengths: Outp
     running, new = lengths.growth(state.with_kv()), lengths.growth(requests)
     if sum(map(sum, running)) + sum(map(sum, new)) <= total:
         return len(prompts)
-    return longest_prefix(prompts, lambda count: peak_kv(running + new[:count]) <= total)
+    fitting = longest_prefix(prompts, lambda count: peak_kv(running + new[:count]) <= total)
+    return fitting if running or fitting else min(1, len(prompts))  # in a fleet that has shrunk

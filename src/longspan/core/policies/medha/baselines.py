@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from longspan.config import check_count
 from longspan.core.policies.chunked.adaptive import AdaptiveChunks
 from longspan.core.policies.chunked.policy import ChunkedPrefill
-from longspan.core.policies.chunked.predictor import Predictor, TokenBudget
+from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.priority import (
     N,
     Standing,
@@ -16,6 +16,7 @@ from longspan.core.policies.chunked.priority import (
     least_slack,
     shortest_remaining,
 )
+from longspan.core.policies.chunked.token_budget import TokenBudget
 from longspan.core.state import SchedulerState
 
 

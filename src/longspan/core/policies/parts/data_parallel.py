@@ -26,10 +26,12 @@ class DataParallel(Policy):
         super().__init__(**options)
         self._lanes: dict[int, Lane] = {}
         self._lane_of: dict[str, Lane] = {}
+        self._open: list[Lane] = []
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         for request in news.ended:
             self.let_go(request)
+        self._follow_fleet(state, news, now)
         self._take_in(state, news, now)
         for instance in state.cluster.idle():
             lane = self._lanes[instance.id]
@@ -65,17 +67,49 @@ class DataParallel(Policy):
         """Drop its KV, to be computed again when its turn comes."""
         state.explain(Decision("preempt", (request.id,), state.placement.holders(request.id)))
         state.preempt(request.id)
-        self._lane_of[request.id].wait(request, self.rank(state, request, now))
+        self._wait_again(request, self.rank(state, request, now))
+
+    def _wait_again(self, request: Request, rank: Rank) -> None:
+        """Let a preempted request wait where it was, unless nothing begins there any more."""
+        lane = self._lane_of[request.id]
+        if lane in self._open:
+            lane.wait(request, rank)
+        else:
+            lane.drop(request)
+            self._enter(request, rank)
+
+    def _follow_fleet(self, state: SchedulerState, news: News, now: float) -> None:
+        """Give each instance a lane; those that wait where nothing is to begin any more are dealt out anew."""
+        for request in news.fleet.returned:
+            if request.status is RequestStatus.WAITING:
+                self._wait_again(request, self.rank(state, request, now))
+        if not news.fleet.is_other and self._lanes and not news.fleet.moved:
+            return
+        before = self._lanes
+        self._lanes = {instance.id: before.get(instance.id, Lane()) for instance in state.cluster.instances}
+        staying = [self._lanes[each.id] for each in state.cluster.instances if not each.is_leaving]
+        self._open = staying or list(self._lanes.values())
+        for request in news.fleet.moved:
+            if request.id in state.placement:
+                self._lane_of[request.id].drop(request)
+                lane = self._lane_of[request.id] = self._lanes[state.placement.last_holder(request.id)]
+                lane.start(request)
+        left = [request for lane in before.values() if lane not in self._open for request in lane]
+        for request in sorted(left, key=lambda request: request.arrival_index):
+            rank = self._lane_of[request.id].rank_of(request)
+            self._lane_of[request.id].drop(request)
+            self._enter(request, rank)
+
+    def _enter(self, request: Request, rank: Rank) -> None:
+        """Let it wait where the load is least."""
+        lane = self._lane_of[request.id] = min(self._open, key=lambda lane: lane.load)
+        lane.wait(request, rank)
 
     def _take_in(self, state: SchedulerState, news: News, now: float) -> None:
-        if not self._lanes:
-            self._lanes = {instance.id: Lane() for instance in state.cluster.instances}
         refuse_the_too_long(state, news)
         for newcomer in news.arrived:
             if newcomer.status is RequestStatus.WAITING:
-                lane = min(self._lanes.values(), key=lambda lane: lane.load)
-                self._lane_of[newcomer.id] = lane
-                lane.wait(newcomer, self.rank(state, newcomer, now))
+                self._enter(newcomer, self.rank(state, newcomer, now))
 
     def _somebody_could_start(self, state: SchedulerState, now: float) -> bool:
         """On an instance whose next iteration could be queued ahead; it would put off the newcomer's first."""

@@ -80,7 +80,7 @@ class Fsp(AdaptiveChunks):
         if not self._alive:
             self._sharing.clear()
         for request in news.arrived:
-            size_s = predictor.whole_prefill(request.num_tokens)
+            size_s = predictor.remaining(request)
             self._alive[request.id] = request
             self._ends[request.id] = self._sharing.arrive(request.id, size_s, self._weight(request))
 

@@ -32,7 +32,7 @@ class Preflow(AdaptiveChunks):
     - Several instances serve one queue, so a prompt's age counts the work that an instance does, in the mean.
     - An iteration takes prompts in order of rank until its time is used, beside decodes. Theirs takes one prompt, or
       several that are short (`micro_prefill_isl_threshold`), for decodes are elsewhere and chunks have a fixed size.
-    - A request ages, too, by batches that ran already when it came. There are no prefix caches to take off P.
+    - A request ages, too, by batches that ran already when it came.
 
     While the instances keep up, nobody starves: newcomers have no age, and the rank of who waits doubles with each D
     times its own work that is done. Under lasting overload long prompts do: short ones wait as well, and age faster.
@@ -64,7 +64,7 @@ class Preflow(AdaptiveChunks):
         super().observe(state, news, now)
         predictor = self._predictor(state)
         for batch in news.completed:
-            self._served_s += prefill_seconds(predictor, batch) / state.config.num_instances
+            self._served_s += prefill_seconds(predictor, batch) / len(state.cluster)
         for request in news.arrived:
             self._served_before[request.id] = self._served_s
         for request in news.ended:

@@ -92,7 +92,7 @@ class QoServe(AdaptiveChunks):
         self._slack.follow(news, now)
         self._relegated.difference_update(request.id for request in news.ended)
         self._backlog.follow(state, lambda request: self.standing(state, request, now))
-        load = min(1.0, self._backlog.total_s() / state.config.num_instances / self.options.full_load_s)
+        load = min(1.0, self._backlog.total_s() / len(state.cluster) / self.options.full_load_s)
         self._alpha = self.options.alpha_low + load * (self.options.alpha_high - self.options.alpha_low)
 
     def rule(self, standing: Standing[N]) -> N:

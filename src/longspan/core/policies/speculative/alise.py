@@ -63,12 +63,12 @@ class Alise(Speculative):
             ranks[request] = lane.rank_of(request)
         key = partial(_place, ranks)
         chosen = nsmallest(state.config.max_batch_requests, ranks, key=key)
-        batch = MixedBatch(instance, self.options.token_budget)
+        batch = MixedBatch(state, instance, self.options.token_budget)
         for request in sorted(chosen, key=lambda request: (request.tokens_to_compute > 1, key(request))):
             if request.status is RequestStatus.WAITING and batch.left:
                 self.admit(state, instance, lane, request)
             batch.add(request)
-        batch.run(state)
+        batch.run()
 
     def may_start(
         self, state: SchedulerState, instance: Instance, lane: Lane, request: Request, taken: int = 0
@@ -145,7 +145,7 @@ def _aged(seconds: float, request: Request) -> Rank:
 def _seconds_left(state: SchedulerState, request: Request, tokens: int) -> float:
     """If it ran alone: its prefill, and the tokens that it is expected to generate."""
     model = state.cost_model
-    chunk = Chunk(request.tokens_to_compute, request.num_stored)
+    chunk = Chunk(request.num_tokens - request.num_known, request.num_known)
     decode = model.decode(1, request.num_tokens, 1, 1)
     if chunk.length == 1 and chunk.context:
         return tokens * decode

@@ -42,6 +42,8 @@ class Clearings:
                 for request_id, clearing in self._clearings.items()
                 if request_id in waiting
                 and clearing.victim_id in alive
+                and clearing.source in state.cluster
+                and clearing.target in state.cluster
                 and _goes_on(state, clearing, alive[clearing.victim_id])
             }
         return self._clearings

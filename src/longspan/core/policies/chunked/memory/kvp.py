@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from longspan.core.actions import KVRange
-from longspan.core.books.request import Request, RequestStatus
+from longspan.core.books.request import Request
 from longspan.core.policies.parts.connected import connect
 from longspan.core.state import SchedulerState
 
 
 def plan_shards(
-    tokens: int, headroom: int, rooms: Mapping[int, int], order: Sequence[int], shard_tokens: int
+    tokens: int, headroom: int, rooms: Mapping[int, int], order: Sequence[int], shard_tokens: int, start: int = 0
 ) -> tuple[KVRange, ...] | None:
-    """Plan where the tokens go, in order, so that the last shard has the headroom behind it; None if there is no room.
+    """Plan where the tokens from `start` on go, in order, so that the last shard has the headroom behind it; None if
+    there is no room.
 
     rooms: slots of each instance. order: instances as they are to be used. Shards are no longer than `shard_tokens`
     unless there is no other way.
@@ -34,9 +35,9 @@ def plan_shards(
     if left:
         return None
     planned = []
-    position = 0
+    position = start
     for number, share in shares.items():
-        end = min(position + share, tokens)
+        end = min(position + share, start + tokens)
         if end > position:
             planned.append(KVRange(number, position, end))
         position = end
@@ -46,8 +47,9 @@ def plan_shards(
 def span(state: SchedulerState, request: Request) -> tuple[int, ...]:
     """Return the instances of a request's next segment: those that hold its KV, and the one for the next token."""
     holders = state.placement.holders(request.id)
-    if request.reserved and request.reserved[0].instance not in holders:
-        return (*holders, request.reserved[0].instance)
+    reserved = request.reserved
+    if reserved and reserved[0].instance not in holders:
+        return (*holders, reserved[0].instance)
     return holders
 
 
@@ -65,18 +67,15 @@ def free_to_start(
     together, and their turn to bind comes.
     """
     idle = state.cluster.idle()
-    decodes = {
-        request.id: request
-        for instance in state.cluster.resting()
-        for request in instance.ready.values()
-        if request.status is RequestStatus.DECODING
-    }
-    bonds = [*pairs, *(span(state, request) for request in (*decodes.values(), *next_prefills))]
-    growing = [request for request in decodes.values() if not request.reserved]
-    if growing and not any(instance.unreserved for instance in idle):
+    decodes = state.cluster.ready_decodes.values()
+    bonds = {*pairs, *state.cluster.decode_holders.values()}
+    reserving = [request for request in decodes if request.reserved]
+    bonds |= {span(state, request) for request in (*reserving, *next_prefills)}
+    if decodes and not any([instance.unreserved for instance in idle]):
+        growing = [request for request in decodes if not request.reserved]
         roomiest = max(state.cluster.instances, key=lambda instance: (instance.unreserved, -instance.id))
         if roomiest.unreserved:
-            bonds += [tuple({*span(state, request), roomiest.id}) for request in growing]
+            bonds |= {tuple(sorted({*span(state, request), roomiest.id})) for request in growing}
     leader = connect(bonds)
     waiting = {lead for number, lead in leader.items() if not state.cluster[number].is_idle}
     return {instance.id for instance in idle if leader[instance.id] not in waiting}

@@ -69,7 +69,7 @@ class PoolUse:
     def _use(self) -> list[float]:
         if self._held is None:
             holders = [request for request in self._state.with_kv() if request.num_prompt_tokens > self._least]
-            slots = [(r.num_prompt_tokens, r.num_stored + r.num_reserved + r.promised) for r in holders]
+            slots = [(request.num_prompt_tokens, request.slots) for request in holders]
             self._held = [
                 float(sum([held for prompt, held in slots if prompt > beyond])) for beyond, _ in self._limits
             ]

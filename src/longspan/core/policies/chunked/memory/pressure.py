@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from longspan.core.books.request import Request, RequestStatus
+from longspan.core.books.request import Request
 from longspan.core.policies.chunked.memory.clearing import Clearing, shard_slots
 from longspan.core.policies.chunked.priority import Standing
 from longspan.core.policies.chunked.ranking import Candidate, Stand
@@ -42,8 +42,10 @@ class Concessions:
 
 def junior_victim(state: SchedulerState, decodes: Sequence[Request]) -> Request | None:
     """Choose whose KV to drop for decodes that find no slot on any instance: the most junior of all that can run."""
+    if any([instance.unreserved for instance in state.cluster.instances]):
+        return None
     growing = [request for request in decodes if not request.reserved]
-    if not growing or any(instance.unreserved for instance in state.cluster.instances):
+    if not growing:
         return None
     senior = min(map(_seniority, growing))
     victim = max((request for request in state.with_kv() if request.can_run), key=_seniority)
@@ -79,11 +81,11 @@ class Relief:
         """Choose a half-done prefill whose slots, perhaps with those of more, make room: the least work lost."""
         beneficiary = blocked.request
         rooms = sum(instance.room for instance in self.state.cluster.instances)
-        deficit = beneficiary.slots_to_take + self.state.headroom(beneficiary) - rooms
-        victims = self._victims(blocked, self.state.with_kv())
-        if deficit <= 0 or sum(map(_slots, victims)) < deficit:
+        deficit = self.state.need(beneficiary) - rooms
+        victims = self._victims(blocked, self.state.cluster.prefills())
+        if deficit <= 0 or sum([request.slots for request in victims]) < deficit:
             return None
-        enough = [request for request in victims if _slots(request) >= deficit]
+        enough = [request for request in victims if request.slots >= deficit]
         if enough:
             return min(enough, key=lambda request: (request.num_stored, -request.arrival_index))
         return victims[-1]
@@ -93,10 +95,9 @@ class Relief:
 
         None if there is none, or if moving takes longer than the request has. migration_s: seconds for so many tokens.
         """
-        need = scattered.request.slots_to_take + self.state.headroom(scattered.request)
+        need = self.state.need(scattered.request)
         rooms = {instance.id: instance.room for instance in self.state.cluster.instances}
-        ready = [request for request in self.state.with_kv() if request.is_ready]
-        for victim in reversed(self._victims(scattered, ready)):
+        for victim in reversed(self._victims(scattered, self.state.cluster.ready_prefills.values())):
             held = dict(self.state.placement.context(victim.id))
             for source in sorted({*held, *(planned.instance for planned in victim.reserved)}):
                 slots = shard_slots(self.state, victim, source)
@@ -107,21 +108,14 @@ class Relief:
         return None
 
     def _victims(self, beneficiary: Candidate, requests: Iterable[Request]) -> list[Request]:
-        """Of these, prefills below the beneficiary in rank, as if none of their work was done; the lowest last."""
+        """Of these, all prefills that can run, those below the beneficiary in rank, as if none of their work was done;
+        the lowest last."""
         ranked = []
         for request in requests:
-            if (
-                request.can_run
-                and request.status is RequestStatus.PREFILLING
-                and self.concessions.allow(request, beneficiary.request)
-            ):
+            if self.concessions.allow(request, beneficiary.request):
                 standing = self.stand(request)
                 undone = self.rank(request, replace(standing, remaining_s=standing.total_s))
                 is_below = undone > beneficiary.key and self.rank(request, standing) > beneficiary.key
                 if is_below and self.yields(standing, beneficiary.standing):
                     ranked.append((undone, request))
         return [request for _, request in sorted(ranked, key=lambda pair: pair[0])]
-
-
-def _slots(request: Request) -> int:
-    return request.num_stored + request.num_reserved + request.promised

@@ -8,12 +8,16 @@ from longspan.core.state import SchedulerState
 
 
 def gather(state: SchedulerState, width: Width) -> None:
-    """Move a shard of each request that a team has computed to where the most of it is, if both instances are idle."""
+    """Move a shard of each request that a team has computed to where the most of it is, if both instances are idle.
+
+    What other requests use too stays where it is, or two would move it to and fro.
+    """
     for request in [state.request(request_id) for request_id in width.wide]:
         if request.status is not RequestStatus.DECODING or not request.is_ready:
             continue
         holders = state.placement.holders(request.id)
-        target = gathering_place(state, request) if len(holders) > 1 else None
+        may_move = len(holders) > 1 and not state.is_shared(request)
+        target = gathering_place(state, request) if may_move else None
         if target is None:
             width.end(request)
             continue

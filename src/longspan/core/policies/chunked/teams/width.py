@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from types import MappingProxyType
 
 from longspan.core.actions import KVRange
 from longspan.core.books.request import Request
+from longspan.core.policies.chunked.memory.clearing import shard_slots
 from longspan.core.policies.chunked.ranking import Candidate
 from longspan.core.policies.parts.sharing import share_evenly
 from longspan.core.state import SchedulerState
 
 Team = tuple[int, ...]
 ALONE: Team = ()
+_NONE: Mapping[int, int] = MappingProxyType({})
 
 
 class Width:
     """A frame, in which each prompt is computed on one instance; subclasses choose teams.
 
-    wide: ids of the requests that a team computes, in the order in which they began.
-    gathers: whether their KV comes together on one instance when they begin to decode.
+    wide: ids of the requests that a team computes, in the order in which they began. Their KV comes together on one
+    instance when they begin to decode.
     """
-
-    gathers: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.wide: dict[str, None] = {}
@@ -46,8 +46,10 @@ class Width:
         self.wide.pop(request.id, None)
 
 
-def plan_evenly(tokens: int, headroom: int, rooms: Mapping[int, int], team: Team) -> tuple[KVRange, ...] | None:
-    """Plan to keep the tokens on all of a team, as evenly as their rooms allow; None if there is no room."""
+def plan_evenly(
+    tokens: int, headroom: int, rooms: Mapping[int, int], team: Team, start: int = 0
+) -> tuple[KVRange, ...] | None:
+    """Plan to keep tokens from `start` on on all of a team, as evenly as rooms allow; None if there is no room."""
     able = [max(0, rooms[number]) for number in team]
     if sum(able) < tokens + headroom:
         return None
@@ -57,37 +59,41 @@ def plan_evenly(tokens: int, headroom: int, rooms: Mapping[int, int], team: Team
         left_out = min(over, shares[place])
         shares[place] -= left_out
         over -= left_out
-    return _ranges(0, zip(team, shares, strict=True))
+    return _ranges(start, zip(team, shares, strict=True))
 
 
-def keep_together(state: SchedulerState, request: Request, length: int) -> list[tuple[int, int]]:
+def keep_together(
+    state: SchedulerState, request: Request, length: int, decoding: Mapping[int, int]
+) -> list[tuple[int, int]]:
     """Return where a prompt's last chunk goes: to the instance that can take all of the request, so that less has to
-    move; to each its share if none can."""
-    target = gathering_place(state, request)
+    move; to each its share if none can.
+
+    decoding: slots that decodes of the same batch take, by instance; they are not taken yet.
+    """
+    target = gathering_place(state, request, decoding)
     if target is None:
         return keep_share(state, request, length)
     start = request.num_stored
-    mine = sum([planned.length for planned in request.reserved if planned.instance == target])
-    if state.cluster[target].room < length - mine:
-        return keep_share(state, request, length)
     state.reserve(request.id, (KVRange(target, start, start + length),))
     return [(target, length)]
 
 
-def gathering_place(state: SchedulerState, request: Request) -> int | None:
+def gathering_place(
+    state: SchedulerState, request: Request, decoding: Mapping[int, int] = _NONE
+) -> int | None:
     """Return the instance on which all of the request's KV shall be, one that holds some or has slots for it; None if
-    it has room on none."""
+    it has room on none.
+
+    decoding: slots that are about to be taken, by instance.
+    """
     held = dict(state.placement.context(request.id))
-    mine: dict[int, int] = {}
-    for planned in request.reserved:
-        mine[planned.instance] = mine.get(planned.instance, 0) + planned.length
     need = request.num_tokens + state.headroom(request)
-    rooms = {
-        number: state.cluster[number].room + held.get(number, 0) + mine.get(number, 0)
-        + (request.promised if request.home == number else 0)
-        for number in {*held, *mine}
-    }
-    able = [number for number, room in rooms.items() if room >= need]
+    rooms, able = {}, []
+    for number in {*held, *[planned.instance for planned in request.reserved]}:
+        instance, own = state.cluster[number], shard_slots(state, request, number)
+        rooms[number] = instance.room + own
+        if rooms[number] >= need and instance.unreserved + own - decoding.get(number, 0) >= request.num_tokens:
+            able.append(number)
     return max(able, key=lambda number: (held.get(number, 0), rooms[number], -number), default=None)
 
 

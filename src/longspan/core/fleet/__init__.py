@@ -1,0 +1,1 @@
+"""A fleet that changes: what is lost is computed again, what leaves is emptied."""

@@ -1,0 +1,1 @@
+"""Residences: the KV of runs of tokens, and which request refers to which."""

@@ -1,0 +1,1 @@
+"""What was computed once, and whose KV is still there: found by its tokens, adopted, evicted."""

@@ -1,0 +1,1 @@
+"""Longspan's policy inside other engines."""
