@@ -29,6 +29,7 @@ WORKER_ENVIRONMENT = {
     # sleep sooner; on an idle machine that costs nothing that can be measured.
     "GOMP_SPINCOUNT": "5000",
 }
+_ADDING = threading.Lock()
 
 
 class Launcher:
@@ -122,11 +123,16 @@ class Launcher:
 
 @contextmanager
 def default_environment(variables: dict[str, str]) -> Iterator[None]:
-    """For processes started meanwhile; what the user has set stays."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)  # a library that loads meanwhile may have put back what it saw before
+    """For processes started meanwhile; what the user has set stays. One at a time: who comes second waits.
+
+    `os.environ` stays as it is: other threads import libraries meanwhile, some of which put back what they saw before.
+    """
+    with _ADDING:
+        added = {name: value for name, value in variables.items() if name not in os.environ}
+        for name, value in added.items():
+            os.putenv(name, value)
+        try:
+            yield
+        finally:
+            for name in added:
+                os.unsetenv(name)
