@@ -209,6 +209,30 @@ def test_a_quote_counts_those_that_are_not_in_time() -> None:
     assert known.estimate(forecast(3.0, 30.0, is_late=True), KIND).median_s == 60.0
 
 
+@given(
+    in_time=st.lists(st.floats(0.1, 10.0), min_size=20, max_size=60),
+    late=st.lists(st.floats(0.1, 10.0), min_size=20, max_size=60),
+    competing_s=st.floats(0.1, 50.0),
+    relegated_s=st.floats(0.1, 50.0),
+)
+def test_no_median_is_beyond_its_quote(
+    in_time: list[float], late: list[float], competing_s: float, relegated_s: float
+) -> None:
+    """Not where those that are late take less than was said of them, either. About one in twenty is beyond a quote."""
+    known = Calibration()
+    for n in range(300):
+        known.turned_out(n % 4 == 0, forecast(1.0), KIND)
+    for ratios, is_late in ((in_time, False), (late, True)):
+        for ratio in ratios:
+            known.learn(forecast(1.0), Estimate(1.0, 1.0), ratio, is_late=is_late, kind=KIND)
+    asked = forecast(competing_s, relegated_s)
+    told = known.estimate(asked, KIND)
+    assert told.median_s <= told.quote_s
+    assert known.beyond(told.quote_s * 1.001, asked, KIND) <= 0.05 + 1e-6
+    assert known.beyond(told.quote_s * 0.999, asked, KIND) >= 0.05 - 1e-6
+    assert known.beyond(told.median_s * 1.001, asked, KIND) <= 0.5 + 1e-6
+
+
 def test_the_error_is_the_share_of_broken_quotes() -> None:
     """Broken: later than 1.3 times the quote, and than a second more."""
     known = Calibration()

@@ -7,9 +7,11 @@ and how much longer the others.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from longspan.core.estimate import Estimate
 from longspan.core.policies.longspan.eta import Forecast
@@ -20,6 +22,7 @@ _UNKNOWN = 1.6  # quoted over predicted, as long as nothing came of any
 _SUPPOSED = [1.0, 1.0 / _UNKNOWN, _UNKNOWN] + [_UNKNOWN ** (n / 9 - 1.0) for n in range(1, 18)]
 """Ratios, of which the median is 1, and one in twenty is `_UNKNOWN`."""
 _TOLERANCE = 1.3
+_QUANTILES = np.array([0.5, 0.95]) + 1e-9  # sums of equal parts are hardly ever exact
 
 
 class Kind(NamedTuple):
@@ -48,14 +51,21 @@ class Calibration:
 
     def __init__(self) -> None:
         self._ratios: dict[tuple[tuple[int, bool], bool], deque[float]] = {}
-        self._ascending: dict[tuple[tuple[int, bool], bool], list[float]] = {}  # until more is learned
+        self._arrays: dict[tuple[tuple[int, bool], bool], NDArray[np.float64]] = {}  # until more is learned
         self._all: dict[bool, deque[float]] = {is_late: deque(maxlen=_REMEMBERED) for is_late in (False, True)}
         self._risks: dict[tuple[tuple[int, bool], bool], _Share] = {}
         self._broken: deque[bool] = deque(maxlen=_REMEMBERED)
 
     def estimate(self, forecast: Forecast, kind: Kind) -> Estimate:
+        """Return two quantiles of what becomes of those in time and of those that are not, together."""
         risk = self._share(forecast, kind).share
-        return Estimate(self._quantile(0.5, forecast, risk, kind), self._quantile(0.95, forecast, risk, kind))
+        in_time, late = self._known(kind, False), self._known(kind, True)
+        seconds = np.concatenate((forecast.competing_s * in_time, forecast.relegated_s * late))
+        parts = np.repeat(((1.0 - risk) / len(in_time), risk / len(late)), (len(in_time), len(late)))
+        order = np.argsort(seconds, kind="stable")
+        below = np.searchsorted(np.cumsum(parts[order]), _QUANTILES, side="right")
+        median_s, quote_s = seconds[order[np.minimum(below, len(order) - 1)]].tolist()
+        return Estimate(median_s, quote_s)
 
     def beyond(self, due_s: float, forecast: Forecast, kind: Kind, margin: float = 1.0) -> float:
         """Return the probability of taking longer than `due_s`, were it to take `margin` times as long as it will."""
@@ -63,8 +73,7 @@ class Calibration:
         found = 0.0
         for part, seconds, is_late in ((1.0 - risk, forecast.competing_s, False), (risk, forecast.relegated_s, True)):
             ratios = self._known(kind, is_late)
-            within = bisect_right(ratios, due_s, key=lambda ratio: margin * ratio * seconds)
-            found += part * (len(ratios) - within) / len(ratios)
+            found += part * int(np.count_nonzero(margin * ratios * seconds > due_s)) / len(ratios)
         return found
 
     def learn(self, forecast: Forecast, estimate: Estimate, took_s: float, is_late: bool, kind: Kind) -> None:
@@ -72,7 +81,7 @@ class Calibration:
         ratio = took_s / max(forecast.relegated_s if is_late else forecast.competing_s, 1e-9)
         self._ratios.setdefault((kind.errs, is_late), deque(maxlen=_REMEMBERED)).append(ratio)
         self._all[is_late].append(ratio)
-        self._ascending.clear()
+        self._arrays.clear()
         self._broken.append(took_s > max(_TOLERANCE * estimate.quote_s, estimate.quote_s + 1.0))
 
     def turned_out(self, is_late: bool, forecast: Forecast, kind: Kind) -> None:
@@ -91,26 +100,16 @@ class Calibration:
     def _share(self, forecast: Forecast, kind: Kind) -> _Share:
         return self._risks.setdefault((kind.risk, forecast.is_late), _Share(float(forecast.is_late)))
 
-    def _known(self, kind: Kind, is_late: bool) -> list[float]:
-        """Return the ratios, ascending; what is thought of those of which nothing is known, where few are."""
-        found = self._ascending.get((kind.errs, is_late))
+    def _known(self, kind: Kind, is_late: bool) -> NDArray[np.float64]:
+        """Return the ratios; what is thought of those of which nothing is known, where few are."""
+        found = self._arrays.get((kind.errs, is_late))
         if found is None:
             known = self._ratios.get((kind.errs, is_late), ())
             if len(known) < _ENOUGH:
                 known = self._all[is_late]
-            found = sorted([*known, *_SUPPOSED[: _ENOUGH - len(known)]] if len(known) < _ENOUGH else known)
-            self._ascending[kind.errs, is_late] = found
+            found = np.array([*known, *_SUPPOSED[: max(0, _ENOUGH - len(known))]])
+            self._arrays[kind.errs, is_late] = found
         return found
-
-    def _quantile(self, share: float, forecast: Forecast, risk: float, kind: Kind) -> float:
-        """Of those in time and those that are not, together; the latter take longer."""
-        is_late = share > 1.0 - risk
-        if is_late:
-            seconds, share = forecast.relegated_s, (share - 1.0 + risk) / risk
-        else:
-            seconds, share = forecast.competing_s, share / (1.0 - risk)
-        ratios = self._known(kind, is_late)
-        return seconds * ratios[min(len(ratios) - 1, int(share * len(ratios)))]
 
 
 class _Share:
