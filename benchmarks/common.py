@@ -10,12 +10,12 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from longspan import LLM, SamplingParams, __version__
+from longspan import LLM, RequestOutput, SamplingParams, __version__
 
 RESULTS = Path(__file__).resolve().parent / "results"
 VOCAB = 49_000
@@ -116,12 +116,21 @@ def time_prefill(llm: LLM, tokens: int, seed: int) -> float:
 
 
 def time_decode(llm: LLM, batch: int, context: int, steps: int, seed: int) -> float:
-    """Seconds of one decode step of so many requests together: the last first token to the first last one."""
+    """Seconds of one decode step of so many requests together."""
     prompts = [random_prompt(context, seed * 1000 + i) for i in range(batch)]
-    completions = llm.generate(prompts, fixed_output(steps + 1))
-    begin = max(c.times.first_token or 0.0 for c in completions)
-    end = min(c.times.last_token or 0.0 for c in completions)
-    return (end - begin) / steps
+    return step_seconds(llm.generate(prompts, fixed_output(steps + 1)), steps)
+
+
+def step_seconds(completions: Sequence[RequestOutput], steps: int) -> float:
+    """Return the seconds of one of so many decode steps: the last first token to the first last one.
+
+    Raises RuntimeError: they were not together for nearly all of their steps.
+    """
+    begins = [output.times.first_token or 0.0 for output in completions]
+    end = min(output.times.last_token or 0.0 for output in completions)
+    if max(begins) - min(begins) > 0.05 * (end - min(begins)):
+        raise RuntimeError("the requests do not decode together: choose a policy that begins them in one iteration")
+    return (end - max(begins)) / steps
 
 
 def say(line: str) -> None:

@@ -4,7 +4,8 @@
 
 fresh: prompts that nothing is found of, so all that differs is the making of keys and the books. adopted: prompts whose
 whole context was asked before, so that each step reads the KV of a residence that others left. The side without the
-cache gets the same prompts, and computes them.
+cache gets the same prompts, and computes them. The policy is elastic_fcfs, under which requests that come together
+begin together.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from benchmarks.common import (
     random_prompt,
     save,
     say,
+    step_seconds,
     summary,
     time_decode,
 )
@@ -33,10 +35,7 @@ def adopted(llm: LLM, batch: int, context: int, seed: int) -> float:
     prompts = [random_prompt(context, seed * 1000 + i) for i in range(batch)]
     llm.generate(prompts, fixed_output(1))
     again = [[*prompt[:-16], *random_prompt(16, seed)] for prompt in prompts]
-    completions = llm.generate(again, fixed_output(STEPS + 1))
-    begin = max(c.times.first_token or 0.0 for c in completions)
-    end = min(c.times.last_token or 0.0 for c in completions)
-    return (end - begin) / STEPS
+    return step_seconds(llm.generate(again, fixed_output(STEPS + 1)), STEPS)
 
 
 def measure(on: LLM, off: LLM, rounds: int) -> dict[str, Any]:
@@ -69,7 +68,10 @@ def main() -> None:
             ("instances", 1, "of the model"),
         ],
     )
-    settings: dict[str, Any] = {"instances": options.instances, "kv_tokens": 32_768, "threads_per_device": 1}
+    settings: dict[str, Any] = {
+        "instances": options.instances, "kv_tokens": 32_768, "threads_per_device": 1, "policy": "elastic_fcfs",
+        "max_batch_tokens": max(batch * context for batch, context in CASES),
+    }  # fmt: skip
     with (
         LLM(options.model, **settings) as on,
         LLM(options.model, prefix_cache=False, **settings) as off,

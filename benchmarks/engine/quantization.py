@@ -27,7 +27,7 @@ def measure(model: str, threads: int, rounds: int) -> dict[str, Any]:
                 LLM(
                     model, instances=1, threads_per_device=threads, dtype="bfloat16", quantization=side,
                     kv_tokens=BATCHES[-1] * (CONTEXT + STEPS + 16), max_requests_per_master=BATCHES[-1],
-                    prefix_cache=False,
+                    prefix_cache=False, policy="elastic_fcfs",  # under which all begin together
                 )
             )
             for side in SIDES

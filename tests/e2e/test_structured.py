@@ -15,7 +15,7 @@ from benchmarks.random_schema import random_schema
 from longspan import LLM, SamplingParams, StructuredOutputs
 from tests.e2e.conftest import Server
 
-MODEL, SCHEMAS, TOKENS = "smollm2-135m", 60, 160
+MODEL, SCHEMAS, TOKENS = "smollm2-135m", 24, 160
 
 
 def test_all_outputs_keep_to_their_schemas() -> None:
