@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from longspan import LLM, RequestOutput, SamplingParams, __version__
+from longspan import LLM, SamplingParams, __version__
+from longspan.outputs import Completion
 
 RESULTS = Path(__file__).resolve().parent / "results"
 VOCAB = 49_000
@@ -121,7 +122,7 @@ def time_decode(llm: LLM, batch: int, context: int, steps: int, seed: int) -> fl
     return step_seconds(llm.generate(prompts, fixed_output(steps + 1)), steps)
 
 
-def step_seconds(completions: Sequence[RequestOutput], steps: int) -> float:
+def step_seconds(completions: Sequence[Completion], steps: int) -> float:
     """Return the seconds of one of so many decode steps: the last first token to the first last one.
 
     Raises RuntimeError: they were not together for nearly all of their steps.
