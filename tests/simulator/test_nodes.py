@@ -98,14 +98,14 @@ def test_it_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.heavy
-def test_the_queue_of_loongserve_stays_bounded_in_nodes_of_a_host(tmp_path: Path) -> None:
+def test_the_queue_of_loongserve_stays_bounded_in_nodes_of_a_host() -> None:
     """At an offered load of .8, where a single scheduler puts groups together over slow links between hosts."""
-    fleet = Fleet(machine=A800_80G, model=MODELS["lwm-1m"], instances=256)
+    fleet = Fleet(machine=A800_80G, model=MODELS["lwm-1m"], instances=128)
     config = SchedulerConfig(
-        policy="loongserve", num_instances=256, node_instances=8, kv_tokens=fleet.kv_tokens_that_fit(),
+        policy="loongserve", num_instances=128, node_instances=8, kv_tokens=fleet.kv_tokens_that_fit(),
     )  # fmt: skip
     cost = IterationCost(fleet)
-    lengths = read_trace(DATA / "loongserve_mixed_200.csv.gz") * 4
+    lengths = read_trace(DATA / "loongserve_mixed_200.csv.gz") * 2
     random.Random(0).shuffle(lengths)
     requests = list(with_arrivals(lengths, poisson(1.0, 0)))
     slower = (offered_load(requests, cost, config) or 0.0) / 0.8
@@ -121,4 +121,4 @@ def test_the_queue_of_loongserve_stays_bounded_in_nodes_of_a_host(tmp_path: Path
 
     simulator.scheduler.handle = look  # type: ignore[method-assign]
     simulator.run(requests)
-    assert 0 < most < 60  # of 800
+    assert 0 < most < 30  # of 400
