@@ -61,6 +61,7 @@ SECTIONS: tuple[Section, ...] = (
     policies.deciding,
     policies.deciding_cached,
     prefixes.prefix_reuse,
+    prefixes.prefix_reuse_agents,
     prefixes.prefix_decode_cost,
     prefixes.eviction,
     prefixes.eviction_mooncake,

@@ -49,33 +49,52 @@ def _cells(record: Record) -> str:
 
 
 def prefix_reuse(record: Record) -> str:
+    return "\n".join([
+        "## Prefixes on the engine, and peers\n",
+        origin(record, _setting(record)),
+        _beside_peers(record),
+        "A prompt of 7,500 tokens that is asked again:\n",
+        table(
+            ["", "first, s", "again, ms", "times as fast"],
+            [[side, f"{v['first_s']:.2f}", ms(v["again_s"], 0), f"{v['times_as_fast']:.0f}"]
+             for side, v in record["results"]["again"].items()],
+            text=1,
+        ),
+    ])  # fmt: skip
+
+
+def prefix_reuse_agents(record: Record) -> str:
+    return "\n".join([
+        "## Agents with longer contexts, and peers\n",
+        origin(record, _setting(record) + " As above, with requests that are not cut shorter than the model allows."),
+        _beside_peers(record),
+    ])  # fmt: skip
+
+
+def _setting(record: Record) -> str:
     r = record["results"]
+    return (f"{r['model']}, two instances of one thread, {r['kv_tokens']:,} KV slots; peers have about as many, and "
+            "both cores.")  # fmt: skip
+
+
+def _beside_peers(record: Record) -> str:
+    workloads = record["results"]["workloads"]
     rows = [
         [name, side, percent(v["hit_rate"]), f"{v['hit_rate'] / found['best_hit_rate']:.3f}",
          *[ms(v["ttft_s"][part], 0) for part in ("p50", "p90", "mean")],
          *[f"{v['times_as_fast_as_no_cache'][part]:.2f}" for part in ("p50", "p90")]]
-        for name, found in r["workloads"].items() for side, v in found["sides"].items()
+        for name, found in workloads.items() for side, v in found["sides"].items()
     ]  # fmt: skip
     shapes = "; ".join([
         f"{name}: {v['requests']} requests, {v['prompt_tokens']:,} prompt and {v['output_tokens']:,} output tokens, "
-        f"{percent(v['best_hit_rate'])} at best" for name, v in r["workloads"].items()
+        f"{percent(v['best_hit_rate'])} at best" for name, v in workloads.items()
     ])  # fmt: skip
     return "\n".join([
-        "## Prefixes on the engine, and peers\n",
-        origin(record, f"{r['model']}, two instances of one thread, {r['kv_tokens']:,} KV slots; peers have about as "
-               "many, and both cores."),
         f"The same requests, one at a time. {shapes}. *At best* is what a cache without bounds would find.\n",
         table(
             ["", "", "hit rate", "over the best", "TTFT p50, ms", "p90", "mean", "times as fast as without: p50",
              "p90"],
             rows, text=2,
-        ),
-        "A prompt of 7,500 tokens that is asked again:\n",
-        table(
-            ["", "first, s", "again, ms", "times as fast"],
-            [[side, f"{v['first_s']:.2f}", ms(v["again_s"], 0), f"{v['times_as_fast']:.0f}"]
-             for side, v in r["again"].items()],
-            text=1,
         ),
     ])  # fmt: skip
 
