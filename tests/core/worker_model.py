@@ -193,7 +193,7 @@ class WorkerModel:
             through = self.later[instance].popleft() if action in self.later[instance] else None
             assert action is (through or self.queues[instance].popleft()[0])
         if isinstance(action, MigrateKV):
-            chain = self._chains[id(action)][action.request_id]
+            (chain,) = self._chains[id(action)].values()
             for start, end in action.ranges:
                 for token in range(start, end):
                     of(chain, token).owner[token] = action.target
@@ -244,9 +244,26 @@ class WorkerModel:
     def _enqueue(
         self, action: RunBatch | MigrateKV, instances: tuple[int, ...], named: Sequence[Segment | MigrateKV]
     ) -> None:
-        self._chains[id(action)] = {each.request_id: self._chain(each) for each in named}
+        if isinstance(action, MigrateKV) and not action.request_id:
+            self._chains[id(action)] = {f"migration {action.migration_id}": self._cached_chain(action)}
+        else:
+            self._chains[id(action)] = {each.request_id: self._chain(each) for each in named}
         for instance in instances:
             self.queues[instance].append((action, 0))
+
+    def _cached_chain(self, action: MigrateKV) -> Chain:
+        """What moves of a prefix, and what is before it: it is there, and no request refers to what moves."""
+        chain: Chain = []
+        for number, end in (*action.earlier, (action.residence, action.ranges[-1][1])):
+            begin = chain[-1][2] if chain else 0
+            assert begin < end and self._numbered[number].has(range(begin, end))
+            chain.append((self._numbered[number], begin, end))
+        moving = {(id(of(chain, token)), token) for start, end in action.ranges for token in range(start, end)}
+        for theirs in self.residences.values():
+            for residence, start, end in theirs:
+                last = max(end, 1 + max(residence.owner, default=-1)) if residence is theirs[-1][0] else end
+                assert moving.isdisjoint((id(residence), token) for token in range(start, last))
+        return chain
 
     def _chain(self, named: Segment | MigrateKV) -> Chain:
         """The residences of a request that begins, or of one that goes on in them."""
@@ -312,7 +329,7 @@ class WorkerModel:
             for segment in action.segments:
                 self._store(action, segment, chains[segment.request_id])
             return
-        chain = chains[action.request_id]
+        (chain,) = chains.values()
         assert action.parts == _parts(action, chain)
         for start, end in action.ranges:
             assert all(of(chain, token).owner[token] == action.source for token in range(start, end))

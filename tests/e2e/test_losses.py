@@ -14,7 +14,7 @@ import pytest
 from transformers import LlamaConfig
 
 from longspan.config import EngineConfig
-from longspan.core.actions import CancelBatch, RunBatch
+from longspan.core.actions import CancelBatch, MigrateKV, RunBatch
 from longspan.engine.assembly import start_engine
 from longspan.engine.async_llm import AsyncLLM
 from longspan.errors import EngineDeadError
@@ -38,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @asynccontextmanager
 async def engine(folder: Path, **settings: object) -> AsyncIterator[AsyncLLM]:
     config = EngineConfig(
-        model=str(folder), instances=INSTANCES, dtype="float32", threads_per_device=1, kv_tokens=2000,
-        worker_timeout_s=3.0, **{"max_restarts": 20, **settings},  # type: ignore[arg-type]  # of any kind
+        model=str(folder), instances=INSTANCES, dtype="float32", threads_per_device=1,
+        worker_timeout_s=3.0, **{"kv_tokens": 2000, "max_restarts": 20, **settings},  # type: ignore[arg-type]  # of any kind
     )  # fmt: skip
     running = await start_engine(config)
     try:
@@ -163,6 +163,42 @@ def test_instances_leave_and_come_while_streams_go_on(folder: Path) -> None:
             assert (stats.num_losses, stats.num_missing, stats.num_instances) == (0, 0, INSTANCES + 1)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("policy", ["longspan", pytest.param("elastic_fcfs", marks=HEAVY)])
+def test_what_is_cached_is_found_after_all_were_restarted(folder: Path, tmp_path: Path, policy: str) -> None:
+    """It moves to others while streams go on; who goes on from it gets the tokens that it would have got anyway."""
+    draw, log = random.Random(5), tmp_path / "events.jsonl"
+    prompts = [draw.choices(range(3, SIZES["vocab_size"]), k=tokens) for tokens in (300, 200, 250, 100)]
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+
+    async def ask(running: AsyncLLM, prompt: list[int], name: str) -> tuple[list[int], int]:
+        tokens, found = list[int](), 0
+        async for output in running.generate(prompt, params, name):
+            tokens.extend(output.token_ids)
+            found = max(found, output.num_cached_tokens)
+        return tokens, found
+
+    async def run() -> None:
+        async with engine(folder, policy=policy, event_log=log, kv_tokens=6000) as running:
+            expected = await Streams(running, "undisturbed").end()
+            before = [await ask(running, prompt, f"before {number}") for number, prompt in enumerate(prompts)]
+            streams = Streams(running, "disturbed")
+            await streams.have([5] * len(LENGTHS))
+            for instance in range(INSTANCES):
+                running.leave(instance, "restart")
+                await has_restarted(running, instance, 1)
+            assert await streams.end() == expected
+            for number, (prompt, (tokens, _)) in enumerate(zip(prompts, before, strict=True)):
+                again, found = await ask(running, prompt, f"after {number}")
+                assert again == tokens and found >= len(prompt) - 16, "it was moved, and is what it was"
+            await running.idle()
+            assert running.stats().kv_tokens_used == 0
+
+    asyncio.run(run())
+    assert replay(log) is None
+    moves = [action for record in read_event_log(log) for action in record.actions if isinstance(action, MigrateKV)]
+    assert any(not move.request_id for move in moves)
 
 
 @HEAVY

@@ -96,6 +96,7 @@ class RunBatch(Struct, frozen=True, gc=False, tag=True):
 class MigrateKV(Struct, frozen=True, gc=False, tag=True):
     """Move the KV of token ranges [start, end) of a request from one instance to another.
 
+    request_id: "" where the tokens are cached, and no request refers to them.
     residence, earlier: where its tokens are, as `Segment` has it.
     """
 
@@ -120,6 +121,11 @@ class MigrateKV(Struct, frozen=True, gc=False, tag=True):
                 found.append((residence, inside))
             begin = begin if end is None else end
         return found
+
+    @property
+    def chain(self) -> tuple[tuple[int, int], ...]:
+        """(residence, end) of those in which these tokens are, and of those before them, up to the last that moves."""
+        return (*self.earlier, (self.residence, self.ranges[-1][1]))
 
     @property
     def num_tokens(self) -> int:

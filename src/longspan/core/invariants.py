@@ -81,7 +81,14 @@ def work_names_its_residence(ledger: Ledger) -> None:
     """Work in flight refers to the residences of its requests, each of which writes one that no other writes."""
     numbers = [residence.number for residence in ledger.placement.residences()]
     require(len(set(numbers)) == len(numbers), "residences share a number: %s", numbers)
-    named_by: list[Segment | MigrateKV] = [work.action for work in ledger.migrations.values()]
+    moves = [work.action for work in ledger.migrations.values()]
+    named_by: list[Segment | MigrateKV] = [action for action in moves if action.request_id]
+    block = ledger.prefixes.block
+    held = {(number, action.migration_id): end + -end % block for action in moves if not action.request_id
+            for number, end in action.chain}  # fmt: skip
+    carried = {(node.number, number): end for node in ledger.prefixes.nodes.values()
+               for number, end in node.carried.items()}  # fmt: skip
+    require(held == carried, "cached tokens move: %s, but %s are kept for that", held, carried)
     repairs = [each for work in ledger.batches.values() if work.is_repair for each in work.action.segments]
     for work in ledger.batches.values():
         named_by += work.action.segments
@@ -139,7 +146,7 @@ def counts_in_flight_are_right(ledger: Ledger) -> None:
             tokens[segment.request_id] += segment.length
             for other, length in ledger.others_of(segment) if work.is_repair else ():
                 tokens[other.id] += length
-    migrating = {work.action.request_id for work in ledger.migrations.values()}
+    migrating = {work.action.request_id for work in ledger.migrations.values()} - {""}
     for request in ledger.requests.values():
         require(
             (request.in_flight, request.num_scheduled) == (batches[request.id], tokens[request.id]),

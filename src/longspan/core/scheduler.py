@@ -182,8 +182,8 @@ class Scheduler:
         return 0 < len(self._ledger.requests) == len(self._ledger.waiting.aside)
 
     def idle(self) -> bool:
-        """Tell whether no request is alive, not even to drain, so that nothing runs."""
-        return not self._ledger.requests
+        """Tell whether no request is alive, not even to drain, and no KV moves, so that nothing runs."""
+        return not self._ledger.requests and not self._ledger.migrations
 
     def check_invariants(self) -> None:
         """Raise `InternalError` if the books contradict themselves. Walks over everything."""

@@ -15,17 +15,18 @@ from longspan.core.kv.residence import Residence
 
 @dataclass(slots=True)
 class _Held:
-    """A residence; who writes it, and up to which position others refer to it."""
+    """A residence; who writes it, and up to which position others refer to it, and migrations of cached tokens."""
 
     residence: Residence
     writer: str | None = None
     lengths: dict[str, int] = field(default_factory=dict)
+    carried: dict[int, int] = field(default_factory=dict)
 
     @property
     def referenced_end(self) -> int:
         if self.writer is not None:
             return self.residence.end
-        return max(self.lengths.values(), default=self.residence.begin)
+        return max([*self.lengths.values(), *self.carried.values()], default=self.residence.begin)
 
 
 class KVSlots:
@@ -175,6 +176,8 @@ class KVSlots:
 
     def begin_move(self, action: MigrateKV) -> None:
         """Take the target's slots; the source keeps its own until the move is done."""
+        if not action.request_id:
+            self._carry(action, is_over=False)
         self.used[action.target] += action.num_tokens
 
     def end_move(self, action: MigrateKV) -> None:
@@ -184,11 +187,26 @@ class KVSlots:
             if (held := self._held.get(number)) is not None:
                 with suppress(InternalError):  # of a residence whose beginning is not known
                     held.residence.move(action.source, action.target, ranges)
+        if not action.request_id:
+            self._carry(action, is_over=True)
 
     def cancel_move(self, action: MigrateKV) -> None:
         """Give the target's slots back; an instance that is lost has none."""
         if self.used.get(action.target):
             self.used[action.target] -= action.num_tokens
+        if not action.request_id:
+            self._carry(action, is_over=True)
+
+    def _carry(self, action: MigrateKV, *, is_over: bool) -> None:
+        """Cached tokens move, which are used meanwhile, and so are those before them."""
+        for number, end in action.chain:
+            if (held := self._held.get(number)) is not None:
+                before = held.referenced_end
+                if is_over:
+                    held.carried.pop(action.migration_id, None)
+                else:
+                    held.carried[action.migration_id] = end
+                self._recount(held, before)
 
     def _is_adopted(self, segment: Segment) -> bool:
         """Whether it computes again what its request has adopted."""

@@ -77,7 +77,7 @@ class Wait:
 
 def requests_of(action: RunBatch | MigrateKV) -> list[str]:
     if isinstance(action, MigrateKV):
-        return [action.request_id]
+        return [action.request_id] if action.request_id else []
     return [segment.request_id for segment in action.segments]
 
 

@@ -15,6 +15,7 @@ from longspan.core.events import (
     TokenOutput,
 )
 from longspan.core.internal_error import InternalError
+from longspan.core.prefixes.moving import finish_move
 
 
 def arrive(ledger: Ledger, event: RequestArrived, now: float) -> None:
@@ -74,6 +75,9 @@ def complete_migration(ledger: Ledger, event: KVMigrated) -> None:
     work = ledger.migrations.get(event.migration_id)
     if work is None:
         raise InternalError(f"migration {event.migration_id} completed, but is not in flight")
+    if not work.action.request_id:
+        finish_move(ledger, work)
+        return
     request = finish_migration(ledger, work)
     if request.status is RequestStatus.DRAINING:
         conclude(ledger, request)

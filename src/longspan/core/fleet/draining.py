@@ -1,4 +1,5 @@
-"""Instances that leave are emptied: what requests have there moves to others, one request after the other.
+"""Instances that leave are emptied: what requests have there moves to others, one request after the other; then what is
+cached there.
 
 Between two of these migrations the policy has its turn on both instances, so decodes go on. What fits nowhere else
 stays until it ends; where others take all room as it comes free, it gives up its KV after a while, and begins again.
@@ -11,6 +12,7 @@ from longspan.core.books.instance import Instance
 from longspan.core.books.ledger import Ledger
 from longspan.core.books.migration import start_migration
 from longspan.core.books.request import Request
+from longspan.core.fleet.carrying import Carrying
 from longspan.core.fleet.families import family_of, is_at_rest, move_whole, slots_of, unite
 from longspan.core.fleet.placing import Rooms
 from longspan.core.fleet.refitting import refit
@@ -24,35 +26,32 @@ class Draining:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._carrying = Carrying(ledger)
         self._owed: set[int] = set()  # instances on which the policy has had no turn since the last migration
+        self._offered: frozenset[int] = frozenset()  # those on which it has its turn now
         self._since: dict[int, int] = {}  # batches that had been issued when something last moved away, by instance
 
     def begin(self) -> None:
         """Move what can move now, before the policy is asked; let go of who is empty."""
         unite(self._ledger)
         for instance in list(self._ledger.cluster.fleet.leaving):
-            self._evict(instance)
             if instance.reserved and not self._ledger.keeps_on_one_instance:
                 self._plan_elsewhere(instance)
+            is_moving = self._move(instance, self._owed)
             if _is_empty(instance):
                 self._let_go(instance)
-            elif not self._move(instance, self._owed):
+            elif not is_moving:
                 self._hold(instance)
+        self._offered = frozenset(self._ledger.cluster.idle_numbers)
 
     def go_on(self) -> None:
         """Move what can move between instances that the policy leaves idle; let go of those that it has emptied, for
         perhaps nothing happens any more."""
-        self._owed -= self._ledger.cluster.idle_numbers
+        self._owed -= self._offered
         for instance in list(self._ledger.cluster.fleet.leaving):
-            self._evict(instance)
+            self._move(instance, set())
             if _is_empty(instance):
                 self._let_go(instance)
-            else:
-                self._move(instance, set())
-
-    def _evict(self, instance: Instance) -> None:
-        if instance.cached:
-            self._ledger.prefixes.make_room(instance.id, instance.vacant + instance.cached)
 
     def _let_go(self, instance: Instance) -> None:
         ledger = self._ledger
@@ -75,8 +74,15 @@ class Draining:
             if target is not None and target.is_idle and self._start(request, instance, target):
                 self._since[instance.id] = batches
                 return True
+            if instance.is_held:
+                return False  # until others rest
+        if (move := self._carrying.advance(instance, owed)) is not None:
+            self._owed |= {move.source, move.target}
+            self._since[instance.id] = batches
+            return True
         if batches - since > PATIENCE * len(ledger.cluster):
             self._since[instance.id] = batches
+            self._carrying.give_up(instance)
             self._give_up(instance)
         return False
 

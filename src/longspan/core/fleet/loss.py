@@ -97,7 +97,7 @@ def _work_of_requests(ledger: Ledger) -> dict[str, list[AnyWork]]:
 def _requests_of(work: AnyWork) -> list[str]:
     action = work.action
     if isinstance(action, MigrateKV):
-        return [action.request_id]
+        return [action.request_id] if action.request_id else []
     return [segment.request_id for segment in action.segments]
 
 
@@ -130,6 +130,8 @@ def _undo(ledger: Ledger, void: list[AnyWork]) -> dict[int, list[KVRange]]:
         if isinstance(action, MigrateKV):
             del ledger.migrations[action.migration_id]
             ledger.cluster.give_back(action.target, action.num_tokens)
+            if not action.request_id:
+                ledger.prefixes.let_go(action)
             continue
         del ledger.batches[action.batch_id]
         if not work.is_repair:
@@ -190,7 +192,8 @@ def _plan_repairs(ledger: Ledger, rooms: Rooms, wanted: Mapping[int, Sequence[KV
     for residence in _residences(ledger):
         while missing := residence.missing():
             able = ledger.sharers(residence)
-            if not able and (owner := owners[residence.number]).id in ledger.placement:
+            owner = owners.get(residence.number)  # none where it is only kept for what moves of what goes on from it
+            if not able and owner is not None and owner.id in ledger.placement:
                 able = [(owner, residence.end)]
             lacking = [request for request, end in able if end > missing[0][0]]
             if not lacking:

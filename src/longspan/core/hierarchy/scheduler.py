@@ -106,7 +106,7 @@ class HierarchicalScheduler:
         return not self.idle() and all([node.idle() or node.waits_for_instances() for node in self.nodes])
 
     def idle(self) -> bool:
-        """Tell whether no request is alive, not even to drain, so that nothing runs."""
+        """Tell whether no request is alive, not even to drain, and no KV moves, so that nothing runs."""
         return all([node.idle() for node in self.nodes])
 
     def check_invariants(self) -> None:

@@ -20,7 +20,7 @@ def affordable(path: Sequence[Node], length: int, most: Mapping[int, int], clust
         for piece in node.residence.between(cached_from, end) if cached_from < end else ():
             number = piece.instance
             if number not in rooms:
-                unreserved = cluster[number].unreserved
+                unreserved = 0 if cluster[number].is_leaving else cluster[number].unreserved
                 rooms[number] = max(0, min(unreserved, most.get(number, unreserved)))
             if piece.length > rooms[number]:
                 fitting = piece.start + rooms[number]

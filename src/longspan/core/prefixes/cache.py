@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from math import inf
 
-from longspan.core.actions import FreeKV
+from longspan.core.actions import FreeKV, MigrateKV
 from longspan.core.books.cluster import Cluster
 from longspan.core.books.request import Request
 from longspan.core.costs.cost_model import CostModel
@@ -132,14 +133,34 @@ class PrefixCache(PrefixTree):
             for node in reversed([*nodes, *([] if own_node is None else [own_node])]):
                 self.truncate(node, self._needed_end(node))
 
-    def make_room(self, instance: int, tokens: int) -> dict[str, int]:
+    def hold(self, action: MigrateKV) -> None:
+        """Keep cached tokens, and those before them, while some of them move: whole blocks."""
+        for number, end in action.chain:
+            node = self.nodes[number]
+            before = node.referenced_end
+            node.carried[action.migration_id] = end + -end % self.block
+            self._recount(node, before)
+
+    def let_go(self, action: MigrateKV) -> None:
+        """Note that this is over, or that it is void."""
+        for number, _ in reversed(action.chain):
+            node = self.nodes[number]
+            before = node.referenced_end
+            del node.carried[action.migration_id]
+            self._recount(node, before)
+            self.drop_behind_gap(node)
+
+    def make_room(self, instance: int, tokens: int, below: float = inf) -> dict[str, int]:
         """Evict until so many slots of the instance are free, if cached ones are there to evict.
 
+        below: only what is worth less; see `EvictionOrder`.
         Returns how many of them were emptied, by who had computed what was in them.
         """
         evicted: dict[str, int] = {}
         lacking = tokens - self._cluster[instance].vacant
-        while lacking > 0 and (node := self.order.first(instance)) is not None:
+        while lacking > 0 and (below == inf or self.order.least(instance) < below):
+            if (node := self.order.first(instance)) is None:
+                break
             freed = self._evict(node, instance, lacking)
             evicted[node.author] = evicted.get(node.author, 0) + freed
             lacking -= freed
@@ -228,6 +249,10 @@ class PrefixCache(PrefixTree):
             self._cluster.give_back(instance, tokens)
 
     # eviction
+
+    def evict_from(self, node: Node, instance: int) -> None:
+        """Evict what is cached of the node on an instance, and what goes on from there."""
+        self._evict(node, instance, node.cached()[instance])
 
     def _evict(self, node: Node, instance: int, lacking: int) -> int:
         """Evict the node's end, and what goes on from there; returns how many slots that frees on the instance."""

@@ -16,12 +16,13 @@ class Node:
     keys: of its blocks, in order, the first one ends a block behind `residence.begin`. hidden: of those behind them,
     which nobody finds for the time being.
     writer: the request that appends to it, which refers to all of it. lengths: by request, the length up to which
-    others refer to it; what is behind the longest of them is cached: nobody needs it now. author: who wrote to it last.
+    others refer to it; carried: by migration of cached tokens, the length up to which it needs it. What is behind the
+    longest of them is cached: nobody needs it now. author: who wrote to it last.
     uses: the logarithm of how much it is used. priority, listed: see `EvictionOrder`.
     """
 
     __slots__ = (
-        "_before", "_before_moves", "author", "children", "hidden", "keys", "lengths", "listed", "parent",
+        "_before", "_before_moves", "author", "carried", "children", "hidden", "keys", "lengths", "listed", "parent",
         "priority", "residence", "uses", "writer",
     )  # fmt: skip
 
@@ -34,6 +35,7 @@ class Node:
         self.keys: list[bytes] = []
         self.hidden: list[bytes] = []
         self.lengths: dict[str, int] = {}
+        self.carried: dict[int, int] = {}
         self.uses = self.priority = -inf
         self.listed: dict[int, float] = {}
         self._before: dict[int, int] = {}
@@ -53,10 +55,11 @@ class Node:
 
     @property
     def referenced_end(self) -> int:
-        """Where the tokens end that some request refers to; those behind are cached."""
+        """Where the tokens end that some request or migration refers to; those behind are cached."""
         if self.writer is not None:
             return self.residence.end
-        return max(self.lengths.values(), default=self.residence.begin)
+        used = max(self.lengths.values(), default=self.residence.begin)
+        return max(used, *self.carried.values()) if self.carried else used
 
     def cached(self) -> dict[int, int]:
         """Return the tokens that no request refers to, by instance."""

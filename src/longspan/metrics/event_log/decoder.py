@@ -180,7 +180,7 @@ class RecordDecoder:
                 return self._batch(_int(batch_id), _ints(group), parts)
             case ["move", migration_id, whose, source, target, *ranges]:
                 name, *residences = whose if isinstance(whose, list) else [whose]
-                request = self._name(name)
+                request = "" if name is None else self._name(name)
                 number, *flat = _ints(residences) if residences else (self.residences.of(request),)
                 pairs = tuple([_pair(each) for each in ranges])
                 earlier = tuple(zip(flat[::2], flat[1::2], strict=True))

@@ -168,7 +168,7 @@ class RecordEncoder:
         match action:
             case MigrateKV(migration_id, request_id, source, target, ranges):
                 self._migrations[migration_id] = action
-                whose: Any = self._name(request_id)
+                whose: Any = self._name(request_id) if request_id else None
                 if action.residence != self._residences.of(request_id) or action.earlier:
                     whose = [whose, action.residence, *_flat(action.earlier)]
                 return ["move", migration_id, whose, source, target, *ranges]

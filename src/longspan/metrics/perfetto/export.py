@@ -266,7 +266,8 @@ class _Export:
 def _described(action: RunBatch | MigrateKV) -> tuple[str, dict[str, object]]:
     """A slice's name, and what is told of it."""
     if isinstance(action, MigrateKV):
-        return "migrate", {"migration": action.migration_id, "request": action.request_id, "tokens": action.num_tokens}
+        whose = {"request": action.request_id} if action.request_id else {"residence": action.residence}
+        return "migrate", {"migration": action.migration_id, **whose, "tokens": action.num_tokens}
     shape = BatchShape.of(action)
     tokens = {segment.request_id: segment.length for segment in action.segments}
     return shape.kind, {"batch": action.batch_id, "group": list(action.group), "tokens": tokens}
