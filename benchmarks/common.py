@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from longspan import LLM, SamplingParams, __version__
-from longspan.outputs import Completion
 
 RESULTS = Path(__file__).resolve().parent / "results"
 VOCAB = 49_000
@@ -118,17 +117,21 @@ def time_prefill(llm: LLM, tokens: int, seed: int) -> float:
 
 def time_decode(llm: LLM, batch: int, context: int, steps: int, seed: int) -> float:
     """Seconds of one decode step of so many requests together."""
-    prompts = [random_prompt(context, seed * 1000 + i) for i in range(batch)]
-    return step_seconds(llm.generate(prompts, fixed_output(steps + 1)), steps)
+    return time_steps(llm, [random_prompt(context, seed * 1000 + i) for i in range(batch)], steps)
 
 
-def step_seconds(completions: Sequence[Completion], steps: int) -> float:
+def time_steps(llm: LLM, prompts: Sequence[list[int]], steps: int) -> float:
     """Return the seconds of one of so many decode steps: the last first token to the first last one.
+
+    Several go behind another one: so they have all come when the first of them could begin.
 
     Raises RuntimeError: they were not together for nearly all of their steps.
     """
-    begins = [output.times.first_token or 0.0 for output in completions]
-    end = min(output.times.last_token or 0.0 for output in completions)
+    ahead = [random_prompt(512, sum(prompts[0]))] if len(prompts) > 1 else []
+    settings = [*(fixed_output(1) for _ in ahead), *(fixed_output(steps + 1) for _ in prompts)]
+    times = [output.times for output in llm.generate([*ahead, *prompts], settings)[len(ahead) :]]
+    begins = [each.first_token or 0.0 for each in times]
+    end = min(each.last_token or 0.0 for each in times)
     if max(begins) - min(begins) > 0.05 * (end - min(begins)):
         raise RuntimeError("the requests do not decode together: choose a policy that begins them in one iteration")
     return (end - max(begins)) / steps

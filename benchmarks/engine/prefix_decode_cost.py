@@ -20,9 +20,9 @@ from benchmarks.common import (
     random_prompt,
     save,
     say,
-    step_seconds,
     summary,
     time_decode,
+    time_steps,
 )
 from longspan import LLM
 
@@ -35,7 +35,7 @@ def adopted(llm: LLM, batch: int, context: int, seed: int) -> float:
     prompts = [random_prompt(context, seed * 1000 + i) for i in range(batch)]
     llm.generate(prompts, fixed_output(1))
     again = [[*prompt[:-16], *random_prompt(16, seed)] for prompt in prompts]
-    return step_seconds(llm.generate(again, fixed_output(STEPS + 1)), STEPS)
+    return time_steps(llm, again, STEPS)
 
 
 def measure(on: LLM, off: LLM, rounds: int) -> dict[str, Any]:
