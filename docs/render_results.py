@@ -65,6 +65,7 @@ SECTIONS: tuple[Section, ...] = (
     prefixes.prefix_decode_cost,
     prefixes.eviction,
     prefixes.eviction_mooncake,
+    prefixes.eviction_bound,
     scale.scale,
     scale.scale_attained,
     policies.against_version,

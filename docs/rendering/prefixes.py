@@ -23,6 +23,24 @@ def eviction_mooncake(record: Record) -> str:
     return "\n".join([origin(record, "The same of Mooncake's conversations, at their own pace."), _cells(record)])
 
 
+def eviction_bound(record: Record) -> str:
+    cells = record["results"]["cells"]
+    names = ["counted", "posterior", "hazards", "popularity"]
+    rows = [
+        [name, percent(cell["hit_rate"]["lru"]), percent(cell["hit_rate"]["belady"]),
+         *[ratio(cell["closed"][order]) for order in names]]
+        for name, cell in cells.items()
+    ]  # fmt: skip
+    return "\n".join([
+        "What of the gap between LRU and Belady's order the past can tell:\n",
+        origin(record, "Without a scheduler, in one pool of blocks."),
+        "*Counted*: by the uses of each block, none forgotten. *Posterior*: and by how many blocks are used how often "
+        "in all. *Hazards*: by when, and whether, blocks with as many uses are used again. *Popularity*: by the uses "
+        "of each block in the whole trace, past and future. The last three know what no server does.\n",
+        table(["", "LRU", "Belady", *names], rows, text=1),
+    ])  # fmt: skip
+
+
 def _cells(record: Record) -> str:
     r = record["results"]
     rows, seen = [], set[tuple[str, int]]()
