@@ -8,10 +8,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from longspan.config import EngineConfig
 from longspan.entrypoints.openai.api_keys import read_keys
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.errors import ConfigError
 from longspan.service_level import ServiceLevel
+from tests.server.fake_engine import FakeEngine
 from tests.server.live_server import LiveServer, live_server
 
 BODIES = {
@@ -72,6 +74,36 @@ def test_keys_say_it(keys: Path, tenants: str, expected: list[str | None]) -> No
             for path in BODIES:
                 headers = [("authorization", f"Bearer sk-{key}"), (HEADER, "said")]
                 assert levels(server, path, headers) == {ServiceLevel(priority=3, tenant=tenant)}
+
+
+def scopes(server: LiveServer) -> dict[tuple[str, str | None], tuple[str | None, str | None]]:
+    """By key and by what it gives as `cache_salt`: what the engine is told that requests have in common to share KV."""
+    found = {}
+    for key in ("first", "second", "third", "fourth"):
+        for salt in (None, "s", "('chat', None)"):
+            server.engine.reset()
+            body = BODIES["/v1/completions"] | {"prompt": "x", "cache_salt": salt}
+            headers = {"authorization": f"Bearer sk-{key}", HEADER: "said"}
+            answer = httpx2.post(f"{server.url}/v1/completions", json=body, headers=headers, trust_env=False)
+            assert answer.status_code == 200
+            (params,) = server.engine.params.values()
+            found[key, salt] = (params.service.tenant, params.cache_salt)
+    return found
+
+
+@pytest.mark.parametrize("tenants", ["auto", "key", "header", "none"])
+def test_whoever_says_it_keys_do_not_find_each_others_prefixes(keys: Path, tenants: str) -> None:
+    """Those of one name do: a header is of the client's own choice."""
+    with live_server(api_key=("sk-first",), api_key_file=keys, tenants=tenants) as server:
+        found = scopes(server)
+    assert len(set(found.values())) == 3 * 3
+    assert all(found["second", salt] == found["third", salt] for salt in (None, "s"))
+
+
+def test_keys_share_prefixes_where_they_are_told_to(keys: Path) -> None:
+    engine = FakeEngine(EngineConfig(model="fake/model", share_prefixes=True))
+    with live_server(engine, api_key=("sk-first",), api_key_file=keys, tenants="none") as server:
+        assert {value for (_, salt), value in scopes(server).items() if salt is None} == {(None, None)}
 
 
 def test_names_are_no_keys(keys: Path) -> None:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from longspan.engine.departures import Departures
 from longspan.entrypoints.dashboard.files import PREFIX
 from longspan.entrypoints.openai.errors import ErrorAnswer, Refusal, refuse, retry_after
-from longspan.entrypoints.openai.tenants import set_key, set_tenant
+from longspan.entrypoints.openai.tenants import set_key, set_key_name, set_tenant
 from longspan.entrypoints.server_config import ServerConfig
 from longspan.errors import ConfigError, RequestError
 from longspan.metrics.prometheus import ServerMetrics
@@ -190,6 +190,8 @@ class ApiKeyMiddleware:
         set_key(use)
         if self.tells_tenant:
             set_tenant(use.tenant)
+        else:
+            set_key_name(use.tenant)
         if scope["method"] == "POST":
             await self._counted(use, scope, receive, send)
         else:

@@ -19,7 +19,7 @@ from longspan.entrypoints.openai.protocol import as_seed
 from longspan.entrypoints.openai.quoting import quoted
 from longspan.entrypoints.openai.request_fields import Names
 from longspan.entrypoints.openai.structure import named
-from longspan.entrypoints.openai.tenants import tenant_of_request
+from longspan.entrypoints.openai.tenants import salt_of_request, tenant_of_request
 from longspan.errors import EngineDeadError, EngineDrainingError, RequestError
 from longspan.metrics.prometheus import Arrival, RequestMetrics
 from longspan.outputs import PositionLogprobs, PromptPositions, RequestOutput
@@ -130,6 +130,8 @@ def make_jobs(
     engine = context.engine
     if (tenant := tenant_of_request()) is not None:
         params = replace(params, service=replace(params.service, tenant=tenant))
+    if not engine.config.share_prefixes and (salt := salt_of_request(params.cache_salt)) != params.cache_salt:
+        params = replace(params, cache_salt=salt)
     resolved = [_validate(engine, prompt, params, names) for prompt in prompts]
     lengths = (len(prompt) + (settled.max_tokens or 0) for prompt, settled in zip(prompts, resolved, strict=True))
     charge_tokens(n * sum(lengths))

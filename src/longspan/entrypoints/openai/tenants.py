@@ -20,6 +20,7 @@ _STORED = "/v1/responses/"  # where a client asks for what is its own
 
 _tenant: ContextVar[str | None] = ContextVar("tenant", default=None)
 _key: ContextVar[Hashable] = ContextVar("key", default=None)
+_key_name: ContextVar[str | None] = ContextVar("key_name", default=None)
 
 
 def tenant_of_request() -> str | None:
@@ -40,6 +41,18 @@ def set_key(key: Hashable) -> None:
 def owner_of_request() -> Hashable:
     """Return to whom belongs what the request leaves here: its key, and the tenant that its header names."""
     return _key.get(), _tenant.get()
+
+
+def set_key_name(name: str | None) -> None:
+    """Say what the key of the request that is being answered is called, where that is not its tenant."""
+    _key_name.set(name)
+
+
+def salt_of_request(salt: str | None) -> str | None:
+    """Return a salt for the request's prefixes that no request has whose key is called otherwise, nor one with another
+    `cache_salt`; the given one where there is no key, or its name is the tenant."""
+    name = _key_name.get()
+    return salt if name is None else repr((name, salt))
 
 
 class TenantHeaderMiddleware:
