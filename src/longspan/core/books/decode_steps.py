@@ -69,7 +69,7 @@ class DecodeSteps(Repairs):
 
     def make_ready(self, *requests: Request) -> None:
         """Note that nothing touches them any more, in this order: they are free to run, move or be preempted."""
-        listed: list[Request] = []
+        listed, decoding = list[Request](), RequestStatus.DECODING
         for request in requests:
             if request.flowing:
                 self.stop_flowing(request)
@@ -79,13 +79,13 @@ class DecodeSteps(Repairs):
             if self.keeps_on_one_instance and self.is_apart(request):
                 self.part(request)
                 continue
-            if request.status is not RequestStatus.DECODING:
+            if request.status is not decoding:
                 request.become(request.resting_status)
             request.ready_order = self._ready_moments
             request.prefills_seen = self.num_prefills
             self._ready_moments += 1
             listed.append(request)
-        self.cluster.list_all_ready(listed, self.placement.holders_of([request.id for request in listed]))
+        self.cluster.list_ready(listed, self.placement.holders_of([request.id for request in listed]))
 
     def stop_flowing(self, request: Request) -> None:
         if request.flowing:

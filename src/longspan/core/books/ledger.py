@@ -136,8 +136,10 @@ class Ledger(DecodeSteps):
             request.in_flight -= 1
             request.num_scheduled -= length
             request.num_computed = computed = request.num_computed + length
-            if request.prefix_keys and not work.is_repair and (not computed % block or request.status is not decoding):
-                self._register(request)  # else it has no block more
+            if computed % block and request.status is decoding:
+                continue  # it has no block more
+            if request.prefix_keys and not work.is_repair:
+                self._register(request)
 
     def _register(self, request: Request) -> None:
         if request.num_stored == self.placement.own[request.id].end:

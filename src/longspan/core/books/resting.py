@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from operator import attrgetter
 
 from longspan.core.books.instance import Instance
 from longspan.core.books.request import Request, RequestStatus
-
-_READY_ORDER = attrgetter("ready_order")
 
 
 class RestingRequests:
@@ -16,7 +13,7 @@ class RestingRequests:
     each once need not go through the lists of all its holders.
 
     ready_decodes, ready_prefills: those that are ready, by id, in any order; only for reading. decode_holders: the
-    instances that hold KV of each of the former.
+    instances that hold KV of each of the former, in the same order.
     """
 
     def __init__(self, instances: Iterable[Instance]) -> None:
@@ -37,35 +34,15 @@ class RestingRequests:
 
     def resting_prefills(self) -> list[Request]:
         """Return the prefills that are ready or flow, of which an instance is idle, in a certain order."""
-        if not self._resting:
-            return []
-        ready: dict[int, list[Request]] = {}
-        for request in self.ready_prefills.values():
-            here = [number for number in self._resting if request.id in self._numbered[number].ready]
-            if here:
-                ready.setdefault(min(here), []).append(request)
         found: dict[str, Request] = {}
-        for number in sorted(self._resting):
-            for request in sorted(ready.get(number, ()), key=_READY_ORDER):
-                found[request.id] = request
-            found |= self._numbered[number].flowing
+        prefills = self.ready_prefills
+        for instance in [self._numbered[number] for number in sorted(self._resting)]:
+            found |= {name: request for name, request in instance.ready.items() if name in prefills}
+            found |= instance.flowing
         return list(found.values())
 
-    def list_ready(self, request: Request, holders: tuple[int, ...]) -> None:
-        name = request.id
-        if request.status is RequestStatus.DECODING:
-            self.ready_decodes[name] = request
-            self.decode_holders[name] = holders
-        else:
-            self.ready_prefills[name] = request
-        numbered, idle = self._numbered, self._idle_numbers
-        for number in holders:
-            numbered[number].ready[name] = request
-            if number in idle:
-                self._resting.add(number)
-
-    def list_all_ready(self, requests: Sequence[Request], holders: Sequence[tuple[int, ...]]) -> None:
-        """List many, in this order. holders: of each."""
+    def list_ready(self, requests: Sequence[Request], holders: Sequence[tuple[int, ...]]) -> None:
+        """List them, in this order. holders: of each."""
         named = {request.id: request for request in requests}
         prefills = [request for request in requests if request.status is not RequestStatus.DECODING]
         self.ready_decodes |= named
@@ -92,7 +69,7 @@ class RestingRequests:
 
     def list_ready_again(self, request: Request, holders: tuple[int, ...]) -> None:
         """List a request that has become ready before, in its place."""
-        self.list_ready(request, holders)
+        self.list_ready([request], [holders])
         for number in holders:
             instance = self._numbered[number]
             instance.ready = dict(sorted(instance.ready.items(), key=lambda entry: entry[1].ready_order))

@@ -182,14 +182,11 @@ def _check_group(ledger: Ledger, group: tuple[int, ...], segments: Sequence[Segm
 
 
 def _check_room(ledger: Ledger, segments: Sequence[Segment], decodes: Decodes) -> None:
-    needed: dict[int, int] = {}
-    for request, master in decodes:
-        if not request.reserved:
-            needed[master] = needed.get(master, 0) + 1
+    needed = Counter([master for request, master in decodes if not request.reserved])
     for segment in segments:
         if not ledger.requests[segment.request_id].reserved:
             for stored in segment.store:
-                needed[stored.instance] = needed.get(stored.instance, 0) + stored.end - stored.start
+                needed[stored.instance] += stored.end - stored.start
     for instance, tokens in needed.items():
         free = ledger.cluster[instance].unreserved
         if tokens > free:

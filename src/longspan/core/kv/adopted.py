@@ -16,7 +16,7 @@ class Adopted:
     """
 
     __slots__ = (
-        "_above", "_at", "_below", "_holders", "_own", "_own_holders", "_together", "counts", "earlier", "length",
+        "_above", "_at", "_below", "_holders", "_own_holders", "_together", "_tokens", "counts", "earlier", "length",
         "named",
     )  # fmt: skip
 
@@ -25,11 +25,11 @@ class Adopted:
         self.length = self.earlier[-1][1]
         self.named = tuple([(residence.number, length) for residence, length in self.earlier])
         self.counts: dict[int, int] = {}
-        self._own: tuple[tuple[int, int], ...] | None = None
         self._together: tuple[tuple[int, int], ...] = ()
         self._own_holders: tuple[int, ...] | None = None
         self._holders: tuple[int, ...] = ()
         self._at: int | None = None
+        self._tokens = -1
         self._below: tuple[tuple[int, int], ...] = ()
         self._above: tuple[tuple[int, int], ...] = ()
         self.recount()
@@ -40,7 +40,7 @@ class Adopted:
         for piece in self.pieces():
             counts[piece.instance] = counts.get(piece.instance, 0) + piece.length
         self.counts = counts
-        self._own = self._own_holders = self._at = None
+        self._own_holders = self._at = None
 
     def pieces(self) -> list[KVRange]:
         """Return who holds which tokens, in order; neighbours of one instance may be apart."""
@@ -53,21 +53,21 @@ class Adopted:
             self._holders = tuple(sorted({*self.counts, *own}))
         return self._holders
 
-    def with_own(self, own: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    def with_own(self, own: Residence | None) -> tuple[tuple[int, int], ...]:
         """Return (instance, tokens) by instance, together with the context of the request's own residence."""
-        if own is not self._own:
-            self._own = own
-            if len(own) == 1:  # as nearly all are, and it grows token by token
-                ((instance, tokens),) = own
-                if instance != self._at:
-                    self._at = instance
-                    pieces = sorted(self.counts.items())
-                    self._below = tuple([piece for piece in pieces if piece[0] < instance])
-                    self._above = tuple([piece for piece in pieces if piece[0] > instance])
+        counts = {} if own is None else own.counts
+        if len(counts) == 1:  # as nearly all are, and it grows token by token
+            ((instance, tokens),) = counts.items()
+            if instance != self._at:
+                pieces = sorted(self.counts.items())
+                self._below = tuple([piece for piece in pieces if piece[0] < instance])
+                self._above = tuple([piece for piece in pieces if piece[0] > instance])
+                self._at, self._tokens = instance, -1
+            if tokens != self._tokens:
+                self._tokens = tokens
                 self._together = (*self._below, (instance, self.counts.get(instance, 0) + tokens), *self._above)
-            else:
-                counts = dict(self.counts)
-                for instance, tokens in own:
-                    counts[instance] = counts.get(instance, 0) + tokens
-                self._together = tuple(sorted(counts.items()))
-        return self._together
+            return self._together
+        together = dict(self.counts)
+        for instance, tokens in counts.items():
+            together[instance] = together.get(instance, 0) + tokens
+        return tuple(sorted(together.items()))

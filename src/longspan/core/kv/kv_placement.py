@@ -105,7 +105,7 @@ class KVPlacement:
         """Return (instance, tokens) by instance, as `Segment.context` has it."""
         residence, adopted = self.own.get(request_id), self.adopted.get(request_id)
         if adopted is not None:
-            return adopted.with_own(() if residence is None else residence.context)
+            return adopted.with_own(residence)
         return () if residence is None else residence.context
 
     def context_before(self, request_id: str, position: int) -> tuple[tuple[int, int], ...]:
@@ -164,7 +164,7 @@ class KVPlacement:
         store = (KVRange(master, start, start + 1),)
         if adopted is None:
             return Segment(request_id, start, 1, (master,), store, residence.context, True, residence.number)
-        context = adopted.with_own(residence.context)
+        context = adopted.with_own(residence)
         return Segment(request_id, start, 1, (master,), store, context, True, residence.number, adopted.named)
 
     def grow(self, names: Sequence[str], masters: Sequence[int], holders: Sequence[tuple[int, ...]]) -> list[Segment]:
@@ -177,10 +177,13 @@ class KVPlacement:
         own, adopted = self.own, self.adopted
         for name, master, held_by in zip(names, masters, holders, strict=True):
             residence, before = own[name], adopted.get(name)
-            start, computing = residence.end, alone[master]
-            context = ((held_by[0], start),) if len(held_by) == 1 else self.context(name)
-            store, earlier = (KVRange(master, start, start + 1),), () if before is None else before.named
-            segments.append(Segment(name, start, 1, computing, store, context, True, residence.number, earlier))
+            start, earlier = residence.end, () if before is None else before.named
+            if len(held_by) == 1:
+                context: tuple[tuple[int, int], ...] = ((held_by[0], start),)
+            else:
+                context = residence.context if before is None else before.with_own(residence)
+            store = (KVRange(master, start, start + 1),)
+            segments.append(Segment(name, start, 1, alone[master], store, context, True, residence.number, earlier))
             residence.grow(master)
         return segments
 

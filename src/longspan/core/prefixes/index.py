@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from longspan.core.internal_error import InternalError
 from longspan.core.prefixes.node import Node
@@ -45,9 +45,8 @@ class PrefixIndex:
         known = self._nodes
         self.changes += 1
         for key in keys:
-            found = known.get(key)
+            found = known.pop(key, None)
             if found is node:
-                del known[key]
                 continue
             if not isinstance(found, list) or node not in found:
                 raise InternalError(f"residence {node.number} does not hold the block that it gives up")
@@ -60,22 +59,15 @@ class PrefixIndex:
         most: tokens that it may have. near: blocks that it probably has. Where that is so, two look-ups find it.
         """
         known, high = self._nodes, min(most // self.block, len(keys) // KEY_BYTES)
-        low, step = min(near, high), 1
+        low = min(near, high)
         if low and _key(keys, low) not in known:
             low, high = 0, low - 1
-        while low < high:  # in strides that double
-            tried = min(low + step, high)
-            if _key(keys, tried) not in known:
-                high = tried - 1
-                break
-            low, step = tried, 2 * step
-        while low < high:
-            tried = (low + high + 1) // 2
-            low, high = (tried, high) if _key(keys, tried) in known else (low, tried - 1)
+        low = _farthest(low, high, lambda blocks: _key(keys, blocks) in known)
         return None if low == 0 else (self.nodes_of(_key(keys, low))[0], low * self.block)
 
     def longest_within(self, keys: Keys, most: int, allowed: Collection[int]) -> tuple[Node, int] | None:
-        """Return the same of tokens that these instances hold. most: no longer than all instances together hold."""
+        """Return the same of tokens that these instances hold. most: as many as all instances together
+        hold, a block at least."""
         reaches: dict[int, int] = {}
 
         def holder(blocks: int) -> Node | None:
@@ -84,15 +76,27 @@ class PrefixIndex:
                     return node
             return None
 
-        low, high, found = 0, most // self.block, None
-        while low < high:
-            middle = (low + high + 1) // 2
-            node = holder(middle)
-            if node is None:
-                high = middle - 1
-            else:
-                low, found = middle, node
+        high = most // self.block
+        (whole, *_) = self.nodes_of(_key(keys, high))
+        low = min(high, whole.reach(allowed, reaches) // self.block)  # others of the same tokens hardly reach farther
+        low = _farthest(low, high, lambda blocks: holder(blocks) is not None)
+        found = holder(low) if low else None
         return None if found is None else (found, low * self.block)
+
+
+def _farthest(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """Return the largest number up to `high` that holds; all below it do, too, and `low` does. It is near that."""
+    step = 1
+    while low < high:  # in strides that double
+        tried = min(low + step, high)
+        if not holds(tried):
+            high = tried - 1
+            break
+        low, step = tried, 2 * step
+    while low < high:
+        tried = (low + high + 1) // 2
+        low, high = (tried, high) if holds(tried) else (low, tried - 1)
+    return low
 
 
 def _key(keys: Keys, blocks: int) -> bytes:

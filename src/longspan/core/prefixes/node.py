@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from math import inf
 
 from longspan.core.kv.residence import Residence
@@ -11,8 +11,8 @@ from longspan.core.kv.residence import Residence
 class Node:
     """A residence whose tokens have keys, and its place in the tree.
 
-    parent: the node whose residence its own goes on from, at `residence.begin`; None at position 0. children: how many
-    go on from it, by where they begin.
+    number: the residence's. parent: the node whose residence its own goes on from, at `residence.begin`; None at
+    position 0. children: those that go on from it, by their numbers.
     keys: of its blocks, in order, the first one ends a block behind `residence.begin`. hidden: of those behind them,
     which nobody finds for the time being.
     writer: the request that appends to it, which refers to all of it. lengths: by request, the length up to which
@@ -22,12 +22,13 @@ class Node:
     """
 
     __slots__ = (
-        "_before", "_before_moves", "author", "carried", "children", "hidden", "keys", "lengths", "listed", "parent",
-        "priority", "residence", "uses", "writer",
+        "_before", "_before_moves", "author", "carried", "children", "hidden", "keys", "lengths", "listed", "number",
+        "parent", "priority", "residence", "uses", "writer",
     )  # fmt: skip
 
     def __init__(self, residence: Residence, parent: Node | None, writer: str) -> None:
         self.residence = residence
+        self.number = residence.number
         self.parent = parent
         self.writer: str | None = writer
         self.author = writer
@@ -42,10 +43,6 @@ class Node:
         self._before_moves = -1
 
     @property
-    def number(self) -> int:
-        return self.residence.number
-
-    @property
     def num_blocks(self) -> int:
         return len(self.keys) + len(self.hidden)
 
@@ -58,12 +55,13 @@ class Node:
         """Where the tokens end that some request or migration refers to; those behind are cached."""
         if self.writer is not None:
             return self.residence.end
-        used = max(self.lengths.values(), default=self.residence.begin)
+        used = max(self.lengths.values()) if self.lengths else self.residence.begin
         return max(used, *self.carried.values()) if self.carried else used
 
-    def cached(self) -> dict[int, int]:
+    def cached(self) -> Mapping[int, int]:
         """Return the tokens that no request refers to, by instance."""
-        return self.residence.counts_between(self.referenced_end, self.residence.end)
+        end, residence = self.referenced_end, self.residence
+        return residence.counts if end == residence.begin else residence.counts_between(end, residence.end)
 
     def end_without(self, instance: int, tokens: int, block: int) -> int:
         """Return where it shall end, so that it gives up so many cached tokens there, or all that are cached.

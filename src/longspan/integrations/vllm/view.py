@@ -152,7 +152,7 @@ class EngineView(SchedulerState):
             if request.id not in self.prefills:
                 request.status = RequestStatus.PREFILLING
                 self.prefills[request.id] = request
-                self.cluster.list_ready(request, (INSTANCE,))
+                self.cluster.list_ready([request], [(INSTANCE,)])
             request.reserved = (KVRange(INSTANCE, end, request.num_tokens),)
         elif request.id not in self.decodes:
             self._leave(request)

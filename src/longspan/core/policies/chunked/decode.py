@@ -15,12 +15,12 @@ _FEW = 4
 
 def ready_decodes(state: SchedulerState, iteration: Iteration) -> list[Request]:
     """Return the decodes whose instances can all take a batch."""
-    holders = state.cluster.decode_holders
+    decodes, holders = state.cluster.ready_decodes, state.cluster.decode_holders
     able = {each for each in set(holders.values()) if iteration.covers(each)}
     return [
         request
-        for name, request in state.cluster.ready_decodes.items()
-        if holders[name] in able and (not request.reserved or request.reserved[0].instance in iteration)
+        for request, each in zip(decodes.values(), holders.values(), strict=True)
+        if each in able and (not request.reserved or request.reserved[0].instance in iteration)
     ]
 
 
@@ -49,7 +49,7 @@ def add_decodes(state: SchedulerState, iteration: Iteration, requests: list[Requ
         if request.reserved:  # the prompt's last token
             master: int | None = request.reserved[0].instance
         else:
-            master = own[request.id].last_holder
+            master = own[request.id].owners[-1]
             if slots.get(master, 0) > 0:  # as nearly always
                 slots[master] -= 1
             else:

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import attrgetter
 from typing import ClassVar
 
@@ -180,7 +180,7 @@ class ChunkedPrefill(Policy):
         self._follow(state, now)
         order = self._backlog.order(now, self.rule)
         ready = sorted(can_run.values(), key=attrgetter("key"))
-        queue, homes = self._backlog.queue, self._backlog.homes(order)
+        queue, homes = self._backlog.queue, partial(self._backlog.homes, order)
         return Ranking(ready, queue, order, homes, lambda request: self.candidate(state, request, now))
 
     def _follow(self, state: SchedulerState, now: float) -> None:

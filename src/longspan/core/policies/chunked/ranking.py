@@ -53,19 +53,24 @@ class Homes:
     saved_s: Floats
     queue_s: Floats
 
+    def wanted(self, places: NDArray[np.intp], near: Collection[int]) -> NDArray[np.intp]:
+        """Return those of these places, in order, that are of interest as `Ranking.waiting` says."""
+        leaves = self.queue_s[places] > self.saved_s[places]
+        return places[leaves | np.isin(self.home[places], [NOWHERE, *near])]
+
 
 @dataclass(frozen=True)
 class Ranking:
     """The prompts by rank.
 
     ready: those whose prefill can go on, in order of rank. queue: those that wait, in any order; `order` has their
-    places by rank. homes: of those that wait; None where nobody has a prefix anywhere.
+    places by rank. homes: finds those of who waits; None where nobody has a prefix anywhere.
     """
 
     ready: Sequence[Candidate]
     queue: Sequence[Request]
     order: NDArray[np.intp]
-    homes: Homes | None
+    homes: Callable[[], Homes | None]
     candidate: Callable[[Request], Candidate]
 
     @cached_property
@@ -82,14 +87,18 @@ class Ranking:
         if self.first_waiting is None:
             return
         yield self.first_waiting
-        homes = self.homes
-        for place in self.order[1:].tolist():
-            if homes is None or (home := homes.home[place]) == NOWHERE:
-                yield self.candidate(self.queue[place])
-                continue
-            instances, queue_s = near(), float(homes.queue_s[place])
-            if instances is None or home in instances or queue_s > homes.saved_s[place]:
-                yield replace(self.candidate(self.queue[place]), queue_s=queue_s)
+        homes, left = self.homes(), self.order[1:]
+        asked: Collection[int] | None = None
+        while len(left):
+            if homes is not None and (instances := near()) is not None and instances is not asked:
+                left, asked = homes.wanted(left, instances), instances
+                if not len(left):
+                    return
+            place, left = int(left[0]), left[1:]
+            candidate = self.candidate(self.queue[place])
+            if homes is not None and homes.home[place] != NOWHERE:
+                candidate = replace(candidate, queue_s=float(homes.queue_s[place]))
+            yield candidate
 
 
 class Backlog:
@@ -156,14 +165,14 @@ class Backlog:
         return float(self._columns[_NEED].min()) if self.queue else inf
 
     def homes(self, order: NDArray[np.intp]) -> Homes | None:
-        """Return what `Ranking.homes` is."""
-        home, saved_s, left_s = self._columns[[_HOME, _SAVED, _LEFT]]
+        """Return what `Ranking.homes` finds."""
+        home, saved_s, left_s = self._columns[_HOME], self._columns[_SAVED], self._columns[_LEFT]
         if not (home != NOWHERE).any():
             return None
         grouped = order[np.argsort(home[order], kind="stable")]  # by rank at each home
+        is_first = np.append(True, home[grouped[1:]] != home[grouped[:-1]])  # of its home
         before_s = np.cumsum(left_s[grouped]) - left_s[grouped]
-        first = np.flatnonzero(np.diff(home[grouped], prepend=np.nan) != 0.0)  # of each home
-        before_s -= np.repeat(before_s[first], np.diff(first, append=len(order)))
+        before_s -= before_s[is_first][np.cumsum(is_first) - 1]
         queue_s = np.empty_like(before_s)
         queue_s[grouped] = before_s
         return Homes(home, saved_s, queue_s)

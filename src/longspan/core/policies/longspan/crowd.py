@@ -27,7 +27,7 @@ class Crowd:
 
     def __init__(self, left: Callable[[Request], tuple[float, float]]) -> None:
         self._left = left
-        self._restless: dict[str, None] = {}
+        self._restless: dict[str, Request] = {}
         self._moved_at: dict[str, float] = {}  # when a chunk of theirs was last done
         self._changes = 0  # of the queue
         self._requests: list[Request] = []
@@ -50,7 +50,7 @@ class Crowd:
         if place == self._columns.shape[1]:
             self._columns = np.concatenate((self._columns, np.empty_like(self._columns)), axis=1)
         self._columns[:, place] = (due, tag, 0.0, 0.0, request.service.priority, tenant)
-        self._restless[request.id] = None
+        self._restless[request.id] = request
 
     def remove(self, request_id: str) -> Request | None:
         """Return the request that it was; None if it is not there. The last one takes its place."""
@@ -82,7 +82,7 @@ class Crowd:
         self._follow(waiting)
         due, tag, left_s, work_s, *_ = self._columns[:, : len(self._requests)]
         left_s = scale * left_s
-        return np.stack((left_s, work_s, due + weight * left_s, due, tag))
+        return np.array((left_s, work_s, due + weight * left_s, due, tag))
 
     def one(self, request: Request, standing: Floats) -> Unserved:
         """Return one of them. standing: of all."""
@@ -94,6 +94,8 @@ class Crowd:
         standing: of all. shares: of the service; then of another tenant's work so much as is served before it.
         """
         higher = self._columns[_PRIORITY, : len(self._requests)] - request.service.priority
+        if shares is None and not higher.any():  # as nearly always
+            return standing
         found = standing[:, higher >= 0]
         above = higher[higher >= 0] > 0
         for row in ("key", "tag"):
@@ -107,26 +109,30 @@ class Crowd:
     def renew(self) -> None:
         """Ask anew what is left of each: predictions are others."""
         self._known.clear()
-        self._restless = dict.fromkeys(self._places)
+        self._restless = self._all()
 
     def change(self, request: Request) -> None:
         """Note that more, or less, is to be computed of a request that waits, if it is there."""
         if request.id in self._places:
-            self._restless[request.id] = None
+            self._restless[request.id] = request
+
+    def _all(self) -> dict[str, Request]:
+        return {request.id: request for request in self._requests}
 
     def _follow(self, waiting: WaitingQueue) -> None:
         changed = waiting.changed_since(self._changes)
         self._changes = waiting.changes
         if changed is None:
-            self._restless = dict.fromkeys(self._places)
+            self._restless = self._all()
         else:
-            self._restless.update(dict.fromkeys([one.id for one in changed if one.id in self._places]))
-        for name in list(self._restless):
-            place = self._places[name]
-            request = self._requests[place]
-            known = request.num_known
-            if known != self._known.get(name):
-                self._columns[[_LEFT, _WORK], place] = self._left(request)
-                self._known[name] = known
+            for one in changed:
+                if (place := self._places.get(one.id)) is not None:
+                    self._restless[one.id] = self._requests[place]
+        known = self._known
+        for name, request in list(self._restless.items()):
+            tokens = request.num_known
+            if tokens != known.get(name):
+                self._columns[[_LEFT, _WORK], self._places[name]] = self._left(request)
+                known[name] = tokens
             if request.status is RequestStatus.WAITING:
                 del self._restless[name]

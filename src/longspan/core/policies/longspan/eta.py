@@ -145,8 +145,9 @@ def _until(
         spare = max((1.0 - _MOST_OVERTAKING) * rate, rate - sum([kin.work for kin in coming]))
         return wait_s + mine.left_s / min(1.0, spare) + ahead_s / spare
     until_s = wait_s + mine.left_s + ahead_s / rate
+    overtaking = [(kin.work, max(0.0, mine.key - now - kin.reach_s)) for kin in coming]  # each only so long
     for _ in range(_ROUNDS):
-        overtaking_s = sum([kin.work * min(until_s, max(0.0, mine.key - now - kin.reach_s)) for kin in coming])
+        overtaking_s = sum([work * min(until_s, longest_s) for work, longest_s in overtaking])
         overtaking_s = min(overtaking_s, _MOST_OVERTAKING * rate * until_s)
         longer_s = wait_s + mine.left_s + (ahead_s + overtaking_s) / rate
         if longer_s - until_s < 1e-3 * until_s:

@@ -14,10 +14,14 @@ def longest(most: int, seconds: Callable[[int], float], limit: float) -> int:
     seconds: never falls as lengths grow. It is nearly a line: so where the line through the last two lengths tried
     meets the limit is tried next, and half the way only when that does not come to an end.
     """
-    if most < 1 or (high_s := seconds(most)) <= limit:
+    if most < 1:
         return most
-    low, high = 0, most  # low keeps the limit, high does not
-    before, before_s, last, last_s = 0, seconds(0), most, high_s
+    if (low_s := seconds(1)) > limit:  # as nearly always where others have filled the time before
+        return 0
+    if (high_s := seconds(most)) <= limit:
+        return most
+    low, high = 1, most  # low keeps the limit, high does not
+    before, before_s, last, last_s = 1, low_s, most, high_s
     for tries in count():
         if high - low == 1:
             return low

@@ -279,21 +279,22 @@ class Admissions:
         """Where its KV goes first: to instances that are near, which have its prefix. Else a short one goes to one
         instance: with least pending work, of those that can start. A long one begins there too. A short one that fits
         nowhere whole is spread over as few as possible."""
-        able = self._able()
+        able, rooms, pending = self._able(), self.rooms, self.pending
 
         def by_work(number: int) -> tuple[float, ...]:
-            return (number not in near, number not in able, self.pending[number])
+            return (number not in near, number not in able, pending[number])
 
         def by_loss(number: int) -> tuple[float, ...]:
-            return (self.state.least_cached(number, need), -self.rooms[number], number)
+            return (self.state.least_cached(number, need), -rooms[number], number)
 
-        with_room = [number for number, room in self.rooms.items() if room > 0]
+        with_room = [number for number, room in rooms.items() if room > 0]
         if need > self.predictor.shard_tokens:
             return sorted(with_room, key=lambda number: (by_work(number), by_loss(number)))
-        whole = [number for number in with_room if self.rooms[number] >= need]
+        whole = {number: by_work(number) for number in with_room if rooms[number] >= need}
         if whole:
-            least = min(map(by_work, whole))
-            return [min([number for number in whole if by_work(number) == least], key=by_loss)]
+            least = min(whole.values())
+            alike = [number for number, work in whole.items() if work == least]
+            return [min(alike, key=by_loss)] if len(alike) > 1 else alike
         if self.scattered is None:
             self.scattered = candidate
-        return sorted(with_room, key=lambda n: (n not in near, n not in able, -self.rooms[n], n))
+        return sorted(with_room, key=lambda n: (n not in near, n not in able, -rooms[n], n))

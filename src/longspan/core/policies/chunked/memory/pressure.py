@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from longspan.core.books.request import Request
+from longspan.core.books.request import Request, RequestStatus
 from longspan.core.policies.chunked.memory.clearing import Clearing, shard_slots
 from longspan.core.policies.chunked.priority import Standing
 from longspan.core.policies.chunked.ranking import Candidate, Stand
@@ -25,19 +25,26 @@ class Concessions:
     """The pairs of requests of which one has given way to the other, a waiting one."""
 
     def __init__(self) -> None:
-        self._beneficiaries: dict[str, set[str]] = {}
+        self._beneficiaries: dict[Request, set[Request]] = {}
 
     def allow(self, victim: Request, beneficiary: Request) -> bool:
-        return beneficiary.id not in self._beneficiaries.get(
-            victim.id, ()
-        ) and victim.id not in self._beneficiaries.get(beneficiary.id, ())
+        known = self._beneficiaries
+        return beneficiary not in known.get(victim, ()) and victim not in known.get(beneficiary, ())
 
     def note(self, victim: Request, beneficiary: Request, state: SchedulerState) -> None:
-        alive = {request.id for request in (*state.with_kv(), *state.waiting)}
-        self._beneficiaries = {
-            mine: theirs & alive for mine, theirs in self._beneficiaries.items() if mine in alive and theirs & alive
-        }
-        self._beneficiaries.setdefault(victim.id, set()).add(beneficiary.id)
+        alive: dict[Request, set[Request]] = {}
+        for mine, theirs in self._beneficiaries.items():
+            if _is_alive(mine, state) and (left := {other for other in theirs if _is_alive(other, state)}):
+                alive[mine] = left
+        self._beneficiaries = alive
+        alive.setdefault(victim, set()).add(beneficiary)
+
+
+def _is_alive(request: Request, state: SchedulerState) -> bool:
+    """Whether it holds KV, or waits in the queue."""
+    if request.status is RequestStatus.WAITING:
+        return request in state.waiting
+    return request.status is not RequestStatus.ENDED
 
 
 def junior_victim(state: SchedulerState, decodes: Sequence[Request]) -> Request | None:
