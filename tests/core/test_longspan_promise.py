@@ -18,6 +18,8 @@ from longspan.core.policies.longspan.promise import LEAST_DOUBT, MOST_DOUBT, Pro
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
 from longspan.service_level import ServiceLevel
 
+from .cost_models import scaling_model
+from .driver import Driver
 from .longspan import Arrival, Run, arrival, plain, played
 
 SERVE = ServiceLevel(if_late="serve")
@@ -209,3 +211,24 @@ def test_who_turned_hopeless_while_it_waited_for_memory_has_its_promise_kept(
     hurried = run.played["hurried"]
     assert sum(run.played[f"after{n}"].token_times[0] < hurried.token_times[0] for n in range(20)) == ahead
     assert [name for name, is_kept in kept(run).items() if not is_kept] == (["hurried"] if ahead == 20 else [])
+
+
+def alone(d: Driver, prompt: list[int]) -> float:
+    """What a prompt is said to take alone when it comes; it ends before this does."""
+    d.arrive(prompt, 1)
+    (told,) = [each.predicted["alone_s"] for each in d.why[-1] if "alone_s" in each.predicted]
+    d.finish()
+    return told
+
+
+@pytest.mark.parametrize("instances", [1, 2, 4])
+def test_a_prompt_whose_beginning_is_cached_takes_the_rest_of_what_it_would_take(instances: int) -> None:
+    """On as many instances: else it would take no time at all, and be due at once."""
+    config = SchedulerConfig(
+        policy="longspan", num_instances=instances, kv_tokens=120_000, prefix_block=16, overload="off"
+    )
+    whole, document = list(range(80_000)), list(range(64_000))
+    never, before = (Driver(config, cost_model=scaling_model(instances)) for _ in range(2))
+    expected = alone(never, whole) - alone(before, document)
+    assert expected > 0.1
+    assert alone(before, whole) == pytest.approx(expected)

@@ -189,7 +189,7 @@ class Predictor:
         """Return the seconds that its prompt took if it had everything for itself, but for what was cached when it
         came."""
         alone_s, cached = self.alone(request.num_prompt_tokens), request.num_cached_at_first
-        return max(0.0, alone_s - self.whole_prefill(cached)) if cached else alone_s
+        return max(0.0, alone_s - self.alone(cached)) if cached else alone_s
 
     def is_attention_bound(self, context: int) -> bool:
         """Tell whether a chunk behind so much context, on one instance, spends most of its own time on that context.
