@@ -205,7 +205,7 @@ class KVSlots:
                 if is_over:
                     held.carried.pop(action.migration_id, None)
                 else:
-                    held.carried[action.migration_id] = end
+                    held.carried[action.migration_id] = held.residence.end if number == action.residence else end
                 self._recount(held, before)
 
     def _is_adopted(self, segment: Segment) -> bool:

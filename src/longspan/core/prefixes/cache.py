@@ -134,11 +134,11 @@ class PrefixCache(PrefixTree):
                 self.truncate(node, self._needed_end(node))
 
     def hold(self, action: MigrateKV) -> None:
-        """Keep cached tokens, and those before them, while some of them move: whole blocks."""
+        """Keep cached tokens, and those before them, while some of them move: all of the last residence."""
         for number, end in action.chain:
             node = self.nodes[number]
             before = node.referenced_end
-            node.carried[action.migration_id] = end + -end % self.block
+            node.carried[action.migration_id] = node.residence.end if number == action.residence else end
             self._recount(node, before)
 
     def let_go(self, action: MigrateKV) -> None:
