@@ -200,7 +200,7 @@ class Driver:
                 assert lookahead <= 1 and segment.emits == (lookahead >= 0)
                 assert life.outputs + max(lookahead, 0) < life.max_tokens, "a token too many"
         elif isinstance(action, MigrateKV) and not action.request_id:
-            assert action.source in self.leaving and action.target not in self.leaving
+            assert (action.is_copy or action.source in self.leaving) and action.target not in self.leaving
         elif isinstance(action, MigrateKV):
             assert self.lives[action.request_id].ended is None
         elif isinstance(action, StopRequest):

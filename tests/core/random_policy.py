@@ -20,9 +20,11 @@ class RandomPolicy(Policy):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.rng = random.Random(seed)
+        self.rng_of_copies = random.Random(seed)
 
     def schedule(self, state: SchedulerState, news: News, now: float) -> None:
         acts = (self._batch, self._batch, self._batch, self._migrate, self._preempt, self._refuse)
+        self._copy(state)
         for _ in range(self.rng.randrange(4)):
             self.rng.choice(acts)(state)
         if not any(instance.is_working for instance in state.cluster.instances):
@@ -118,6 +120,14 @@ class RandomPolicy(Policy):
                 ranges.append((start, end))
                 slots -= end - start
         state.migrate(request.id, sources[0], target, ranges)
+
+    def _copy(self, state: SchedulerState) -> None:
+        """Now and then what one idle instance has of a waiting request's prefix, to another."""
+        idle = [instance.id for instance in state.cluster.idle() if not instance.is_leaving]
+        waiting = [request for request in state.waiting if state.cached(request)]
+        if len(idle) > 1 and waiting and self.rng_of_copies.random() < 0.3:
+            source, target = self.rng_of_copies.sample(idle, 2)
+            state.copy(self.rng_of_copies.choice(waiting), source, target)
 
     def _preempt(self, state: SchedulerState) -> None:
         ready = _ready(state)

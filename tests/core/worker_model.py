@@ -194,10 +194,17 @@ class WorkerModel:
             assert action is (through or self.queues[instance].popleft()[0])
         if isinstance(action, MigrateKV):
             (chain,) = self._chains[id(action)].values()
+            copy = Residence(action.into) if action.is_copy else None
             for start, end in action.ranges:
                 for token in range(start, end):
-                    of(chain, token).owner[token] = action.target
-            self.used[action.source] -= action.num_tokens
+                    if copy is not None:
+                        copy.store(range(token, token + 1), action.target, of(chain, token).writer[token])
+                    else:
+                        of(chain, token).owner[token] = action.target
+            if copy is not None:
+                self._numbered[copy.number] = copy
+            else:
+                self.used[action.source] -= action.num_tokens
         self._stored.pop(id(action), None)
         del self._chains[id(action)]
         self.advance()
@@ -258,6 +265,10 @@ class WorkerModel:
             begin = chain[-1][2] if chain else 0
             assert begin < end and self._numbered[number].has(range(begin, end))
             chain.append((self._numbered[number], begin, end))
+        if action.is_copy:  # numbers count up as residences begin
+            assert action.into == self._num_begun
+            self._num_begun += 1
+            return chain
         moving = {(id(of(chain, token)), token) for start, end in action.ranges for token in range(start, end)}
         for theirs in self.residences.values():
             for residence, start, end in theirs:

@@ -36,6 +36,7 @@ class ForcedPolicy(RandomPolicy):
             self._moved_before = state.num_batches
             if self.migrates:
                 self._migrate(state)
+                self._copy(state)
             if self.preempts:
                 self._preempt(state)
         for _ in range(self.rng.randrange(1, 4)):

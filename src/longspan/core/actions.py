@@ -96,8 +96,10 @@ class RunBatch(Struct, frozen=True, gc=False, tag=True):
 class MigrateKV(Struct, frozen=True, gc=False, tag=True):
     """Move the KV of token ranges [start, end) of a request from one instance to another.
 
-    request_id: "" where the tokens are cached, and no request refers to them.
+    request_id: "" where the tokens are cached, and no request refers to them, or where they are copied.
     residence, earlier: where its tokens are, as `Segment` has it.
+    into: the number of a residence that begins with these tokens at the target: they are copied, and stay where they
+        are. OWN: they move.
     """
 
     migration_id: int
@@ -107,6 +109,16 @@ class MigrateKV(Struct, frozen=True, gc=False, tag=True):
     ranges: tuple[tuple[int, int], ...]
     residence: int = OWN
     earlier: tuple[tuple[int, int], ...] = ()
+    into: int = OWN
+
+    @property
+    def is_copy(self) -> bool:
+        return self.into != OWN
+
+    @property
+    def arriving(self) -> list[tuple[int, tuple[tuple[int, int], ...]]]:
+        """As `parts`, of the residences in which these tokens are at the target."""
+        return [(self.into, self.ranges)] if self.is_copy else self.parts
 
     @property
     def parts(self) -> list[tuple[int, tuple[tuple[int, int], ...]]]:

@@ -12,12 +12,13 @@ from longspan.core.books.decode_steps import Decodes
 from longspan.core.books.ledger import Ledger
 from longspan.core.books.migration import start_migration
 from longspan.core.books.request import Request, RequestStatus
-from longspan.core.books.rules import check_batch, check_migration, check_ready, check_reservation
+from longspan.core.books.rules import check_batch, check_idle, check_migration, check_ready, check_reservation
 from longspan.core.books.waiting_queue import WaitingQueue
 from longspan.core.costs.cost_model import CostModel
 from longspan.core.decision import Decision
 from longspan.core.internal_error import InternalError
 from longspan.core.kv.kv_placement import KVPlacement
+from longspan.core.prefixes.copying import find_copyable, start_copy
 from longspan.errors import ConfigError
 
 
@@ -210,6 +211,20 @@ class SchedulerState:
         request, ranges = self.request(request_id), tuple(ranges)
         check_migration(self._ledger, request, source, target, ranges)
         return start_migration(self._ledger, request, source, target, ranges)
+
+    def copyable(self, request: Request, source: int, target: int) -> int:
+        """Return how many of a waiting request's tokens `copy` would copy."""
+        found = find_copyable(self._ledger, request, source, target)
+        return 0 if found is None else found.num_tokens
+
+    def copy(self, request: Request, source: int, target: int) -> MigrateKV | None:
+        """Copy what a waiting request's prefix has on one idle instance to another, behind what that has already.
+
+        It is found in both places once it is there; no more than 8192 tokens go at once. None: nothing can be copied,
+        since other instances have some of it, or the target has no room.
+        """
+        check_idle(self._ledger, (source, target))
+        return start_copy(self._ledger, request, source, target)
 
     def preempt(self, request_id: str) -> None:
         """Drop the KV of a ready request; it returns to its place in the queue, to be computed again."""

@@ -181,7 +181,10 @@ class KVSlots:
         self.used[action.target] += action.num_tokens
 
     def end_move(self, action: MigrateKV) -> None:
-        """Give the source's slots back."""
+        """Give the source's slots back, unless it is a copy."""
+        if action.is_copy:
+            self._end_copy(action)
+            return
         self.used[action.source] -= action.num_tokens
         for number, ranges in action.parts:
             if (held := self._held.get(number)) is not None:
@@ -197,6 +200,13 @@ class KVSlots:
         if not action.request_id:
             self._carry(action, is_over=True)
 
+    def _end_copy(self, action: MigrateKV) -> None:
+        held = self._held[action.into] = _Held(Residence(action.into, action.ranges[0][0]))
+        held.residence.append([KVRange(action.target, start, end) for start, end in action.ranges])
+        self.used[action.target] -= action.num_tokens
+        self.cached[action.target] += action.num_tokens
+        self._carry(action, is_over=True)
+
     def _carry(self, action: MigrateKV, *, is_over: bool) -> None:
         """Cached tokens move, which are used meanwhile, and so are those before them."""
         for number, end in action.chain:
@@ -205,7 +215,8 @@ class KVSlots:
                 if is_over:
                     held.carried.pop(action.migration_id, None)
                 else:
-                    held.carried[action.migration_id] = held.residence.end if number == action.residence else end
+                    is_last = number == action.residence and not action.is_copy
+                    held.carried[action.migration_id] = held.residence.end if is_last else end
                 self._recount(held, before)
 
     def _is_adopted(self, segment: Segment) -> bool:

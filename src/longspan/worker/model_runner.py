@@ -162,7 +162,7 @@ class ModelRunner:
             kv_2LGTK = self.pool.k_LGNK.new_empty(shape)
             self.transport.exchange([], [(kv_2LGTK, self.rank_of(action.source))]).wait()
             begin = 0
-            for residence, ranges in action.parts:
+            for residence, ranges in action.arriving:
                 count = sum([end - start for start, end in ranges])
                 self.pool.insert(residence, ranges, kv_2LGTK[:, :, :, begin : begin + count])
                 begin += count
@@ -171,7 +171,7 @@ class ModelRunner:
     def settle(self, action: MigrateKV) -> None:
         """Free the slots of what has moved away: it is sure at its target."""
         assert action.source == self.instance
-        for part in action.parts:
+        for part in () if action.is_copy else action.parts:
             self.pool.release(*part)
 
     def free(self, action: FreeKV) -> None:

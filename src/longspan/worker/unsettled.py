@@ -45,7 +45,7 @@ class UnsettledWork:
             if isinstance(command, Run):
                 self._undo_batch(command)
             elif command.action.target == self._runner.instance:
-                for residence, ranges in reversed(command.action.parts):
+                for residence, ranges in reversed(command.action.arriving):
                     self._runner.pool.release(residence, ranges)
 
     def _undo_batch(self, command: Run) -> None:

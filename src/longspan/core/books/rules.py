@@ -15,7 +15,7 @@ from longspan.core.internal_error import InternalError
 
 def check_batch(ledger: Ledger, group: tuple[int, ...], segments: Sequence[Segment], decodes: Decodes = ()) -> None:
     """Raise unless everything holds that must before a policy's batch is issued."""
-    _check_idle(ledger, group)
+    check_idle(ledger, group)
     names = {segment.request_id for segment in segments} | {request.id for request, _ in decodes}
     if len(names) != len(segments) + len(decodes):
         raise InternalError("a request is in the batch twice")
@@ -34,7 +34,7 @@ def check_migration(
     ledger: Ledger, request: Request, source: int, target: int, ranges: tuple[tuple[int, int], ...]
 ) -> None:
     check_ready(request)
-    _check_idle(ledger, (source, target))
+    check_idle(ledger, (source, target))
     ledger.placement.require_held(request.id, source, ranges)
     tokens = sum(end - start for start, end in ranges)
     if tokens > ledger.cluster[target].unreserved:
@@ -80,7 +80,7 @@ def involved_instances(segments: Sequence[Segment]) -> set[int]:
     return involved
 
 
-def _check_idle(ledger: Ledger, group: tuple[int, ...]) -> None:
+def check_idle(ledger: Ledger, group: tuple[int, ...]) -> None:
     if len(set(group)) != len(group):
         raise InternalError(f"group {group} names an instance twice")
     for number in group:

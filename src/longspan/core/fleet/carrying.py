@@ -13,11 +13,8 @@ from math import inf
 from longspan.core.actions import MigrateKV
 from longspan.core.books.instance import Instance
 from longspan.core.books.ledger import Ledger
-from longspan.core.prefixes.moving import Range, first_of, start_move
+from longspan.core.prefixes.moving import MOST_TOKENS, Range, first_of, start_move
 from longspan.core.prefixes.node import Node
-
-MOST_TOKENS = 8192
-"""Of one migration, so that what runs on its instances goes on in between."""
 
 
 class Carrying:

@@ -28,7 +28,8 @@ class PrefixCache(PrefixTree):
     are evicted when their slots are needed. So slots are used (some request refers to them), cached, or free.
 
     lookup: what a request finds. coming: what is being computed. adopting: requests that have adopted a prefix in this
-    call, and run not yet.
+    call, and run not yet. copies: by migration that copies a prefix, the keys of its blocks, and before these that of
+    the block from which they go on, if there is one.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class PrefixCache(PrefixTree):
         self.lookup = Lookup(self.index)
         self.coming = Coming(block)
         self.adopting: dict[str, Request] = {}
+        self.copies: dict[int, list[bytes]] = {}
         self._placement = placement
 
     # who refers to what
@@ -134,15 +136,17 @@ class PrefixCache(PrefixTree):
                 self.truncate(node, self._needed_end(node))
 
     def hold(self, action: MigrateKV) -> None:
-        """Keep cached tokens, and those before them, while some of them move: all of the last residence."""
+        """Keep cached tokens, and those before them, while some of them move: all of the last residence, if it moves."""
         for number, end in action.chain:
             node = self.nodes[number]
             before = node.referenced_end
-            node.carried[action.migration_id] = node.residence.end if number == action.residence else end
+            is_last = number == action.residence and not action.is_copy
+            node.carried[action.migration_id] = node.residence.end if is_last else end
             self._recount(node, before)
 
     def let_go(self, action: MigrateKV) -> None:
         """Note that this is over, or that it is void."""
+        self.copies.pop(action.migration_id, None)
         for number, _ in reversed(action.chain):
             node = self.nodes[number]
             before = node.referenced_end

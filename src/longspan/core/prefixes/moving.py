@@ -1,16 +1,22 @@
-"""Cached tokens that move to another instance: no request refers to them, and they stay what they are."""
+"""Cached tokens that move to another instance: no request refers to them, and they stay what they are.
+
+Or they are copied, and begin a residence of their own there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-from longspan.core.actions import MigrateKV
+from longspan.core.actions import FreeKV, KVRange, MigrateKV
 from longspan.core.books.cluster import Work
 from longspan.core.books.ledger import Ledger
+from longspan.core.kv.residence import Residence
 from longspan.core.prefixes.node import Node
 
 Range = tuple[int, int]
+MOST_TOKENS = 8192
+"""Of one migration, so that what runs on its instances goes on in between."""
 
 
 def start_move(
@@ -51,10 +57,30 @@ def finish_move(ledger: Ledger, work: Work[MigrateKV]) -> None:
     action = work.action
     del ledger.migrations[action.migration_id]
     ledger.cluster.finish(work)
+    if action.is_copy:
+        _finish_copy(ledger, action)
+        return
     for number, ranges in action.parts:
         ledger.prefixes.nodes[number].residence.move(action.source, action.target, ranges)
     ledger.cluster.give_back(action.source, action.num_tokens)
     ledger.prefixes.let_go(action)
+
+
+def _finish_copy(ledger: Ledger, action: MigrateKV) -> None:
+    """Have it found at the target, where it is cached, unless what it goes on from is not there any more."""
+    prefixes, ((begin, end),) = ledger.prefixes, action.ranges
+    keys, original = prefixes.copies[action.migration_id], prefixes.nodes[action.residence]
+    before = [node for node in prefixes.index.nodes_of(keys[0]) if node.reach([action.target], {}) >= begin]
+    if begin and not before:
+        ledger.cluster.give_back(action.target, action.num_tokens)
+        ledger.actions.append(FreeKV(action.into, (action.target,)))
+    else:
+        residence = Residence(action.into, begin)
+        residence.append((KVRange(action.target, begin, end),))
+        residence.seal()
+        ledger.cluster.keep_cached(action.target, action.num_tokens)
+        prefixes.add_copy(residence, before[0] if begin else None, keys[begin > 0 :], original)
+    prefixes.let_go(action)
 
 
 def _action(ledger: Ledger, path: Sequence[Node], source: int, target: int, ranges: Sequence[Range]) -> MigrateKV:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from longspan.core.actions import FreeKV
 from longspan.core.books.cluster import Cluster
 from longspan.core.internal_error import InternalError
+from longspan.core.kv.residence import Residence
 from longspan.core.prefixes.eviction import EvictionOrder
 from longspan.core.prefixes.index import PrefixIndex
 from longspan.core.prefixes.node import Node
@@ -31,6 +32,15 @@ class PrefixTree:
         self.order = EvictionOrder(self.nodes, seconds, lambda: cluster.total_capacity)
         self._cluster = cluster
         self._emit = emit
+
+    def add_copy(self, residence: Residence, before: Node | None, keys: list[bytes], original: Node) -> None:
+        """Make a copy known that is cached on one instance. before: the node that it goes on from there."""
+        node = self.nodes[residence.number] = Node(residence, before, original.author)
+        node.writer, node.keys, node.uses = None, keys, original.uses
+        if before is not None:
+            before.children[residence.number] = node
+        self.index.add(keys, node)
+        self.order.renew(node)
 
     def lose(self, instance: int) -> None:
         """Hide what begins with the first block of which this instance, which is lost, holds a token; of that, evict

@@ -185,6 +185,12 @@ class RecordDecoder:
                 pairs = tuple([_pair(each) for each in ranges])
                 earlier = tuple(zip(flat[::2], flat[1::2], strict=True))
                 return MigrateKV(_int(migration_id), request, _int(source), _int(target), pairs, number, earlier)
+            case ["copy", migration_id, into, [residence, *flat], source, target, *ranges]:
+                self.residences.skip(_int(into))
+                earlier = tuple(zip(_ints(flat)[::2], _ints(flat)[1::2], strict=True))
+                pairs = tuple([_pair(each) for each in ranges])
+                ends = _int(source), _int(target)
+                return MigrateKV(_int(migration_id), "", *ends, pairs, _int(residence), earlier, _int(into))
             case ["drop", residence, instances, *ranges]:
                 return FreeKV(_int(residence), _ints(instances), tuple([_pair(each) for each in ranges]))
             case ["stop", request, instances, reason]:

@@ -166,12 +166,8 @@ class RecordEncoder:
 
     def _action(self, action: Action) -> list[Any]:
         match action:
-            case MigrateKV(migration_id, request_id, source, target, ranges):
-                self._migrations[migration_id] = action
-                whose: Any = self._name(request_id) if request_id else None
-                if action.residence != self._residences.of(request_id) or action.earlier:
-                    whose = [whose, action.residence, *_flat(action.earlier)]
-                return ["move", migration_id, whose, source, target, *ranges]
+            case MigrateKV():
+                return self._migration(action)
             case FreeKV(residence, instances, ranges):
                 return ["drop", residence, instances, *ranges]
             case StopRequest(_, instances, reason):
@@ -188,6 +184,18 @@ class RecordEncoder:
             case InstanceDrained(instance):
                 return ["drained", instance]
         raise TypeError(f"{action!r} is no action")
+
+    def _migration(self, action: MigrateKV) -> list[Any]:
+        migration_id, ends = action.migration_id, (action.source, action.target)
+        self._migrations[migration_id] = action
+        residences = [action.residence, *_flat(action.earlier)]
+        if action.is_copy:
+            self._residences.skip(action.into)
+            return ["copy", migration_id, action.into, residences, *ends, *action.ranges]
+        whose: Any = self._name(action.request_id) if action.request_id else None
+        if action.residence != self._residences.of(action.request_id) or action.earlier:
+            whose = [whose, *residences]
+        return ["move", migration_id, whose, *ends, *action.ranges]
 
     def _is_freed_by(self, stop: StopRequest, before: Action | None) -> bool:
         """Whether the action before frees the whole residence of the request on the same instances."""

@@ -84,6 +84,10 @@ class ResidenceNumbers:
             self.known[request_id] = residence
             self.following = max(self.following, residence + 1)
 
+    def skip(self, residence: int) -> None:
+        """Note that this number is a copy's, which no request writes."""
+        self.following = max(self.following, residence + 1)
+
     def drop(self, request_id: str) -> None:
         """Note that the request has ended or is preempted."""
         self.known.pop(request_id, None)

@@ -23,6 +23,7 @@ from longspan.core.policies.base import Policy
 from longspan.core.policies.chunked.decode import add_decodes, ready_decodes
 from longspan.core.policies.chunked.iteration import Iteration, PlannedChunk
 from longspan.core.policies.chunked.memory.clearing import Clearings
+from longspan.core.policies.chunked.memory.copying import Copies
 from longspan.core.policies.chunked.memory.kvp import free_to_start
 from longspan.core.policies.chunked.memory.pool_shares import PoolShares
 from longspan.core.policies.chunked.memory.pressure import Concessions, Relief, junior_victim
@@ -84,7 +85,7 @@ class ChunkedPrefill(Policy):
         self._backlog = Backlog()
         self._concessions = Concessions()
         self._clearings = Clearings()
-        self._recomputing = Recomputing()
+        self._recomputing, self._copies = Recomputing(), Copies()
         self._giving_way: set[str] = set()
         self.width = Width()
         self.pool_shares = PoolShares()
@@ -103,13 +104,13 @@ class ChunkedPrefill(Policy):
             }
         while state.cluster.idle():
             state.disown()
-            clearings = self._clearings.advance(state)
+            clearings, copies = self._clearings.advance(state), self._copies.advance(state)
             gather(state, self.width)
             if not state.waiting and not state.cluster.resting():
                 return
             ranking = self._ranking(state, now)
             next_prefills = goes_on_next(state, ranking)
-            pairs: list[tuple[int, ...]] = [(each.source, each.target) for each in clearings.values()]
+            pairs: list[tuple[int, ...]] = [*copies, *[(each.source, each.target) for each in clearings.values()]]
             pairs += [team for request in next_prefills if (team := self.width.team(state, request))]
             pairs += team_to_come(state, ranking, self.width, self.pool_shares)
             pairs += prefix_to_come(state, ranking)
@@ -122,7 +123,7 @@ class ChunkedPrefill(Policy):
             add_decodes(state, iteration, decodes, self.most_decodes(state, iteration, len(decodes)))
             packer = Packer(
                 state, iteration, self.max_space_share, clearings, self.width, self.pool_shares,
-                self.options.wait_for_prefix, self._recomputing,
+                self.options.wait_for_prefix, self._recomputing, self._copies,
             )  # fmt: skip
             self._recomputing.begin_decision()
             packer.pack(ranking)

@@ -11,14 +11,14 @@ from longspan.core.actions import KVRange
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.policies.chunked.chunk_size import Chunks
 from longspan.core.policies.chunked.memory.clearing import Clearing
+from longspan.core.policies.chunked.memory.copying import Copies, Kept
 from longspan.core.policies.chunked.memory.kvp import plan_shards
 from longspan.core.policies.chunked.memory.pool_shares import PoolShares, PoolUse
-from longspan.core.policies.chunked.memory.recomputing import Recomputing
+from longspan.core.policies.chunked.memory.recomputing import Recomputing, last_key
 from longspan.core.policies.chunked.ranking import Candidate
 from longspan.core.policies.chunked.teams.width import ALONE, Team, Width, plan_evenly
 from longspan.core.prefixes.coming import Coming
 from longspan.core.state import SchedulerState
-from longspan.prefix_keys import KEY_BYTES
 
 _MOST_PASSED_OVER = 8
 """Prompts whose teams have no time for them, before no more are looked at: the queue may be long."""
@@ -31,17 +31,6 @@ class Admission:
     request: Request
     planned: tuple[KVRange, ...]
     team: Team = ALONE
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A request waits for its prefix. home: the instance that has most of it, or will have. The others: see
-    `Backlog.settle`."""
-
-    request: Request
-    home: int
-    saved_s: float
-    left_s: float
 
 
 class Admissions:
@@ -60,10 +49,11 @@ class Admissions:
 
     def __init__(
         self, state: SchedulerState, chunks: Chunks, clearings: Mapping[str, Clearing], width: Width,
-        shares: PoolShares, waits_for_prefix: bool, recomputing: Recomputing, lift: Callable[[Request], bool],
+        shares: PoolShares, waits_for_prefix: bool, recomputing: Recomputing, copies: Copies,
+        lift: Callable[[Request], bool],
     ) -> None:  # fmt: skip
         """Begin without any. waits_for_prefix: see `ChunkedPrefill.Options`. lift: has a prompt go on if it can now."""
-        self._recomputing = recomputing
+        self._recomputing, self._copies = recomputing, copies
         self.state = state
         self.pool = PoolUse(state, shares)
         self.width = width
@@ -174,8 +164,12 @@ class Admissions:
         there_s = self.predictor.whole_prefill(there)
         saved_s = there_s - self.predictor.whole_prefill(state.cached(request, able))
         queue_s = candidate.queue_s if coming is None else sum([kept.left_s for kept in self.kept if kept.home in near])
-        target_s, key = self.predictor.target(), self._key(request, there)
-        if saved_s <= target_s or (saved_s <= target_s + queue_s and self._recomputing.may_begin(request, key)):
+        target_s, key = self.predictor.target(), last_key(request, there // state.config.prefix_block)
+        if saved_s <= target_s:
+            return False
+        if coming is None and (there_too := self._copy(request, key, held, min(queue_s, saved_s - target_s))):
+            near = there_too
+        elif saved_s <= target_s + queue_s and self._recomputing.may_begin(request, key):
             return False
         if coming is not None and not self._goes_on(coming[0]):
             return False
@@ -187,10 +181,11 @@ class Admissions:
         self._set_aside(request, self._plan(candidate, headroom, near, start), headroom)
         return True
 
-    def _key(self, request: Request, tokens: int) -> bytes:
-        """The key of so many of its tokens."""
-        end = tokens // self.state.config.prefix_block * KEY_BYTES
-        return bytes(request.prefix_keys[end - KEY_BYTES : end])
+    def _copy(self, request: Request, key: bytes, held: Mapping[int, int], most_s: float) -> list[int]:
+        """Return where it waits for a copy of its prefix, which takes less than so many seconds."""
+        able = [number for number in self._able() if self.rooms[number] >= self.state.need(request, [number])]
+        able.sort(key=lambda number: (self.pending[number], number))
+        return self._copies.choose(self.state, request, key, held, able, most_s, self.predictor.model.migration)
 
     def _coming(self, request: Request) -> tuple[Request, int] | None:
         """Return who computes more of its prefix, and how much there will be."""

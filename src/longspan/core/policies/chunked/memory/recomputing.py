@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from longspan.core.books.request import Request, RequestStatus
+from longspan.prefix_keys import KEY_BYTES
 
 _FEW = 64
+
+
+def last_key(request: Request, blocks: int) -> bytes:
+    """Return the key of so many of a request's blocks."""
+    return bytes(request.prefix_keys[(blocks - 1) * KEY_BYTES : blocks * KEY_BYTES])
 
 
 class Recomputing:

@@ -1,0 +1,96 @@
+"""Prefixes that are copied to an instance that has time, from one where too many wait for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from longspan.core.books.request import Request, RequestStatus
+from longspan.core.state import SchedulerState
+
+_PATIENCE = 16
+"""Batches per instance that pass before a copy that cannot begin is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A request waits for its prefix. home: the instance that has most of it, or will have. The others: see
+    `Backlog.settle`."""
+
+    request: Request
+    home: int
+    saved_s: float
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """since: the batches that had been issued when it was decided."""
+
+    request: Request
+    source: int
+    target: int
+    since: int
+
+
+class Copies:
+    """Those that are decided, and have not begun: they begin as soon as both instances are idle, for which each waits.
+
+    One at a time for each prefix, which is known by the key of its last block: the others find it there, too.
+    """
+
+    def __init__(self) -> None:
+        self._by_key: dict[bytes, _Copy] = {}
+
+    def advance(self, state: SchedulerState) -> list[tuple[int, int]]:
+        """Begin what can begin now; returns the instances that are to come together for the rest."""
+        pairs: list[tuple[int, int]] = []
+        self._by_key = {key: copy for key, copy in self._by_key.items() if _is_waited_for(state, copy)}
+        for key, copy in list(self._by_key.items()):
+            if not _can_begin(state, copy):
+                continue
+            if state.cluster[copy.source].is_idle and state.cluster[copy.target].is_idle:
+                state.copy(copy.request, copy.source, copy.target)
+                del self._by_key[key]
+            else:
+                pairs.append((copy.source, copy.target))
+        return pairs
+
+    def choose(
+        self, state: SchedulerState, request: Request, key: bytes, held: Mapping[int, int], targets: Iterable[int],
+        most_s: float, migration_s: Callable[[int], float],
+    ) -> list[int]:  # fmt: skip
+        """Return where a waiting request shall have its prefix copied to, which it waits for then; or nowhere.
+
+        held: who has it. targets: who has time and room, the best first. most_s: that it may take, to be better than to
+        wait for who has it, and than to compute it again. migration_s: of so many tokens.
+        """
+        known, (source, *others) = self._by_key.get(key), held
+        if others or state.cluster[source].is_leaving:
+            return []
+        if known is not None and _is_waited_for(state, known):
+            return [known.target] if known.source == source and _can_begin(state, known) else []
+        for target in targets:
+            tokens = sum(held.values()) - state.cached(request, frozenset([target]))
+            if migration_s(tokens) < most_s and _has_room(state, request, source, target):
+                self._by_key[key] = _Copy(request, source, target, state.num_batches)
+                return [target]
+        return []
+
+
+def _is_waited_for(state: SchedulerState, copy: _Copy) -> bool:
+    """Tell whether its request waits, and both instances are there. One that is not waited for may be decided anew."""
+    cluster = state.cluster
+    if copy.request.status is not RequestStatus.WAITING or copy.request not in state.waiting:
+        return False
+    return all([number in cluster and not cluster[number].is_leaving for number in (copy.source, copy.target)])
+
+
+def _can_begin(state: SchedulerState, copy: _Copy) -> bool:
+    """Tell whether it can begin, now or soon."""
+    is_late = state.num_batches - copy.since > _PATIENCE * len(state.cluster)
+    return not is_late and _has_room(state, copy.request, copy.source, copy.target)
+
+
+def _has_room(state: SchedulerState, request: Request, source: int, target: int) -> bool:
+    return 0 < state.copyable(request, source, target) <= state.cluster[target].unreserved
