@@ -14,10 +14,9 @@ from longspan.core.policies.chunked.chunk_size import Chunks
 from longspan.core.policies.chunked.iteration import Iteration
 from longspan.core.policies.chunked.memory.admission import Admissions
 from longspan.core.policies.chunked.memory.clearing import Clearing
-from longspan.core.policies.chunked.memory.copying import Copies
+from longspan.core.policies.chunked.memory.copying import Elsewhere
 from longspan.core.policies.chunked.memory.kvp import span
 from longspan.core.policies.chunked.memory.pool_shares import PoolShares
-from longspan.core.policies.chunked.memory.recomputing import Recomputing
 from longspan.core.policies.chunked.ranking import Candidate, Ranking
 from longspan.core.policies.chunked.space_sharing import SpaceSharing
 from longspan.core.policies.chunked.teams.width import Width
@@ -33,8 +32,7 @@ class Packer:
 
     def __init__(
         self, state: SchedulerState, iteration: Iteration, max_share: float, clearings: Mapping[str, Clearing],
-        width: Width, shares: PoolShares, waits_for_prefix: bool = False, recomputing: Recomputing | None = None,
-        copies: Copies | None = None,
+        width: Width, shares: PoolShares, waits_for_prefix: bool = False, elsewhere: Elsewhere | None = None,
     ) -> None:  # fmt: skip
         self.state = state
         self.iteration = iteration
@@ -42,9 +40,8 @@ class Packer:
         self.sharing = SpaceSharing(iteration, max_share)
         self.width = width
         self.admissions = Admissions(
-            state, self.chunks, clearings, width, shares, waits_for_prefix, recomputing or Recomputing(),
-            copies or Copies(), self._lift,
-        )  # fmt: skip
+            state, self.chunks, clearings, width, shares, waits_for_prefix, elsewhere or Elsewhere(), self._lift
+        )
         self._ready: Mapping[str, Candidate] = {}
 
     def pack(self, ranking: Ranking) -> None:

@@ -23,11 +23,10 @@ from longspan.core.policies.base import Policy
 from longspan.core.policies.chunked.decode import add_decodes, ready_decodes
 from longspan.core.policies.chunked.iteration import Iteration, PlannedChunk
 from longspan.core.policies.chunked.memory.clearing import Clearings
-from longspan.core.policies.chunked.memory.copying import Copies
+from longspan.core.policies.chunked.memory.copying import Elsewhere
 from longspan.core.policies.chunked.memory.kvp import free_to_start
 from longspan.core.policies.chunked.memory.pool_shares import PoolShares
 from longspan.core.policies.chunked.memory.pressure import Concessions, Relief, junior_victim
-from longspan.core.policies.chunked.memory.recomputing import Recomputing
 from longspan.core.policies.chunked.packing import Packer
 from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.priority import N, Standing
@@ -85,7 +84,7 @@ class ChunkedPrefill(Policy):
         self._backlog = Backlog()
         self._concessions = Concessions()
         self._clearings = Clearings()
-        self._recomputing, self._copies = Recomputing(), Copies()
+        self._elsewhere = Elsewhere()
         self._giving_way: set[str] = set()
         self.width = Width()
         self.pool_shares = PoolShares()
@@ -104,7 +103,7 @@ class ChunkedPrefill(Policy):
             }
         while state.cluster.idle():
             state.disown()
-            clearings, copies = self._clearings.advance(state), self._copies.advance(state)
+            clearings, copies = self._clearings.advance(state), self._elsewhere.copies.advance(state)
             gather(state, self.width)
             if not state.waiting and not state.cluster.resting():
                 return
@@ -123,9 +122,9 @@ class ChunkedPrefill(Policy):
             add_decodes(state, iteration, decodes, self.most_decodes(state, iteration, len(decodes)))
             packer = Packer(
                 state, iteration, self.max_space_share, clearings, self.width, self.pool_shares,
-                self.options.wait_for_prefix, self._recomputing, self._copies,
+                self.options.wait_for_prefix, self._elsewhere,
             )  # fmt: skip
-            self._recomputing.begin_decision()
+            self._elsewhere.recomputing.begin_decision()
             packer.pack(ranking)
             for kept in packer.admissions.kept:
                 self._backlog.settle(kept.request, kept.home, kept.saved_s, kept.left_s)

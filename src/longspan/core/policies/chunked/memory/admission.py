@@ -11,10 +11,10 @@ from longspan.core.actions import KVRange
 from longspan.core.books.request import Request, RequestStatus
 from longspan.core.policies.chunked.chunk_size import Chunks
 from longspan.core.policies.chunked.memory.clearing import Clearing
-from longspan.core.policies.chunked.memory.copying import Copies, Kept
+from longspan.core.policies.chunked.memory.copying import Elsewhere, Kept
 from longspan.core.policies.chunked.memory.kvp import plan_shards
 from longspan.core.policies.chunked.memory.pool_shares import PoolShares, PoolUse
-from longspan.core.policies.chunked.memory.recomputing import Recomputing, last_key
+from longspan.core.policies.chunked.memory.recomputing import last_key
 from longspan.core.policies.chunked.ranking import Candidate
 from longspan.core.policies.chunked.teams.width import ALONE, Team, Width, plan_evenly
 from longspan.core.prefixes.coming import Coming
@@ -49,11 +49,10 @@ class Admissions:
 
     def __init__(
         self, state: SchedulerState, chunks: Chunks, clearings: Mapping[str, Clearing], width: Width,
-        shares: PoolShares, waits_for_prefix: bool, recomputing: Recomputing, copies: Copies,
-        lift: Callable[[Request], bool],
+        shares: PoolShares, waits_for_prefix: bool, elsewhere: Elsewhere, lift: Callable[[Request], bool],
     ) -> None:  # fmt: skip
         """Begin without any. waits_for_prefix: see `ChunkedPrefill.Options`. lift: has a prompt go on if it can now."""
-        self._recomputing, self._copies = recomputing, copies
+        self._elsewhere = elsewhere
         self.state = state
         self.pool = PoolUse(state, shares)
         self.width = width
@@ -169,7 +168,7 @@ class Admissions:
             return False
         if coming is None and (there_too := self._copy(request, key, held, min(queue_s, saved_s - target_s))):
             near = there_too
-        elif saved_s <= target_s + queue_s and self._recomputing.may_begin(request, key):
+        elif saved_s <= target_s + queue_s and self._elsewhere.recomputing.may_begin(request, key):
             return False
         if coming is not None and not self._goes_on(coming[0]):
             return False
@@ -185,7 +184,8 @@ class Admissions:
         """Return where it waits for a copy of its prefix, which takes less than so many seconds."""
         able = [number for number in self._able() if self.rooms[number] >= self.state.need(request, [number])]
         able.sort(key=lambda number: (self.pending[number], number))
-        return self._copies.choose(self.state, request, key, held, able, most_s, self.predictor.model.migration)
+        copies, migration_s = self._elsewhere.copies, self.predictor.model.migration
+        return copies.choose(self.state, request, key, held, able, most_s, migration_s)
 
     def _coming(self, request: Request) -> tuple[Request, int] | None:
         """Return who computes more of its prefix, and how much there will be."""

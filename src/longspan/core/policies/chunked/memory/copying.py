@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from longspan.core.books.request import Request, RequestStatus
+from longspan.core.policies.chunked.memory.recomputing import Recomputing
 from longspan.core.state import SchedulerState
 
 _PATIENCE = 16
@@ -76,6 +77,14 @@ class Copies:
                 self._by_key[key] = _Copy(request, source, target, state.num_batches)
                 return [target]
         return []
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What is remembered of prefixes that come to be on other instances, too: computed once more there, or copied."""
+
+    recomputing: Recomputing = field(default_factory=Recomputing)
+    copies: Copies = field(default_factory=Copies)
 
 
 def _is_waited_for(state: SchedulerState, copy: _Copy) -> bool:
