@@ -136,7 +136,7 @@ class PrefixCache(PrefixTree):
                 self.truncate(node, self._needed_end(node))
 
     def hold(self, action: MigrateKV) -> None:
-        """Keep cached tokens, and those before them, while some move: all of the last residence, unless it is copied."""
+        """Keep cached tokens, and those before them, while some move: all of the last residence, unless copied."""
         for number, end in action.chain:
             node = self.nodes[number]
             before = node.referenced_end
