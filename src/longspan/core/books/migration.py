@@ -15,17 +15,22 @@ def start_migration(
     residence = ledger.placement.own[request.id].number
     earlier = ledger.placement.earlier(request.id)
     action = MigrateKV(ledger.numbering.migrations, request.id, source, target, ranges, residence, earlier)
-    work = Work(action, (source, target))
-    ledger.numbering.migrations += 1
-    ledger.num_migrations += 1
     ledger.leave_ready(request)
     ledger.parted.pop(request.id, None)
     request.become(RequestStatus.MIGRATING)
     ledger.take(target, action.num_tokens, request.id)
+    enter_migration(ledger, action)
+    return action
+
+
+def enter_migration(ledger: Ledger, action: MigrateKV) -> None:
+    """Note that it is under way, whatever it moves; its slots at the target are taken already."""
+    ledger.numbering.migrations += 1
+    ledger.num_migrations += 1
+    work = Work(action, (action.source, action.target))
     ledger.cluster.start(work)
     ledger.migrations[action.migration_id] = work
     ledger.actions.append(action)
-    return action
 
 
 def finish_migration(ledger: Ledger, work: Work[MigrateKV]) -> Request:

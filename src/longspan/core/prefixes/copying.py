@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from longspan.core.actions import MigrateKV
-from longspan.core.books.cluster import Work
 from longspan.core.books.ledger import Ledger
+from longspan.core.books.migration import enter_migration
 from longspan.core.books.request import Request
-from longspan.core.prefixes.moving import MOST_TOKENS
+from longspan.core.prefixes.moving import MOST_TOKENS, along
 from longspan.prefix_keys import KEY_BYTES
 
 
@@ -30,12 +28,7 @@ def find_copyable(ledger: Ledger, request: Request, source: int, target: int) ->
     end -= end % block
     if begin >= end:
         return None
-    path = [each for each in path if each.residence.begin < end]
-    earlier = tuple([(each.number, behind.residence.begin) for each, behind in pairwise(path)])
-    numbering = ledger.numbering
-    return MigrateKV(
-        numbering.migrations, "", source, target, ((begin, end),), path[-1].number, earlier, numbering.residences
-    )
+    return along(ledger, path, source, target, [(begin, end)], ledger.numbering.residences)
 
 
 def start_copy(ledger: Ledger, request: Request, source: int, target: int) -> MigrateKV | None:
@@ -54,12 +47,7 @@ def start_copy(ledger: Ledger, request: Request, source: int, target: int) -> Mi
     places = range(max(0, begin // prefixes.block - 1), end // prefixes.block)
     keys = bytes(request.prefix_keys)
     prefixes.copies[action.migration_id] = [keys[each * KEY_BYTES : (each + 1) * KEY_BYTES] for each in places]
-    ledger.numbering.migrations += 1
     ledger.numbering.residences += 1
-    ledger.num_migrations += 1
     cluster.take(target, action.num_tokens)
-    work = Work(action, (source, target))
-    cluster.start(work)
-    ledger.migrations[action.migration_id] = work
-    ledger.actions.append(action)
+    enter_migration(ledger, action)
     return action

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from longspan.core.actions import FreeKV, KVRange, MigrateKV
+from longspan.core.actions import OWN, FreeKV, KVRange, MigrateKV
 from longspan.core.books.cluster import Work
 from longspan.core.books.ledger import Ledger
+from longspan.core.books.migration import enter_migration
 from longspan.core.kv.residence import Residence
 from longspan.core.prefixes.node import Node
 
@@ -31,7 +32,7 @@ def start_move(
     if not ranges:
         return None
     cluster, prefixes = ledger.cluster, ledger.prefixes
-    action = _action(ledger, path, source, target, ranges)
+    action = along(ledger, path, source, target, ranges)
     prefixes.hold(action)  # so that it makes no room at its own cost
     prefixes.make_room(target, action.num_tokens, worth)
     room = min(cluster[target].vacant, cluster[target].unreserved)
@@ -40,15 +41,10 @@ def start_move(
     fitting = [] if is_in_the_way else first_of(ranges, room, prefixes.block)
     if not fitting:
         return None
-    action = _action(ledger, path, source, target, fitting)
+    action = along(ledger, path, source, target, fitting)
     prefixes.hold(action)
-    ledger.numbering.migrations += 1
-    ledger.num_migrations += 1
-    work = Work(action, (source, target))
     cluster.take(target, action.num_tokens)
-    cluster.start(work)
-    ledger.migrations[action.migration_id] = work
-    ledger.actions.append(action)
+    enter_migration(ledger, action)
     return action
 
 
@@ -83,12 +79,14 @@ def _finish_copy(ledger: Ledger, action: MigrateKV) -> None:
     prefixes.let_go(action)
 
 
-def _action(ledger: Ledger, path: Sequence[Node], source: int, target: int, ranges: Sequence[Range]) -> MigrateKV:
-    """path: up to the node where the last of these tokens is, at least."""
+def along(
+    ledger: Ledger, path: Sequence[Node], source: int, target: int, ranges: Sequence[Range], into: int = OWN
+) -> MigrateKV:
+    """Return what moves, or copies, these tokens. path: up to the node where the last of them is, at least."""
     path = [node for node in path if node.residence.begin < ranges[-1][1]]
     earlier = [(node.number, behind.residence.begin) for node, behind in pairwise(path)]
     number = ledger.numbering.migrations
-    return MigrateKV(number, "", source, target, tuple(ranges), path[-1].number, tuple(earlier))
+    return MigrateKV(number, "", source, target, tuple(ranges), path[-1].number, tuple(earlier), into)
 
 
 def first_of(ranges: Sequence[Range], most: int, block: int) -> list[Range]:
