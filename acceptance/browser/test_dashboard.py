@@ -103,9 +103,7 @@ def test_it_shows_what_the_metrics_say(watched: Page, url: str) -> None:
 def test_a_story_is_opened_with_the_keyboard(watched: Page, url: str) -> None:
     watched.goto(url)
     with load(url, clients=10, rounds=4):
-        button = watched.locator("#requests .id").first
-        button.wait_for(timeout=60_000)
-        button.focus()
+        watched.wait_for_selector("#requests .id", timeout=60_000).focus()
         name = watched.evaluate("document.activeElement.getAttribute('aria-label')")
         watched.keyboard.press("Enter")
         story = watched.locator("#story")
@@ -221,6 +219,30 @@ def test_a_log_is_replayed(watched: Page, log: Path) -> None:
         watched.wait_for_function("(before) => Number(document.getElementById('time').value) > before + 5", arg=before)
         watched.locator("#play").press("Enter")
         assert watched.locator("#play").get_attribute("aria-label") == "Play"
+
+
+def test_who_has_the_focus_keeps_it(watched: Page, log: Path) -> None:
+    """Whatever becomes of its request: others come and go before it, it waits, computes, and ends."""
+    frames = frames_of(read_event_log(log)).frames
+    with command("dashboard", str(log), says=r"at (http://\S+)") as url:
+        watched.goto(url)
+        name = None
+        tables = []
+        for frame in frames[len(frames) // 4 :]:
+            watched.locator("#time").evaluate(
+                "(slider, at) => { slider.value = at; slider.dispatchEvent(new Event('input')); }", frame.at + 0.01
+            )
+            if name is None and watched.locator("#queue .id").count() > 2:
+                watched.locator("#queue .id").last.focus()
+                name = watched.evaluate("document.activeElement.getAttribute('aria-label')")
+            if name is not None:
+                has_it = "(() => { const it = document.activeElement; return [it.getAttribute('aria-label'), it.closest('table')?.id] })()"
+                focused, table = watched.evaluate(has_it)
+                assert focused == name
+                tables.append(table)
+                if table == "ended":
+                    break
+    assert set(tables) == {"queue", "requests", "ended"}
 
 
 HOSTILE = ("<img src=x onerror=alert(1)>", '"><script>alert(2)</script>', "a/b?c#d%2e&e", "__proto__",

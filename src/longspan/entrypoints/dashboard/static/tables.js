@@ -87,6 +87,7 @@ export class Tables {
 
   update(state, all) {
     this.state = state;
+    const focus = this.focus();
     const queue = state.queue;
     let ahead = 0, tokens = 0;
     for (const item of queue) {
@@ -101,7 +102,25 @@ export class Tables {
     const hidden = state.frame.hidden || 0;
     document.getElementById("requests-note").textContent = hidden ? `${count(hidden)} more are not shown` : "";
     this.ended.update(state.ended);
+    this.refocus(focus);
     this.updateNews(state, all);
+  }
+
+  // Whose row has the focus, in which table, and where.
+  focus() {
+    const row = document.activeElement.closest("tr[data-number]");
+    const table = row && [this.queue, this.requests, this.ended].find((each) => each.body === row.parentNode);
+    return table ? { table, number: Number(row.dataset.number), place: row.sectionRowIndex, button: document.activeElement } : null;
+  }
+
+  // A row that is moved, or goes, loses the focus: it stays with the request, in whichever table it is now, else in its place.
+  refocus(held) {
+    if (!held || document.activeElement === held.button) return;
+    const tables = [held.table, this.queue, this.requests, this.ended];
+    const found = tables.map((table) => table.rows.get(held.number)).find((row) => row);
+    const rows = held.table.body.rows;
+    const row = found ? found.node : rows[Math.min(held.place, rows.length - 1)];
+    if (row) row.querySelector("button").focus({ preventScroll: true });
   }
 
   id(item) {
