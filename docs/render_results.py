@@ -70,6 +70,7 @@ SECTIONS: tuple[Section, ...] = (
     scale.scale_attained,
     policies.against_version,
     simulator.simulator_against_engine,
+    simulator.simulator_against_engine_longspan,
     simulator.simulator_speed,
     simulator.simulator_speed_large,
     loongserve_paper.paper_loongserve,

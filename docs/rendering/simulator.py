@@ -15,9 +15,17 @@ _FIGURES = tuple((name, statistic) for name in ("ttft", "tpot") for statistic in
 
 
 def simulator_against_engine(record: Record) -> str:
+    return _against_engine(record, "## The simulator beside the engine\n")
+
+
+def simulator_against_engine_longspan(record: Record) -> str:
+    return _against_engine(record, "## The simulator beside the engine, with the default policy\n")
+
+
+def _against_engine(record: Record, title: str) -> str:
     r = record["results"]
     parts = [
-        "## The simulator beside the engine\n",
+        title,
         origin(record, "Lengths are scaled down by one factor for each trace (or prompts only, where outputs would "
                        "shrink to nothing; these are cut off), arrivals are Poisson."),
         f"The same requests, policy and cost model; {r['model']} on {r['instances']} instances. "
@@ -57,7 +65,7 @@ def simulator_against_engine(record: Record) -> str:
         axes[0].legend()
 
     what = "How far the simulator's mean and p90 of TTFT and TPOT are from the engine's; the band is the aim"
-    return "\n".join([*parts, plot("simulator_against_engine", what, draw, columns=len(r["policies"]))])
+    return "\n".join([*parts, plot(record["benchmark"], what, draw, columns=len(r["policies"]))])
 
 
 def _closeness(policies: dict[str, Any]) -> str:
