@@ -172,6 +172,28 @@ def sharing(policy: str = "longspan:kvp_tokens_per_shard=16", **settings: object
     return driver
 
 
+@pytest.mark.parametrize("policy", ["medha", "longspan"])
+def test_a_repair_and_those_who_decode_beside_it_take_turns(policy: str) -> None:
+    config = SchedulerConfig(
+        policy=f"{policy}:kvp_tokens_per_shard=40", num_instances=3, kv_tokens=400, min_tokens_per_instance=1,
+        decode_headroom=0, max_batch_tokens=8, overload="off",
+    )  # fmt: skip
+    driver = Driver(config, cost_model=MODEL)
+    driver.arrive(90, 8, "a")
+    others = [f"other{number}" for number in range(6)]
+    for name in others:
+        driver.arrive(6, 200, name)
+    while min(life.outputs for life in driver.lives.values()) == 0:
+        driver.complete()
+    before = sum(driver.lives[each].outputs for each in others)
+    driver.lose(driver.model.residences["a"][0][0].owner[0])
+    while driver.lives["a"].outputs == 1:
+        driver.complete()
+    batches_of_repairs = 40 // 8
+    meanwhile = sum(driver.lives[each].outputs for each in others) - before
+    assert 6 <= meanwhile <= 6 * 2 * (batches_of_repairs + 1), "a batch or two of theirs after each of its own"
+
+
 def test_what_several_share_is_computed_again_once() -> None:
     driver = sharing()
     shared, _, _ = driver.model.residences["a"][0]

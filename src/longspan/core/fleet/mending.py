@@ -36,6 +36,7 @@ class Mending:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._owed: set[int] = set()  # instances on which the policy has had no turn since the last such batch
+        self._offered: frozenset[int] = frozenset()  # those on which it has its turn now
         self._since: tuple[str, int] | None = None  # the first request, and the batches issued before it was that
         self._waits: dict[str, int] = {}  # batches that had been issued when who may wait had its last chunk
         self._waiting: set[str] = set()  # those of them that do
@@ -46,10 +47,14 @@ class Mending:
         may_wait: tells what the policy says of a request that has no token yet.
         """
         self._ledger.cluster.release()
-        if not self._ledger.repairing:
+        if self._ledger.repairing:
+            self._begin(may_wait)
+        else:
             self._since = None
             self._waits.clear()
-            return
+        self._offered = frozenset(self._ledger.cluster.idle_numbers)
+
+    def _begin(self, may_wait: Callable[[Request], bool]) -> None:
         self._let_wait(may_wait)
         if not any([instance.is_working for instance in self._ledger.cluster.instances]):
             self._owed.clear()  # a policy may rely upon it that it can start something where nothing runs
@@ -59,9 +64,9 @@ class Mending:
 
     def go_on(self) -> None:
         """Start what can start on the instances that the policy leaves idle."""
+        self._owed -= self._offered
         if self._ledger.repairing:
             self._waiting.clear()
-            self._owed -= self._ledger.cluster.idle_numbers
             self._go_on(frozenset())
 
     def forget(self, instance: int) -> None:
