@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import RefuseRequest, RunBatch, StopRequest
+from longspan.core.actions import MigrateKV, RefuseRequest, RunBatch, StopRequest
 
 from .cost_models import scaling_model
 from .driver import Driver
@@ -136,3 +136,29 @@ def test_without_any_instance_requests_wait() -> None:
     batches = [work for work in driver.model.started if isinstance(work, RunBatch)]
     assert {segment.request_id for batch in batches for segment in batch.segments} == {"a", "b"}
     driver.finish()
+
+
+def test_who_never_could_begin_is_refused_though_no_policy_is_asked_any_more() -> None:
+    driver = Driver(SchedulerConfig(policy="replicated", num_instances=2, kv_tokens=10))
+    driver.lose(0)
+    driver.lose(1)
+    driver.arrive(6, 9, "long")
+    driver.arrive(3, 3, "short")
+    driver.lose(0, returns=False)
+    assert refusals(driver) == []
+    driver.lose(1, returns=False)
+    assert sorted(refusals(driver)) == [("long", "fleet_too_small"), ("short", "fleet_too_small")]
+    driver.finish()
+
+
+def test_what_belonged_to_an_instance_that_is_let_go_begins_elsewhere() -> None:
+    """`replicated` deals requests out over those that serve; one is let go after the policy has had its turn."""
+    driver = Driver(SchedulerConfig(policy="replicated", num_instances=2, kv_tokens=16, prefix_block=1))
+    driver.arrive(list(range(8)), 1, "on 0")
+    driver.arrive(list(range(20, 29)), 1, "on 1")
+    driver.finish()
+    driver.leave(0)  # not all that is cached there has room on the other
+    assert isinstance(driver.model.started[0], MigrateKV)
+    driver.arrive(3, 6, "waits for 0")
+    driver.finish()
+    assert driver.lives["waits for 0"].outputs == 6

@@ -33,6 +33,7 @@ from longspan.core.fleet.draining import Draining
 from longspan.core.fleet.loss import lose_instance
 from longspan.core.fleet.mending import Mending
 from longspan.core.fleet.refitting import forget_who_left, refit, stop_the_overgrown
+from longspan.core.fleet.turns import Turns
 from longspan.core.internal_error import InternalError
 from longspan.core.invariants import check_invariants
 from longspan.core.inventory import Inventory, take_inventory
@@ -81,7 +82,8 @@ class Scheduler:
         self._cost_model = cost_model
         self._may_look_ahead = may_look_ahead(config)
         self._ledger.keeps_on_one_instance = self.policy.keeps_on_one_instance
-        self._mending, self._draining = Mending(self._ledger), Draining(self._ledger)
+        self._turns = Turns(self._ledger)
+        self._mending, self._draining = Mending(self._ledger, self._turns), Draining(self._ledger, self._turns)
         ledger = self._ledger
         self.news = News(ledger.arrived, ledger.ended, ledger.completed, ledger.changes)
         self._untold: list[Request] | None = None
@@ -229,7 +231,7 @@ class Scheduler:
         match event:
             case InstanceLost(number, returns) if number in ledger.cluster:
                 lose_instance(ledger, number, returns)
-                self._mending.forget(number)
+                self._turns.forget(number)
             case InstanceLost(number, returns):
                 ledger.cluster.expect(number, returns)
             case InstanceJoined(number, kv_tokens):
@@ -272,11 +274,16 @@ class Scheduler:
             if not ledger.cluster.instances:  # the last one has left
                 self._keep_news()
                 return
+            self._turns.begin()
         ledger.prefixes.lookup.forget()
         self.policy.schedule(self._state, self.news, now)
         if is_mending:
+            self._turns.end()
             self._mending.go_on()
-            self._draining.go_on()
+            if self._draining.go_on():
+                self._clear_news()
+                ledger.changes.is_other = True
+                self._decide(now)
 
     def _keep_news(self) -> None:
         """Of who has come and gone meanwhile the policy need not hear at all."""

@@ -16,6 +16,7 @@ from longspan.core.fleet.carrying import Carrying
 from longspan.core.fleet.families import family_of, is_at_rest, move_whole, slots_of, unite
 from longspan.core.fleet.placing import Rooms
 from longspan.core.fleet.refitting import refit
+from longspan.core.fleet.turns import Turns
 
 PATIENCE = 64
 """Batches per instance that pass without any progress before a request gives up its KV."""
@@ -24,11 +25,10 @@ PATIENCE = 64
 class Draining:
     """Moves KV away, and tells when an instance is empty."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, turns: Turns) -> None:
         self._ledger = ledger
+        self._turns = turns
         self._carrying = Carrying(ledger)
-        self._owed: set[int] = set()  # instances on which the policy has had no turn since the last migration
-        self._offered: frozenset[int] = frozenset()  # those on which it has its turn now
         self._since: dict[int, int] = {}  # batches that had been issued when something last moved away, by instance
 
     def begin(self) -> None:
@@ -37,26 +37,29 @@ class Draining:
         for instance in list(self._ledger.cluster.fleet.leaving):
             if instance.reserved and not self._ledger.keeps_on_one_instance:
                 self._plan_elsewhere(instance)
-            is_moving = self._move(instance, self._owed)
+            is_moving = self._move(instance, self._turns.owed)
             if _is_empty(instance):
                 self._let_go(instance)
             elif not is_moving:
                 self._hold(instance)
-        self._offered = frozenset(self._ledger.cluster.idle_numbers)
 
-    def go_on(self) -> None:
+    def go_on(self) -> bool:
         """Move what can move between instances that the policy leaves idle; let go of those that it has emptied, for
-        perhaps nothing happens any more."""
-        self._owed -= self._offered
-        for instance in list(self._ledger.cluster.fleet.leaving):
+        perhaps nothing happens any more.
+
+        Returns whether one has been let go: then the policy has its turn again, with the fleet that there is now.
+        """
+        leaving = list(self._ledger.cluster.fleet.leaving)
+        for instance in leaving:
             self._move(instance, set())
             if _is_empty(instance):
                 self._let_go(instance)
+        return len(self._ledger.cluster.fleet.leaving) < len(leaving)
 
     def _let_go(self, instance: Instance) -> None:
         ledger = self._ledger
         self._since.pop(instance.id, None)
-        self._owed.discard(instance.id)
+        self._turns.forget(instance.id)
         ledger.cluster.lose(instance.id, returns=True)
         ledger.actions.append(InstanceDrained(instance.id))
         ledger.changes.is_other = True
@@ -77,7 +80,7 @@ class Draining:
             if instance.is_held:
                 return False  # until others rest
         if (move := self._carrying.advance(instance, owed)) is not None:
-            self._owed |= {move.source, move.target}
+            self._turns.take((move.source, move.target))
             self._since[instance.id] = batches
             return True
         if batches - since > PATIENCE * len(ledger.cluster):
@@ -123,7 +126,7 @@ class Draining:
         else:
             self._ledger.cluster.hold(source.id)  # they are in later stages, and come back
             return False
-        self._owed |= {source.id, target.id}
+        self._turns.take((source.id, target.id))
         return True
 
     def _start_what_fits(self, request: Request, source: Instance, target: Instance) -> None:
@@ -139,10 +142,10 @@ class Draining:
         """Have the roomiest other instance wait for the one that leaves, if that comes back soon; or the reverse."""
         cluster = self._ledger.cluster
         others = [each for each in cluster.instances if not each.is_leaving and each.unreserved > 0]
-        if not others or leaving.id in self._owed:
+        if not others or leaving.id in self._turns.owed:
             return
         target = max(others, key=lambda instance: (instance.room, -instance.id))
-        if target.id in self._owed:
+        if target.id in self._turns.owed:
             return
         if target.is_idle and leaving.is_decoding:
             cluster.hold(target.id)

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from longspan.core.actions import KVRange, Segment
 from longspan.core.books.ledger import Ledger
 from longspan.core.books.request import Request
+from longspan.core.fleet.turns import Turns
 
 CHUNK, CHUNK_ALONE = 512, 2048
 """Tokens of one such iteration for each of its instances: while others wait for these, and while nobody does."""
@@ -33,10 +34,9 @@ PATIENCE = 4
 class Mending:
     """Issues the batches that repair requests."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, turns: Turns) -> None:
         self._ledger = ledger
-        self._owed: set[int] = set()  # instances on which the policy has had no turn since the last such batch
-        self._offered: frozenset[int] = frozenset()  # those on which it has its turn now
+        self._turns = turns
         self._since: tuple[str, int] | None = None  # the first request, and the batches issued before it was that
         self._waits: dict[str, int] = {}  # batches that had been issued when who may wait had its last chunk
         self._waiting: set[str] = set()  # those of them that do
@@ -47,31 +47,22 @@ class Mending:
         may_wait: tells what the policy says of a request that has no token yet.
         """
         self._ledger.cluster.release()
-        if self._ledger.repairing:
-            self._begin(may_wait)
-        else:
+        if not self._ledger.repairing:
             self._since = None
             self._waits.clear()
-        self._offered = frozenset(self._ledger.cluster.idle_numbers)
-
-    def _begin(self, may_wait: Callable[[Request], bool]) -> None:
+            return
         self._let_wait(may_wait)
         if not any([instance.is_working for instance in self._ledger.cluster.instances]):
-            self._owed.clear()  # a policy may rely upon it that it can start something where nothing runs
-        first = self._go_on(self._owed)
+            self._turns.owed.clear()  # a policy may rely upon it that it can start something where nothing runs
+        first = self._go_on(self._turns.owed)
         if first is not None:
             self._hold(first)
 
     def go_on(self) -> None:
         """Start what can start on the instances that the policy leaves idle."""
-        self._owed -= self._offered
         if self._ledger.repairing:
             self._waiting.clear()
             self._go_on(frozenset())
-
-    def forget(self, instance: int) -> None:
-        """Note that an instance is lost."""
-        self._owed.discard(instance)
 
     def _go_on(self, owed: Iterable[int]) -> Request | None:
         """Start all that can start; returns the first request that cannot."""
@@ -136,7 +127,7 @@ class Mending:
         members = {number for each in segments for number in (*each.compute, *[n for n, _ in each.context])}
         self._waits |= {each.request_id: ledger.numbering.batches for each in segments}
         ledger.issue_repair(tuple(sorted(members)), segments)
-        self._owed |= members
+        self._turns.take(members)
 
     def _is_alone(self, group: set[int]) -> bool:
         """Tell whether nobody else could run on these instances now."""
@@ -166,6 +157,7 @@ class Mending:
         needed = self._needed(request)
         busy = [cluster[number] for number in needed if number not in cluster.idle_numbers]
         is_patient = batches - self._since[1] <= PATIENCE * len(cluster)
-        if busy and needed.isdisjoint(self._owed) and (not is_patient or all([each.is_decoding for each in busy])):
+        come_back_soon = not is_patient or all([each.is_decoding for each in busy])
+        if busy and needed.isdisjoint(self._turns.owed) and come_back_soon:
             for number in sorted(needed & cluster.idle_numbers):
                 cluster.hold(number)

@@ -69,10 +69,11 @@ def refuse(ledger: Ledger, request: Request) -> None:
 
 def _is_in_vain(ledger: Ledger, request: Request) -> bool:
     """Tell whether a waiting request could not begin though all were back that are expected. One that never could is
-    the policy's to refuse."""
+    the policy's to refuse, if that is asked again."""
     fleet = ledger.cluster.fleet
-    is_too_long = request.num_tokens + ledger.headroom(request) > ledger.most(fleet.expected)
-    return is_too_long and request.max_kv_tokens <= ledger.most(fleet.full)
+    expected = ledger.most(fleet.expected)
+    is_too_long = request.num_tokens + ledger.headroom(request) > expected
+    return is_too_long and (request.max_kv_tokens <= ledger.most(fleet.full) or not expected)
 
 
 def _interrupt_who_rests(ledger: Ledger) -> None:
