@@ -12,8 +12,8 @@ from longspan.core.news import News
 from longspan.core.policies.base import Policy
 from longspan.core.policies.chunked.predictor import Predictor
 from longspan.core.policies.chunked.ranking import Ranking
-from longspan.core.policies.chunked.token_budget import TokenBudget
 from longspan.core.policies.medha.baselines import Sarathi
+from longspan.core.policies.medha.token_budget import TokenBudget
 from longspan.core.state import SchedulerState
 
 

@@ -61,8 +61,7 @@ class Feedback:
 
     def expect(self, batch_id: int, at: float, predicted_s: float, kind: Kind) -> None:
         """Note what was predicted, uncorrected, of a batch that begins now."""
-        if self.gain:
-            self._issued[batch_id] = _Issued(at, predicted_s, kind)
+        self._issued[batch_id] = _Issued(at, predicted_s, kind)
 
     def begin(self, batch_id: int, at: float) -> None:
         """Note that a batch that was behind others begins only now."""
@@ -90,11 +89,18 @@ class Feedback:
         """Return actual over predicted of such iterations on the average instance."""
         return min(HIGH, max(LOW, self._kinds[kind] * self._mean))
 
+    def left(self, batch: RunBatch, alike: int, now: float) -> float | None:
+        """Return the seconds until a batch that runs, and so many like it behind it, are over; None: nothing is known
+        of it. One that is overdue is expected to take as long again as it is late."""
+        issued = self._of(batch)
+        if issued is None:
+            return None
+        each_s = self.scale(issued.kind, batch.group) * issued.predicted_s
+        return abs(each_s - (now - issued.at)) + alike * each_s
+
     def learn(self, news: News, going_on: Callable[[Sequence[str]], Sequence[str]], now: float) -> None:
         """Compare what has just run with what was predicted. going_on: of many ids, those of requests that are to have
         more tokens."""
-        if not self.gain:
-            return
         self.took_s.clear()
         for batch in news.fleet.void:
             self._issued.pop(batch.batch_id, None)
@@ -107,18 +113,24 @@ class Feedback:
             self.first_at.pop(request.id, None)
 
     def _compare(self, batch: RunBatch, going_on: Callable[[Sequence[str]], Sequence[str]], now: float) -> None:
-        issued = self._issued.pop(batch.batch_id, None)
-        if issued is None:  # it was queued behind the one before, and is the same again
-            group, issued = self._latest.get(batch.group[0], ((), None))
-            if group != batch.group:
-                return
+        issued = self._of(batch)
+        self._issued.pop(batch.batch_id, None)
         if issued is None:
             return
         took_s = self.took_s[batch.batch_id] = now - issued.at
         self._latest[batch.group[0]] = batch.group, _Issued(now, issued.predicted_s, issued.kind)
+        if not self.gain:
+            return
         if issued.predicted_s > _QUIET:
             self._correct(issued.kind, batch.group, took_s / issued.predicted_s)
         self._note_tokens(going_on([segment.request_id for segment in batch.segments if segment.emits]), took_s, now)
+
+    def _of(self, batch: RunBatch) -> _Issued | None:
+        issued = self._issued.get(batch.batch_id)
+        if issued is None:  # it was queued behind the one before, and is the same again
+            group, latest = self._latest.get(batch.group[0], ((), None))
+            return latest if group == batch.group else None
+        return issued
 
     def _correct(self, kind: Kind, group: Sequence[int], ratio: float) -> None:
         there = max(map(self.slowness, group))

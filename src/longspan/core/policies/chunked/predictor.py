@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import cache, cached_property, lru_cache
 
 from longspan.config import SchedulerConfig
+from longspan.core.actions import RunBatch
 from longspan.core.books.request import Request
 from longspan.core.costs.cost_model import Chunk, CostModel
 from longspan.core.costs.load import context_seconds, exchange_seconds, ring_seconds
@@ -81,6 +82,18 @@ class Predictor:
         if tightest_gap_s is None:
             return max(self.pace_s / scale, self.least_idle_target)
         return max(tightest_gap_s / (self.feedback.pace * scale), self.least_target)
+
+    def wait(self, running: RunBatch, alike: int, decodes: int, context: int, now: float) -> float:
+        """Return how much later a prompt's chunk ends, as predictions go, that waits until a batch is over.
+
+        alike: batches like it that are queued behind it. decodes, context: of the requests that decode there
+        afterwards, which lengthen the chunk's own iteration; their tokens together.
+        """
+        left_s = self.feedback.left(running, alike, now)
+        if left_s is None:
+            return self.target()
+        beside_s = self.model.decode(decodes, context, 1, 1) - self._fixed_s if decodes else 0.0
+        return left_s / self.feedback.typical("prefill") + max(0.0, beside_s)
 
     def least_beside(self, decodes_s: float, pace_s: float, scale: float) -> float:
         """Return the seconds, as predictions go, that an iteration may take whatever the pace of its decodes.

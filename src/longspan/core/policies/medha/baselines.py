@@ -16,7 +16,7 @@ from longspan.core.policies.chunked.priority import (
     least_slack,
     shortest_remaining,
 )
-from longspan.core.policies.chunked.token_budget import TokenBudget
+from longspan.core.policies.medha.token_budget import TokenBudget
 from longspan.core.state import SchedulerState
 
 

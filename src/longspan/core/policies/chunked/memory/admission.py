@@ -15,6 +15,7 @@ from longspan.core.policies.chunked.memory.copying import Elsewhere, Kept
 from longspan.core.policies.chunked.memory.kvp import plan_shards
 from longspan.core.policies.chunked.memory.pool_shares import PoolShares, PoolUse
 from longspan.core.policies.chunked.memory.recomputing import last_key
+from longspan.core.policies.chunked.memory.returns import Returns
 from longspan.core.policies.chunked.ranking import Candidate
 from longspan.core.policies.chunked.teams.width import ALONE, Team, Width, plan_evenly
 from longspan.core.prefixes.coming import Coming
@@ -68,6 +69,7 @@ class Admissions:
         self._has_looked = False
         self._waits_for_prefix = waits_for_prefix
         self._lift = lift
+        self._returns = Returns(state, chunks.iteration)
         self._beginning = Coming(state.config.prefix_block)
         self.ahead: set[str] = set()
         self._full: set[int] = set()
@@ -145,10 +147,10 @@ class Admissions:
     def _had_better_wait(self, candidate: Candidate, headroom: int) -> bool:
         """Tell whether it had better wait for more of its prefix than it could take over now; then set room aside.
 
-        That is so where it saves more than an iteration takes, and than the work takes of those before it in rank that
-        wait for the same instance: beyond that, it had better compute its prefix once more, elsewhere. It waits for who
-        computes more of it; or for busy instances that have it, if all of it is on one, or if none above it in rank
-        waits: then they come together (`prefix_to_come`).
+        That is so where it saves more than it waits for these instances (`Returns`), and than the work takes of those
+        before it in rank that wait for the same one: beyond that, it had better compute its prefix once more,
+        elsewhere. It waits for who computes more of it; or for busy instances that have it, if all of it is on one, or
+        if none above it in rank waits: then they come together (`prefix_to_come`).
         """
         state, request, able = self.state, candidate.request, self._able()
         is_first, self._has_looked = not self._has_looked, True
@@ -163,12 +165,13 @@ class Admissions:
         there_s = self.predictor.whole_prefill(there)
         saved_s = there_s - self.predictor.whole_prefill(state.cached(request, able))
         queue_s = candidate.queue_s if coming is None else sum([kept.left_s for kept in self.kept if kept.home in near])
-        target_s, key = self.predictor.target(), last_key(request, there // state.config.prefix_block)
-        if saved_s <= target_s:
+        wait_s = self._returns.wait(near, able, coming)
+        key = last_key(request, there // state.config.prefix_block)
+        if saved_s <= wait_s:
             return False
-        if coming is None and (there_too := self._copy(request, key, held, min(queue_s, saved_s - target_s))):
+        if coming is None and (there_too := self._copy(request, key, held, min(queue_s, saved_s - wait_s))):
             near = there_too
-        elif saved_s <= target_s + queue_s and self._elsewhere.recomputing.may_begin(request, key):
+        elif saved_s <= wait_s + queue_s and self._elsewhere.recomputing.may_begin(request, key):
             return False
         if coming is not None and not self._goes_on(coming[0]):
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from longspan.config import SchedulerConfig
+from longspan.core.actions import RunBatch
 from longspan.core.costs.cost_model import Chunk
 from longspan.core.policies.chunked.predictor import Predictor
 
@@ -40,3 +41,7 @@ class TokenBudget(Predictor):
 
     def target(self, tightest_gap_s: float | None = None, scale: float = 1.0) -> float:
         return float(self.chunk_size)
+
+    def wait(self, running: RunBatch, alike: int, decodes: int, context: int, now: float) -> float:
+        """Return an iteration's tokens: how long anything takes it does not know."""
+        return self.target()
