@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -11,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.core.actions import Action
-from longspan.core.events import Event
+from longspan.core.events import Event, RequestArrived
 from longspan.metrics.fleet import Fleet, Frame, FrameMaker
+from longspan.metrics.fleet.frames import About
 from longspan.metrics.fleet.lives import percentile
+from longspan.metrics.fleet.watched import Watched as WatchedFleet
 from tests.core.cost_models import scaling_model
 from tests.core.driver import Driver
 from tests.core.random_policy import RandomPolicy
@@ -154,6 +157,43 @@ def test_changes_add_up_to_the_whole() -> None:
     for name, life in driver.lives.items():
         if life.ended not in (None, "refused"):
             assert told[name][2] == life.prompt and told[name][3] == life.outputs
+
+
+@dataclass
+class Nothing:
+    """Was there before the first record."""
+
+    requests: Sequence[tuple[float, RequestArrived]] = ()
+    running: Sequence[Action] = ()
+
+
+def test_what_was_before_somebody_looked_is_told_as_what_comes_then() -> None:
+    """News name their requests, for nothing else may be told of them any more; no span is another's."""
+    records = records_of(a_busy_day())
+    begin, end = records[0][0], records[-1][0]
+    alone = Fleet(CONFIG.num_instances)
+    for record in records:
+        alone.read(*record)
+    maker = FrameMaker(alone)
+    maker.changes(end)
+    told = maker.whole()
+    watched = WatchedFleet(Fleet(CONFIG.num_instances))
+    watched.begin_past(Nothing(), begin, end)
+    for record in records:
+        watched.read_past(*record)
+    watched.end_past()
+    about = About("model", CONFIG.policy, CONFIG.num_instances, CONFIG.kv_tokens, "1", "log")
+    page = Page()
+    page.take(watched.frame(end, about, None)[1].removeprefix(b"data: "))
+    news = [row[1:] for row in page.lists["news"].values()]
+    assert news and news == [list(row[1:]) for row in told.news]
+    names = {name for what, _, name, _ in news if what == "preempted"}
+    assert names and names <= a_busy_day().lives.keys()
+    assert len(page.lists["spans"]) == len(told.spans)
+    for now, *rest in records:  # all of that once more
+        watched.read(now + end, *rest)
+    page.take(watched.frame(2 * end, about, None)[1].removeprefix(b"data: "))
+    assert len(page.lists["spans"]) == 2 * len(told.spans)
 
 
 def test_spans_are_what_ran() -> None:

@@ -83,7 +83,7 @@ class Fleet:
 
     def skip_to(self, opening: Opening, now: float) -> None:
         """Go on where a log does, after a part that it lacks. Of KV only that is known that is told from here on."""
-        self.now, self.slots, self.spans = now, KVSlots(), Spans()
+        self.now, self.slots, self.spans = now, KVSlots(), Spans(self.spans.count)
         alive = {event.request_id for _, event in opening.requests}
         for request_id in [name for name in self.lives if name not in alive]:
             self._end(request_id, "unknown", now)
@@ -306,7 +306,7 @@ class Fleet:
             life.preemptions += 1
             life.computed = 0
             self.waiting[request_id] = life
-            self.news.append(News(now, "preempted", request=life.number))
+            self.news.append(News(now, "preempted", request=request_id))
 
     def _refuse(self, request_id: str, reason: str, now: float) -> None:
         self.waiting.pop(request_id, None)
@@ -314,7 +314,7 @@ class Fleet:
             life.ended = f"refused: {reason}"
             self.totals.turned_away += 1
             self.ended.append(life)
-            self.news.append(News(now, "refused", request=life.number, detail=reason))
+            self.news.append(News(now, "refused", request=request_id, detail=reason))
 
     def _promise(self, decision: Decision) -> None:
         told = [decision.predicted.get(name) for name in _QUOTED]

@@ -50,7 +50,7 @@ class Frame(msgspec.Struct, omit_defaults=True):
     spans: number, start, end, group, kind, [[request, tokens]], requests, batches, tokens; one that was told before
     replaces that. samples: of each second: at, running, waiting, slots used and cached, tokens a second of prompts
     and of answers, then by class [median, 95 %] of TTFT, and of TPOT, and requests that were answered, and that were
-    refused or aborted. news: at, what, instance, request, detail.
+    refused or aborted. news: at, what, instance, a request's id, detail.
     ended: number, id, prompt tokens, generated, arrived, seconds to its first token, seconds a token, why, at.
     state: what ails the server, if anything. about: with what is whole.
     """

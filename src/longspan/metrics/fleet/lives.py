@@ -75,12 +75,12 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Something to tell at once: what, of which instance or request (its number), and in words what more there is."""
+    """Something to tell at once: what, of which instance or request (its id), and in words what more there is."""
 
     at: float
     what: str
     instance: int | None = None
-    request: int | None = None
+    request: str | None = None
     detail: str = ""
 
 

@@ -53,16 +53,16 @@ class Running:
 
 
 class Spans:
-    """What ran, and what runs."""
+    """What ran, and what runs. count: what the numbers of spans go on from."""
 
     def __init__(self, count: int = 0) -> None:
-        """count: what their numbers go on from."""
+        """Begin without any."""
         self.batches: dict[int, Running] = {}
         self.moves: dict[int, Running] = {}
         self._last_end: dict[int, float] = {}
         self._latest: dict[int, Span] = {}
         self._new: deque[Span] = deque(maxlen=MOST_NEW)
-        self._count = count
+        self.count = count
 
     def issue(self, batch: RunBatch, named: list[tuple[int, int]], now: float) -> Running:
         """Note a batch, and return how it is shown. named: (number, tokens) of its requests."""
@@ -104,8 +104,8 @@ class Spans:
         if span is not None and self._goes_on(span, ran, begun):
             span.end, span.count, span.tokens = now, span.count + 1, span.tokens + ran.tokens
         else:
-            self._count += 1
-            span = Span(self._count, begun, now, ran.group, ran.kind, ran.requests, ran.num_requests)
+            self.count += 1
+            span = Span(self.count, begun, now, ran.group, ran.kind, ran.requests, ran.num_requests)
             span.tokens = ran.tokens
             self._latest |= dict.fromkeys(ran.group, span)
         if span.told or span.count == 1:

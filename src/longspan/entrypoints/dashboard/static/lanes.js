@@ -204,7 +204,7 @@ export class Lanes {
     this.canvas.style.cursor = found && found.number ? "pointer" : "default";
     if (!found) return;
     const id = this.state.ids.get(found.number);
-    const lines = [element("b", { text: found.number ? (id ? shortId(id) : `request ${found.number}`) : "other requests" })];
+    const lines = [element("b", { text: found.number ? (id ? shortId(id) : "a request that has ended") : "other requests" })];
     if (found.span) {
       const { span } = found;
       const company = span.numRequests > 1 ? `, ${span.numRequests} requests` : "";

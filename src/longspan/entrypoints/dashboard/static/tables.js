@@ -187,8 +187,7 @@ export class Tables {
     this.told = key;
     this.news.closest(".panel").classList.toggle("is-empty", state.news.length === 0);
     this.news.replaceChildren(...state.news.map((each) => {
-      const id = each.request ? state.ids.get(each.request) : null;
-      const who = each.instance !== null ? `instance ${each.instance}` : id ? shortId(id) : `request ${each.request}`;
+      const who = each.instance !== null ? `instance ${each.instance}` : shortId(each.request);
       const what = { up: "joined", leaving: "is about to leave", lost: "is lost", preempted: "was preempted", refused: "was refused" }[each.what] || each.what;
       return element("li", {}, element("time", { text: clock(each.at, state.about) }), element("span", { class: each.what, text: `${who} ${what}${each.detail ? `: ${each.detail}` : ""}` }));
     }));
