@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from longspan.config import SchedulerConfig
-from longspan.core.actions import Action
+from longspan.core.actions import Action, RunBatch
+from longspan.core.decision import COPIED
 from longspan.core.events import Event
 from longspan.entrypoints import cli
 from longspan.errors import ReplayError
 from longspan.metrics.event_log import EventLogWriter, read_event_log, replay
 from longspan.metrics.explain import explain
 from longspan.metrics.story import Chapter, Story
+from tests.core import test_prefix_copies as copied
 from tests.core.cost_models import scaling_model
 from tests.core.driver import Driver
 
@@ -171,6 +173,29 @@ def test_whose_cached_tokens_go_for_whom_is_told(tell: Tell) -> None:
     lines = list(tell(d, "c").lines())
     (line,) = [line for line in lines if "evicted" in line]
     assert line.strip() == "512 cached tokens on 0 were evicted for c: 400 of a, 112 of b"
+
+
+def test_copies_of_a_prefix_are_told_to_all_who_wait_for_it(tell: Tell) -> None:
+    d = copied.driver()
+    copied.many(d)
+    d.finish()
+    (copy,) = copied.copies(d)
+    (decision,) = [each for decisions in d.why for each in decisions if each.step == COPIED]
+    (waiting,) = [at for at, _, actions in d.log if copy in actions]
+    begun = [name for name in d.lives if name != "first" and first_run(d, name) < waiting]
+    assert sorted([*decision.request_ids, *begun]) == sorted(set(d.lives) - {"first"}) and len(decision.request_ids) > 9
+    for name in decision.request_ids:
+        lines = [line.strip() for line in tell(d, name).lines() if "copied" in line]
+        assert len(lines) == 1 and lines[0].startswith(
+            f"4000 tokens of its prefix are copied from {copy.source} to {copy.target}, which takes 0.005 s: "
+            f"{len(decision.request_ids)} requests wait for them, and anything else would take "
+        )  # fmt: skip
+    assert not any("copied" in line for name in ("first", *begun) for line in tell(d, name).lines())
+
+
+def first_run(d: Driver, name: str) -> float:
+    return next(now for now, _, actions in d.log for action in actions if isinstance(action, RunBatch)
+                for segment in action.segments if segment.request_id == name)  # fmt: skip
 
 
 def test_refused_aborted_and_unfinished(tell: Tell) -> None:

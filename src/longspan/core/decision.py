@@ -17,6 +17,9 @@ back. One request stands for all that its tenant has, and will have, at its prio
 EVICTED = "evict"
 """The step that says whose cached KV went for want of slots: of an instance, for the first of the requests; the others
 had computed it. It tells all `tokens`, and the `tokens of` each."""
+COPIED = "copy"
+"""The step that says that a prefix is copied, from the first instance to the second, and for whom, which wait for it:
+the `tokens` of this piece, the `copy_s` that it takes, and the `saved_s` that anything else would have taken longer."""
 EXTRAPOLATED = "extrapolated"
 """The step that says that more `instances` serve than were `measured`: predictions for so many follow from those."""
 ROUTED = "node"

@@ -163,6 +163,8 @@ def in_words(decision: Decision) -> list[str]:
             ]
         case "evict":
             return [_evicted(decision)]
+        case "copy" if {"copy_s", "saved_s"} <= told.keys():
+            return [_copied(decision)]
         case "hopeless" if "late_s" in told:
             until = ", until its promise is at risk" if decision.predicted.get("promised_s") else ""
             return [
@@ -179,6 +181,17 @@ def _evicted(decision: Decision) -> str:
     others = f" and of {len(authors) - _MOST_NAMED} others" if len(authors) > _MOST_NAMED else ""
     where = decision.instances[0]
     return f"{told['tokens']:.0f} cached tokens on {where} were evicted for {beneficiary}: {', '.join(whose)}{others}"
+
+
+def _copied(decision: Decision) -> str:
+    source, target = decision.instances
+    many = len(decision.request_ids)
+    who = "it waits" if many == 1 else f"{many} requests wait"
+    told = decision.predicted
+    return (
+        f"{told['tokens']:.0f} tokens of its prefix are copied from {source} to {target}, which takes "
+        f"{told['copy_s']:.3f} s: {who} for them, and anything else would take {told['saved_s']:.3f} s longer"
+    )
 
 
 def _cached(decision: Decision) -> list[str]:

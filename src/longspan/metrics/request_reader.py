@@ -23,6 +23,7 @@ _TOLD_BY: dict[str, tuple[Kind, ...]] = {
     "gather": ("waits", "pauses"),
     "hold": ("pauses",),
     "empty": ("waits",),
+    "copy": ("waits",),
     "preempt": ("preempted",),
 }
 """Step of a policy -> the chapters that it explains; others explain whatever begins then."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from longspan.core.actions import MigrateKV
 from longspan.core.books.request import Request, RequestStatus
-from longspan.core.policies.chunked.memory.recomputing import Recomputing
+from longspan.core.decision import COPIED, Decision
+from longspan.core.policies.chunked.memory.recomputing import Recomputing, last_key
 from longspan.core.state import SchedulerState
 
 _PATIENCE = 16
@@ -26,12 +28,16 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """since: the batches that had been issued when it was decided."""
+    """blocks: of the prefix. since: the batches that had been issued when it was decided. copy_s, saved_s: see
+    `COPIED`."""
 
     request: Request
     source: int
     target: int
+    blocks: int
     since: int
+    copy_s: float
+    saved_s: float
 
 
 class Copies:
@@ -51,7 +57,8 @@ class Copies:
             if not _can_begin(state, copy):
                 continue
             if state.cluster[copy.source].is_idle and state.cluster[copy.target].is_idle:
-                state.copy(copy.request, copy.source, copy.target)
+                if (action := state.copy(copy.request, copy.source, copy.target)) is not None:
+                    state.explain(_explained(state, copy, key, action))
                 del self._by_key[key]
             else:
                 pairs.append((copy.source, copy.target))
@@ -71,10 +78,13 @@ class Copies:
             return []
         if known is not None and _is_waited_for(state, known):
             return [known.target] if known.source == source and _can_begin(state, known) else []
+        there = sum(held.values())
         for target in targets:
-            tokens = sum(held.values()) - state.cached(request, frozenset([target]))
-            if migration_s(tokens) < most_s and _has_room(state, request, source, target):
-                self._by_key[key] = _Copy(request, source, target, state.num_batches)
+            tokens = there - state.cached(request, frozenset([target]))
+            copy_s = migration_s(tokens)
+            if copy_s < most_s and _has_room(state, request, source, target):
+                blocks, saved_s = there // state.config.prefix_block, most_s - copy_s
+                self._by_key[key] = _Copy(request, source, target, blocks, state.num_batches, copy_s, saved_s)
                 return [target]
         return []
 
@@ -103,3 +113,10 @@ def _can_begin(state: SchedulerState, copy: _Copy) -> bool:
 
 def _has_room(state: SchedulerState, request: Request, source: int, target: int) -> bool:
     return 0 < state.copyable(request, source, target) <= state.cluster[target].unreserved
+
+
+def _explained(state: SchedulerState, copy: _Copy, key: bytes, action: MigrateKV) -> Decision:
+    """Return what is told of it, to all who wait for that prefix."""
+    others = [each for each in state.waiting if each is not copy.request and last_key(each, copy.blocks) == key]
+    told = {"tokens": action.num_tokens, "copy_s": copy.copy_s, "saved_s": copy.saved_s}
+    return Decision(COPIED, (copy.request.id, *[each.id for each in others]), (copy.source, copy.target), told)
