@@ -332,6 +332,7 @@ class FakeEngine:
             num_instances=2,
             num_preemptions=5,
             kv_tokens_used_by_instance=(156, 100) if alive else (0, 0),
+            kv_tokens_cached_by_instance=(30, 0) if alive else (0, 0),
             num_migrations=4,
             num_bad_logits=6,
         )

@@ -16,7 +16,7 @@ def test_each_instance_is_shown(server: LiveServer, http: httpx2.Client) -> None
     server.engine.missing[1] = "worker 1 is gone"
     assert http.get("/fleet").json()["instances"] == [
         {"instance": 0, "state": "serving", "why": "", "restarts": 0, "pids": [100], "kv_tokens_used": 156,
-         "kv_tokens_cached": 0, "node": 0},
+         "kv_tokens_cached": 30, "node": 0},
         {"instance": 1, "state": "starting", "why": "worker 1 is gone", "restarts": 0, "pids": [101],
          "kv_tokens_used": 100, "kv_tokens_cached": 0, "node": 0},
     ]  # fmt: skip
@@ -45,7 +45,8 @@ def test_the_commands(server: LiveServer, capsys: pytest.CaptureFixture[str]) ->
         return capsys.readouterr().out.splitlines()
 
     assert [line.split(",")[0] for line in told("list")] == ["instance 0: serving", "instance 1: serving"]
-    assert "0 restarts, processes 100" in told("list")[0]
+    assert "156 KV slots used, 30 cached, 0 restarts, processes 100" in told("list")[0]
+    assert "100 KV slots used, 0 cached, " in told("list")[1]
     assert [line.split(",")[0] for line in told("drain", "1")] == ["instance 1: drained"]
     assert [line.split(",")[0] for line in told("remove", "1")] == ["instance 1: removed"]
     assert [line.split(",")[0] for line in told("restart", "0")] == ["instance 0: serving"]

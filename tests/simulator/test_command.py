@@ -159,9 +159,10 @@ def test_what_pools_of_other_sizes_would_find_is_told(
     command = ["simulate", "--trace", str(trace), "--instances", "1", "--kv-tokens", str(kv_tokens)]
     assert run([*command, "--json", str(file), *options]) == 0
     printed = " ".join(capsys.readouterr().out.split())
+    found = 0.75 * (1 - 16 / TALK_TOKENS)  # three of four turns, but for each prompt's last block
     told = (
         "a pool that keeps what was used last finds 0.0% with these KV slots, "
-        "with 0.5 times 0.0%, 2 times 75.0%, 4 times 75.0%"
+        f"with 0.5 times 0.0%, 2 times {found:.1%}, 4 times {found:.1%}"
     )
     assert (told in printed) is kept
     prefixes = json.loads(file.read_text()).get("prefixes")
@@ -169,8 +170,22 @@ def test_what_pools_of_other_sizes_would_find_is_told(
         assert prefixes is None and "a pool that" not in printed
         return
     rates = {pool["times"]: pool["hit_rate"] for pool in prefixes["pools"]}
-    found = 0.75 * (1 - 1 / TALK_TOKENS)  # three of four turns, but for each prompt's last token
     assert rates == pytest.approx({0.5: 0.0, 1.0: 0.0, 2.0: found, 4.0: found})
+
+
+@pytest.mark.parametrize(("block", "found"), [(16, 5104), (48, 5088), (700, 4900)])
+def test_blocks_that_are_no_part_of_the_traces_are_told(
+    block: int, found: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three of four turns all is found but the last block, whatever the trace's ids stand for."""
+    trace, file = talks_in_turn(tmp_path / "trace.jsonl"), tmp_path / "r.json"
+    command = ["simulate", "--trace", str(trace), "--instances", "1", "--kv-tokens", "100000", "--json", str(file)]
+    assert run([*command, "--prefix-block", str(block)]) == 0
+    told = f"in whole blocks of {block} (the trace tells 512 at a time"
+    assert (told in " ".join(capsys.readouterr().out.split())) is (block != 16)
+    prefixes = json.loads(file.read_text())["prefixes"]
+    rates = [prefixes["hit_rate"], prefixes["best_hit_rate"], prefixes["pools"][1]["hit_rate"]]
+    assert rates == pytest.approx([0.75 * found / TALK_TOKENS] * 3)
 
 
 def test_of_a_trace_that_tells_no_prefixes_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:

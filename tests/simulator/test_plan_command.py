@@ -83,7 +83,7 @@ def test_what_pools_of_other_sizes_would_find_is_told(tmp_path: Path, capsys: py
     command = ["plan", "--trace", str(trace), "--devices", "2", "--tp", "1,2", "--policies", "longspan", "--jobs", "1"]
     assert run([*command, "--attainment", "0.5", "--json", str(file)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    found, pools = json.loads(file.read_text())["answers"], PoolSizes(read_trace(trace))
+    found, pools = json.loads(file.read_text())["answers"], PoolSizes(read_trace(trace), 16)
     for answer in found:
         expected = [{"times": times, "hit_rate": pools.hit_rate(times * answer["kv_slots"])} for times in TIMES]
         assert answer["pools"] == expected

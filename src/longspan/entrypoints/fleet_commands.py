@@ -153,6 +153,7 @@ def _show(instances: list[dict[str, Any]]) -> None:
         why = f"  {one['why']}" if one["why"] else ""
         where = f" on node {one['node']}" if any(other.get("node") for other in instances) else ""
         print(
-            f"instance {one['instance']}{where}: {one['state']}, {one['kv_tokens_used']} KV tokens used, "
-            f"{one['restarts']} restarts, processes {' '.join(map(str, one['pids'])) or 'none'}{why}"
+            f"instance {one['instance']}{where}: {one['state']}, {one['kv_tokens_used']} KV slots used, "
+            f"{one['kv_tokens_cached']} cached, {one['restarts']} restarts, "
+            f"processes {' '.join(map(str, one['pids'])) or 'none'}{why}"
         )

@@ -17,15 +17,17 @@ class PoolSizes:
     """The part of a trace's prompt tokens that is found, over the slots of one pool that keeps what was used last.
 
     A block is found where no more tokens than there are slots have been asked for since it was asked for last
-    (Mattson's stack distance, 1970), each of them once. Requests count in order of arrival, as if each was computed at
+    (Mattson's stack distance, 1970), each of them once; of what goes on from each other that way, whole prefix blocks.
+    Requests count in order of arrival, as if each was computed at
     once and the pool was only there to keep prefixes; so it is an estimate, whose differences tell what more slots
     bring.
     """
 
-    def __init__(self, requests: Sequence[TraceRequest]) -> None:
-        """requests: whose trace tells the ids of their blocks; others count as never found."""
+    def __init__(self, requests: Sequence[TraceRequest], prefix_block: int) -> None:
+        """requests: whose trace tells the ids of their blocks; others count as never found. prefix_block: tokens of
+        those in which prefixes are found."""
         self.num_tokens = sum([request.num_prompt_tokens for request in requests])
-        found = sorted(_distances(requests))
+        found = sorted(_distances(requests, prefix_block))
         self._distances = [distance for distance, _ in found]
         self._tokens = [0, *accumulate([tokens for _, tokens in found])]
 
@@ -33,7 +35,7 @@ class PoolSizes:
     def of(cls, requests: Sequence[TraceRequest], config: SchedulerConfig) -> PoolSizes | None:
         """Return them where prefixes are kept, and the trace tells of any."""
         known = config.prefix_cache and any([request.prefix_block_ids for request in requests])
-        return cls(requests) if known else None
+        return cls(requests, config.prefix_block) if known else None
 
     def table(self, slots: int) -> dict[float, float]:
         """Return by each of `TIMES` the part that so many times these slots find."""
@@ -50,17 +52,16 @@ class PoolSizes:
         return self._tokens[bisect_right(self._distances, slots)] / max(1, self.num_tokens)
 
 
-def _distances(requests: Sequence[TraceRequest]) -> list[tuple[int, int]]:
+def _distances(requests: Sequence[TraceRequest], prefix_block: int) -> list[tuple[int, int]]:
     """(Slots that it takes to find them, tokens) of each block that has come before."""
     uses = _Uses(sum([len(request.prefix_block_ids) for request in requests]))
     found = []
     for request in requests:
-        left = request.num_prompt_tokens
-        for block in request.prefix_block_ids:
-            tokens = min(BLOCK_TOKENS, left)
-            left -= tokens
+        most = request.num_prompt_tokens - 1  # a prompt's last token is always computed
+        for place, block in enumerate(request.prefix_block_ids):
+            begin, end = BLOCK_TOKENS * place, min(BLOCK_TOKENS * (place + 1), most)
             if (distance := uses.since(block)) is not None:
-                found.append((distance, tokens - (left == 0)))  # a prompt's last token is always computed
+                found.append((distance, (end // prefix_block - begin // prefix_block) * prefix_block))
         for block in reversed(request.prefix_block_ids):  # so that its end goes before its beginning
             uses.note(block)
     return found

@@ -73,7 +73,7 @@ def plan(lengths: LengthOptions, arrivals: ArrivalOptions, options: PlanOptions)
     best_first = sorted(answers, key=_goodness)
     _print(best_first, requests, options)
     best = best_first[0]
-    pools = PoolSizes(requests) if best.hit_rate is not None else None
+    pools = PoolSizes(requests, options.prefix_block) if best.hit_rate is not None else None
     if pools is not None and best.kv_slots is not None:
         console().print(f"\nof the best: {pools.told(best.kv_slots)}")
     found = list(doubts(requests, options.attainment, options.long_threshold, best.load if best.devices else None))

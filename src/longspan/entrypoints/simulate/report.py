@@ -23,6 +23,7 @@ from longspan.profiler.check import ErrorSummary
 from longspan.simulator.fleet import Fleet
 from longspan.simulator.pool_sizes import PoolSizes
 from longspan.simulator.simulator import SimulatedRequest, Simulation
+from longspan.workload.traces import BLOCK_TOKENS
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class SimulationReport:
         if (prefixes := self.simulation.prefixes).num_arrived:
             out.print(
                 f"\nprefixes: {prefixes.hit_rate:.1%} of the prompt tokens were found computed; "
-                f"{prefixes.best_hit_rate:.1%} of them had come before"
+                f"{prefixes.best_hit_rate:.1%} of them had come before{self._cut_short()}"
             )
             if self.pools is not None:
                 out.print(self.pools.told(self.config.total_kv_tokens))
@@ -158,6 +159,16 @@ class SimulationReport:
             is_long = request.record.num_prompt_tokens >= self.long_threshold
             if name in ("all", "long" if is_long else "short"):
                 yield request
+
+    def _cut_short(self) -> str:
+        """Say where prefixes end before what the trace says is the same does."""
+        block = self.config.prefix_block
+        if BLOCK_TOKENS % block == 0:
+            return ""
+        return (
+            f", in whole blocks of {block} (the trace tells {BLOCK_TOKENS} at a time: where prompts part up to "
+            f"{block - 1} of the tokens that they have in common are computed again)"
+        )
 
     def _print_class(self, name: str, group: ClassMetrics) -> None:
         out = console()
