@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from longspan.config import SchedulerConfig
 from longspan.core.actions import RefuseRequest
 from longspan.core.books.request import Request
 from longspan.core.estimate import Estimate
-from longspan.core.events import RequestArrived
+from longspan.core.events import InstanceJoined, InstanceLost, RequestArrived
 from longspan.core.policies.longspan.calibration import Kind
 from longspan.core.policies.longspan.eta import Forecast
 from longspan.core.policies.longspan.promise import LEAST_DOUBT, MOST_DOUBT, Promises
@@ -232,3 +234,30 @@ def test_a_prompt_whose_beginning_is_cached_takes_the_rest_of_what_it_would_take
     expected = alone(never, whole) - alone(before, document)
     assert expected > 0.1
     assert alone(before, whole) == pytest.approx(expected)
+
+
+def around_a_loss(seed: int) -> Run:
+    """Half of a fleet is lost for some seconds while streams with long prompts are being read, and short ones come."""
+    rng, at, arrivals = random.Random(seed), 0.0, list[Any]()
+    while at < 80.0:
+        at += rng.expovariate(1.0)
+        prompt = rng.randint(15_000, 30_000) if rng.random() < 0.3 else rng.randint(50, 200)
+        name = f"{'long' if prompt > 200 else 'short'} {len(arrivals)}"
+        arrivals.append(arrival(at, name, prompt, rng.randint(10, 60)))
+    arrivals += [(30.0, InstanceLost(1, True)), (50.0, InstanceJoined(1, 60_000))]
+    model = plain(2, fixed=0.005, per_token=2e-4, decode_fixed=0.02, per_request=1e-3)
+    return played(sorted(arrivals, key=itemgetter(0)), model, num_instances=2, kv_tokens=60_000, lookahead=True)
+
+
+def test_after_a_loss_short_ones_are_not_told_that_they_had_to_wait_for_minutes() -> None:
+    """Who comes just then waits some ten seconds for what is computed again of a stream: others hardly do."""
+    waited = []
+    for seed in range(1, 5):
+        run = around_a_loss(seed)
+        assert not [name for name in run.refused if name.startswith("short")]
+        quotes = {decision.request_ids[0]: decision.predicted["quote_s"] for decision in run.decisions("promise")}
+        for name, request in run.played.items():
+            if name.startswith("short") and 30.0 < request.arrived < 70.0:
+                assert quotes[name] < 15.0
+                waited += [(quotes[name], request.ttft_s)] if request.ttft_s > 5.0 and request.arrived < 31.0 else []
+    assert waited and all(0.5 * took_s < quote_s < 2.0 * took_s for quote_s, took_s in waited)

@@ -20,6 +20,7 @@ from longspan.core.policies.longspan.calibration import Kind
 from longspan.core.policies.longspan.crowd import Crowd
 from longspan.core.policies.longspan.eta import Forecast, Kinds, time_to_first_token
 from longspan.core.policies.longspan.fair_eta import TenantKinds
+from longspan.core.policies.longspan.interrupted import Interrupted
 from longspan.core.policies.longspan.load import ServiceRate
 from longspan.core.policies.longspan.order import INTERRUPTED, SharedProcessor, is_hopeless, rank
 from longspan.core.policies.longspan.promise import Promise, Promises, size_class
@@ -98,14 +99,13 @@ class Longspan(AdaptiveChunks):
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
-        self._sharing = SharedProcessor(1)
-        self._unserved = Crowd(self._left)
+        self._sharing, self._rate = SharedProcessor(1), ServiceRate(1.0)
+        self._unserved, self._interrupted = Crowd(self._left), Interrupted(self._left)
         self._kinds, self._tenant_kinds = Kinds(), TenantKinds()
         self._shares = TenantShares({}, math.inf)
         self._promises = Promises(self.options.promise_factor, self.options.promise_floor_s, self.options.margin)
         self._hopeless: set[str] = set()  # of which that was told
         self._scale, self._wait_s = 1.0, 0.0
-        self._rate = ServiceRate(1.0)
 
     def predictor(self, state: SchedulerState) -> ElasticPredictor:
         options, figures = self.options, self.figures()
@@ -113,9 +113,8 @@ class Longspan(AdaptiveChunks):
         figures["kvp_tokens_per_shard"] = figures["kvp_tokens_per_shard"] or state.config.total_kv_tokens
         predictor = ElasticPredictor(state.cost_model, state.config, **figures)
         predictor.use(team_sizes(state.config.num_instances, self.options.team))
-        closed_to_long = self.options.closed_to_long
-        if closed_to_long is None:
-            closed_to_long = _CLOSED_TO_LONG if state.config.num_instances > 1 else 0.0
+        closed_to_long = _CLOSED_TO_LONG if state.config.num_instances > 1 else 0.0
+        closed_to_long = closed_to_long if self.options.closed_to_long is None else self.options.closed_to_long
         self.pool_shares = PoolShares(self.options.closed_to_medium, closed_to_long)
         self.width = self._elastic = ElasticWidth(predictor, self.options.team, state.cluster.instances[0].id)
         if self._known is None:
@@ -123,8 +122,7 @@ class Longspan(AdaptiveChunks):
         return predictor
 
     def _begin(self, num_instances: int) -> None:
-        self._sharing = SharedProcessor(num_instances)
-        self._rate = ServiceRate(float(num_instances))
+        self._sharing, self._rate = SharedProcessor(num_instances), ServiceRate(float(num_instances))
         if self.options.fair_shares:
             slack_s = self.options.share_slack_s * num_instances
             self._shares = TenantShares(read_weights(self.options.tenant_weights), slack_s)
@@ -161,8 +159,9 @@ class Longspan(AdaptiveChunks):
         open_ones = [instance.id for instance in state.cluster.instances if not instance.is_leaving]
         self._elastic.follow(open_ones or [instance.id for instance in state.cluster.instances])
         predictor.use(self._elastic.sizes)
-        self._sharing.processors = len(state.cluster)
-        self._rate.most = float(len(state.cluster))
+        self._sharing.processors, self._rate.most = len(state.cluster), float(len(state.cluster))
+        self._promises.upset()
+        self._interrupted.note((*state.with_kv(), *state.waiting))
 
     def _note_progress(self, batch: RunBatch, predictor: Predictor, now: float) -> None:
         work_s, unserved = 0.0, self._unserved.names
@@ -202,6 +201,7 @@ class Longspan(AdaptiveChunks):
         if is_late and state.config.overload == "enforce" and request.service.if_late != "serve":
             self._refuse(state, request, promise, late_s)
             return
+        promise.is_upset = len(self._interrupted) > 0
         promise.is_given = self.options.at_risk_share > 0.0 and state.config.overload == "enforce" and not is_late
         kinds = self._tenant_kinds.of(request) if self.options.fair_shares else self._kinds
         kinds.arrive(now, self._left(request)[1], reach_s)
@@ -241,11 +241,11 @@ class Longspan(AdaptiveChunks):
             coming = self._tenant_kinds.now(now, request, self._shares, rate)
         else:
             rivals, coming = self._unserved.rivals(request, crowd), self._kinds.now(now)
-        return time_to_first_token(mine, rivals, coming, rate, self._wait_s, now)
+        interrupted_s = self._interrupted.seconds_before(request) / rate
+        return time_to_first_token(mine, rivals, coming, rate, self._wait_s, now).later(interrupted_s)
 
     def _kind(self, request: Request) -> Kind:
-        """Whose predictions err alike: those of a size, without what was cached when they came, and of tenants that are
-        alike within their shares, or not."""
+        """Whose predictions err alike: of a size, without what was cached, and of tenants alike within their shares."""
         tokens = request.num_prompt_tokens - request.num_cached_at_first
         return Kind(size_class(tokens), tokens.bit_length(), self._shares.is_over(request))
 

@@ -32,7 +32,8 @@ _KEPT = 1.0 + 0.005 * (1.0 / _BROKEN - 1.0)
 @dataclass(slots=True)
 class Promise:
     """What a request was told at its arrival. Seconds; `due` is the clock's. deadline_s: after the arrival. is_open:
-    whether it can still be in time, as far as is known. is_given: whether others wait for it where it is at risk."""
+    whether it can still be in time, as far as is known. is_given: whether others wait for it where it is at risk.
+    is_upset: instances have come or gone, or it waits for what that interrupted: nothing is learned of it."""
 
     request: Request
     due: float
@@ -42,6 +43,11 @@ class Promise:
     kind: Kind
     is_open: bool = True
     is_given: bool = False
+    is_upset: bool = False
+
+    def teaches(self, kind: Kind) -> bool:
+        """Tell whether what comes of it says something of those to come. kind: which the request is of now."""
+        return self.kind == kind and not self.is_upset
 
 
 class Promises:
@@ -70,7 +76,7 @@ class Promises:
         while self._due and self._due[0][0] < now:
             due, request_id = heappop(self._due)
             promise = self._open.get(request_id)
-            if promise is not None and promise.due == due and promise.kind == kind(promise.request):
+            if promise is not None and promise.due == due and promise.teaches(kind(promise.request)):
                 self._doubt(promise, _BROKEN)
 
     def late_s(self, request: Request, promise: Promise) -> float:
@@ -90,14 +96,14 @@ class Promises:
     def relegate(self, request: Request, kind: Kind) -> None:
         """Note that it will not be in time. kind: which it is now; of one that has changed nothing is learned."""
         promise = self._open.get(request.id)
-        if promise is not None and promise.is_open and promise.kind == kind:
+        if promise is not None and promise.is_open and promise.teaches(kind):
             promise.is_open = False
             self.calibration.turned_out(True, promise.forecast, promise.kind)
 
     def keep(self, request: Request, now: float, kind: Kind) -> None:
         """Note that it got its first token. kind: as for `relegate`."""
         promise = self._open.pop(request.id, None)
-        if promise is not None and promise.kind == kind:
+        if promise is not None and promise.teaches(kind):
             if now <= promise.due:
                 self._doubt(promise, _KEPT)
             took_s = now - request.arrived
@@ -111,6 +117,11 @@ class Promises:
         are refused as are needed, and not all from then on."""
         promise = self._open.pop(request.id)
         self.calibration.turned_out(False, promise.forecast, promise.kind)
+
+    def upset(self) -> None:
+        """Note that instances have come or gone: those that wait now were promised something by what was before."""
+        for promise in self._open.values():
+            promise.is_upset = True
 
     def _doubt(self, promise: Promise, factor: float) -> None:
         is_over = promise.kind.is_over
