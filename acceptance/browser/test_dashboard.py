@@ -236,8 +236,10 @@ def test_who_has_the_focus_keeps_it(watched: Page, log: Path) -> None:
                 watched.locator("#queue .id").last.focus()
                 name = watched.evaluate("document.activeElement.getAttribute('aria-label')")
             if name is not None:
-                has_it = "(() => { const it = document.activeElement; return [it.getAttribute('aria-label'), it.closest('table')?.id] })()"
-                focused, table = watched.evaluate(has_it)
+                label, id_of_table = "getAttribute('aria-label')", "closest('table')?.id"
+                focused, table = watched.evaluate(
+                    f"[document.activeElement.{label}, document.activeElement.{id_of_table}]"
+                )
                 assert focused == name
                 tables.append(table)
                 if table == "ended":
