@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.core.actions import Action
+from longspan.core.actions import Action, KVRange, Segment
 from longspan.core.events import Event, RequestArrived
 from longspan.metrics.fleet import Fleet, Frame, FrameMaker
 from longspan.metrics.fleet.frames import About
 from longspan.metrics.fleet.lives import percentile
 from longspan.metrics.fleet.watched import Watched as WatchedFleet
+from longspan.metrics.kv_slots import KVSlots
 from tests.core.cost_models import scaling_model
 from tests.core.driver import Driver
 from tests.core.random_policy import RandomPolicy
@@ -89,6 +90,22 @@ def test_instances_that_come_and_go(talk: Talk, joins_at: int, seed: int, rate: 
         assert not fleet.lives and not fleet.draining and not fleet.spans.batches and not fleet.spans.moves
         there = {number for number, state in fleet.instances.items() if state != "lost"}
         assert there == driver.model.serving | driver.drained
+
+
+def test_a_prompt_goes_on_where_the_end_of_a_prefix_was_lost() -> None:
+    """So what is known of the rest stays known: who refers to its beginning alone uses no more of it."""
+    slots = KVSlots()
+    context: list[tuple[int, int]] = []
+    for start, instance in ((0, 0), (2, 1), (4, 2)):
+        stored = (KVRange(instance, start, start + 2),)
+        slots.store(Segment("a", start, 2, (instance,), stored, tuple(sorted(context)), residence=7))
+        context.append((instance, 2))
+    slots.release("a")
+    slots.lose(2)
+    slots.store(Segment("b", 4, 5, (0,), (KVRange(0, 4, 9),), ((0, 2), (1, 2)), residence=7))
+    slots.release("b")
+    slots.store(Segment("c", 2, 1, (1,), (KVRange(1, 2, 3),), ((0, 2),), residence=8, earlier=((7, 2),)))
+    assert (dict(slots.used), dict(slots.cached)) == ({0: 2, 1: 1}, {0: 5, 1: 2})
 
 
 @pytest.mark.parametrize("policy", EVERY_POLICY)

@@ -89,7 +89,10 @@ class KVSlots:
             for kept in segment.store:
                 held.residence.fill(kept)
         else:
-            if held.residence.end != segment.store[0].start:
+            end, start = held.residence.end, segment.store[0].start
+            if held.residence.begin <= start < end and not held.residence.counts_between(start, end):
+                held.residence.truncate(start)  # its end is lost, and nobody has it computed again
+            elif end != start:
                 self._assume(held, segment)
             held.residence.append(segment.store)
         for kept in segment.store:
