@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from longspan.attention.backend import AttentionBackend
 from longspan.attention.cpu import CpuBackend
 from longspan.attention.elastic import ElasticAttention
-from longspan.attention.layout import plan_layout, positions_of
+from longspan.attention.layout import BatchLayout, plan_layout, positions_of
 from longspan.attention.native import NativeCpuBackend
 from longspan.attention.reference import ReferenceBackend
 from longspan.core.actions import KVRange, RunBatch, Segment
@@ -65,7 +66,8 @@ def make_truth(batch: RunBatch, seed: int) -> Truth:
 class Place:
     """Where and in what a batch runs. on: what each thread enters. tolerance: of outputs.
 
-    transport: of each instance; None: `LocalTransport`. give_up: wakes those that wait in it.
+    transport: of each instance; None: `LocalTransport`. give_up: wakes those that wait in it. near: pairs of instances,
+    in order, that lend each other context.
     """
 
     device: torch.device = CPU
@@ -74,6 +76,13 @@ class Place:
     tolerance: float = 2e-5
     transport: Callable[[int], Transport] | None = None
     give_up: Callable[[], None] = lambda: None
+    near: Collection[tuple[int, int]] = ()
+
+    def lay_out(self, batch: RunBatch, instance: int, pool: KVPool) -> BatchLayout:
+        """Return the instance's part of the batch."""
+        return plan_layout(
+            batch, instance, pool, self.device, lambda peer: (min(peer, instance), max(peer, instance)) in self.near
+        )
 
 
 def run_everywhere(
@@ -97,7 +106,7 @@ def run_everywhere(
             run_instance(instance)
 
     def run_instance(instance: int) -> None:
-        layout = plan_layout(batch, instance, pools[instance], place.device)
+        layout = place.lay_out(batch, instance, pools[instance])
         attention = ElasticAttention(
             layout, pools[instance], backend, transport_of(instance), lambda i: i, HEAD_DIM**-0.5
         )
@@ -167,6 +176,9 @@ def check_kept(batch: RunBatch, truth: Truth, pools: list[KVPool]) -> None:
         assert at_rest == segment.end
 
 
+EVERY_PAIR = frozenset(combinations(range(4), 2))
+
+
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[RunBatch, int]:
     """Any batch that the operator allows, on up to four instances."""
@@ -224,13 +236,79 @@ def backend(request: pytest.FixtureRequest) -> AttentionBackend:
         pytest.skip(str(error))
 
 
-@settings(max_examples=100)
-@given(case=batches(), seed=st.integers(0, 2**31))
-def test_any_plan_is_exact(backend: AttentionBackend, case: tuple[RunBatch, int], seed: int) -> None:
+@pytest.fixture
+def few_rows_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every segment lends, however short."""
+    monkeypatch.setattr("longspan.core.loans.MANY_ROWS", 1)
+
+
+SAME_FOR_ALL = [HealthCheck.function_scoped_fixture]
+
+
+@settings(max_examples=100, suppress_health_check=SAME_FOR_ALL)
+@given(case=batches(), seed=st.integers(0, 2**31), near=st.sets(st.sampled_from(sorted(EVERY_PAIR))))
+@pytest.mark.usefixtures("few_rows_are_many")
+def test_any_plan_is_exact(
+    backend: AttentionBackend, case: tuple[RunBatch, int], seed: int, near: set[tuple[int, int]]
+) -> None:
     batch, num_instances = case
     truth = make_truth(batch, seed)
-    pools = run_everywhere(batch, truth, num_instances, backend)
+    pools = run_everywhere(batch, truth, num_instances, backend, Place(near=near))
     check_kept(batch, truth, pools)
+
+
+def pairs(layout: BatchLayout) -> int:
+    """How often a query meets a token of some context on the instance."""
+    attended = [layout.local, *(a.segments for a in layout.answers), *(b.segments for b in layout.borrows)]
+    return sum((one.stop - one.start) * len(one.slots) for segments in attended for one in segments)
+
+
+@settings(max_examples=100, suppress_health_check=SAME_FOR_ALL)
+@given(case=batches(), near=st.sets(st.sampled_from(sorted(EVERY_PAIR))))
+@pytest.mark.usefixtures("few_rows_are_many")
+def test_both_ends_of_a_loan_agree(case: tuple[RunBatch, int], near: set[tuple[int, int]]) -> None:
+    """And of what is asked for; every query meets its whole context, however that is lent."""
+    batch, num_instances = case
+    slots = sum(2 * one.end + UNSEEN * len(one.context) * (1 + len(one.earlier)) for one in batch.segments)
+    met = set()
+    for place in (Place(near=near), Place()):
+        pools = make_pools(batch, make_truth(batch, 0), num_instances, slots, place)
+        layouts = [place.lay_out(batch, instance, pools[instance]) for instance in batch.group]
+        lent = {(i, x.peer): len(x.slots) for i, layout in enumerate(layouts) for x in layout.lends}
+        assert lent == {(x.peer, i): x.num_tokens for i, layout in enumerate(layouts) for x in layout.borrows}
+        assert all((min(pair), max(pair)) in place.near for pair in lent)
+        asked = {(i, x.peer): x.num_rows for i, layout in enumerate(layouts) for x in layout.asks}
+        assert asked == {(x.peer, i): x.num_rows for i, layout in enumerate(layouts) for x in layout.answers}
+        met.add(sum(map(pairs, layouts)))
+    assert len(met) == 1
+
+
+@pytest.mark.parametrize(
+    ("context", "wanted"),
+    [
+        pytest.param({0: 90}, {0: 360, 1: 360, 2: 360}, id="all on one"),
+        pytest.param({0: 80, 1: 10}, {0: 400, 1: 360, 2: 320}, id="most on one"),
+        pytest.param({3: 120}, {0: 360, 1: 360, 2: 360, 3: 360}, id="all on one that does not compute"),
+        pytest.param({0: 35, 1: 35, 2: 20}, {0: 420, 1: 420, 2: 240}, id="nearly even"),
+    ],
+)
+def test_context_that_lies_on_one_instance_is_shared(
+    context: dict[int, int], wanted: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt's chunk of 12 tokens on three instances, beside a decode: each attends to its share, and exactly."""
+    monkeypatch.setattr("longspan.core.loans.MANY_ROWS", 4)
+    start, length = sum(context.values()), 12
+    chunk = Segment(
+        "chunk", start, length, (0, 1, 2), (KVRange(1, start, start + length),), tuple(context.items()), residence=0
+    )
+    decode = Segment("decode", 20, 1, (2,), (KVRange(2, 20, 21),), ((0, 15), (2, 5)), residence=1)
+    batch, place = RunBatch(0, (0, 1, 2, 3), (chunk, decode)), Place(near=EVERY_PAIR)
+    truth = make_truth(batch, 0)
+    check_kept(batch, truth, run_everywhere(batch, truth, 4, ReferenceBackend(), place))
+    alone = RunBatch(0, (0, 1, 2, 3), (chunk,))
+    pools = make_pools(alone, truth, 4, 200, place)
+    found = {instance: pairs(place.lay_out(alone, instance, pools[instance])) for instance in alone.group}
+    assert {instance: count for instance, count in found.items() if count} == wanted
 
 
 @pytest.mark.parametrize("keepers", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])

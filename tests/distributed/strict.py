@@ -85,6 +85,9 @@ class StrictTransport:
             self.world.settle()
         return StrictExchange(self.world, group)
 
+    def shares_memory(self, other: int) -> bool:
+        return False
+
 
 @dataclass
 class StrictExchange:

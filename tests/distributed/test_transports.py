@@ -108,6 +108,27 @@ def test_every_message_arrives(make: Callable[[], list[Transport]], rounds: list
     in_threads(work, range(WORLD), deadlock_s=DEADLOCK_S)
 
 
+def test_which_ranks_share_memory() -> None:
+    everyone = {(rank, other) for rank in range(WORLD) for other in range(WORLD) if rank != other}
+    for kind, wanted in (("threads", everyone), ("shared memory", everyone), ("across hosts", {(0, 1), (1, 0)})):
+        transports = MAKERS[kind]()
+        assert {(rank, other) for rank, other in everyone if transports[rank].shares_memory(other)} == wanted
+
+
+def test_a_rank_that_comes_to_the_same_host_shares_memory() -> None:
+    first, _, third = across_hosts(PlainMail)
+    assert isinstance(first, AcrossHostsTransport) and not first.shares_memory(2)
+    with closing(MeetingPlace()) as place:
+        first.link(place.path, 2)
+        new = AcrossHostsTransport(place.path, 2, WORLD, "127.0.0.1", b"token", CAPACITY)
+    assert first.shares_memory(2) and new.shares_memory(0) and not third.shares_memory(0)
+    new.exchange([(torch.arange(3.0), 0)], []).wait()
+    heard = torch.empty(3)
+    first.exchange([], [(heard, 2)]).wait()
+    assert heard.tolist() == [0.0, 1.0, 2.0]
+    new.close()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["threads", "shared memory"])
 def test_tensor_parallel_sums_are_the_same_everywhere(kind: str, dtype: torch.dtype) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import pytest
 
 from longspan import LLM, SamplingParams
+from longspan.core.actions import RunBatch
+from longspan.core.loans import loans
 from longspan.core.policies.fixed import FixedPolicy
+from longspan.metrics.event_log import read_event_log
 from longspan.models.catalog import ResolvedModel
 
 from .conftest import TOP, require_same
@@ -50,6 +53,28 @@ def test_processes(model, theirs, prompts) -> None:
     )
     check(model, theirs, prompts[:8], instances=2, tp=2, executor="multiproc", transport="shared_memory",
           policy=policy, lookahead=False)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        pytest.param({"executor": "inproc"}, id="threads"),
+        pytest.param({"executor": "multiproc", "tp": 2}, id="tp"),
+        pytest.param({"executor": "multiproc", "pp": 2}, id="stages"),
+    ],
+)
+def test_a_turn_whose_context_lies_on_one_instance(model, theirs, prompts, tmp_path, devices) -> None:
+    """Both compute it, and the holder lends to the other."""
+    log = tmp_path / "events.jsonl"
+    with LLM(
+        str(model.path), policy=FixedPolicy(range(2), keepers=[0]), dtype="float32", instances=2, threads_per_device=1,
+        kv_tokens=4_000, event_log=log, **devices,
+    ) as llm:  # fmt: skip
+        for prompt in (prompts[-1][:300], prompts[-1]):
+            require_same(llm.generate([prompt], GREEDY), [theirs.of(prompt, GREEDY, NUM_TOKENS)])
+    actions = [action for record in read_event_log(log) for action in record.actions]
+    segments = [segment for action in actions if isinstance(action, RunBatch) for segment in action.segments]
+    assert any((0, 1) in loans(segment) for segment in segments)
 
 
 def test_all_kinds_of_parallelism_together(model, theirs, prompts) -> None:

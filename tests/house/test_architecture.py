@@ -35,7 +35,7 @@ FLOORS = [
 ]
 # Of the core, in the same way; a module counts with the longest of these names that it begins with.
 CORE_FLOORS = [
-    ["internal_error", "actions", "events", "decision", "estimate"],
+    ["internal_error", "actions", "events", "decision", "estimate", "loans"],
     ["costs"],
     ["books", "kv", "prefixes"],
     ["fleet", "invariants"],

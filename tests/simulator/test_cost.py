@@ -117,6 +117,25 @@ def test_queries_go_out_and_partial_results_come_back() -> None:
     assert cost.batch(local).device == pytest.approx(0.0, abs=1e-9)
 
 
+def test_context_that_is_lent_is_attended_to_by_all() -> None:
+    """As if it lay evenly on those who compute; on one node, and where the machine lends."""
+    new, context = 400, 1000
+
+    def seconds(lies: dict[int, int], sheet: dict[str, float], *, lends: bool = True) -> float:
+        store = (KVRange(0, context, context + new),)
+        chunk = Segment("a", context, new, (0, 1), store, tuple(lies.items()))
+        on = replace(machine(sheet), lends_context=lends)
+        return cost_of(on, instances=2).batch(RunBatch(0, (0, 1), (chunk,))).device
+
+    one, even = {0: context}, {0: context // 2, 1: context // 2}
+    shared = seconds(even, {"flops": 1.0})
+    assert seconds(one, {"flops": 1.0}) == pytest.approx(shared)
+    other_half = LAYERS * new // 2 * context * PAIR_FLOPS
+    for sheet, lends in (({"flops": 1.0}, False), ({"flops": 1.0, "devices_per_node": 1}, True)):
+        assert seconds(one, sheet, lends=lends) == pytest.approx(shared + other_half)
+    assert seconds(one, {"link_bandwidth": 1.0}) == pytest.approx(LAYERS * context * KV_BYTES)
+
+
 def test_the_slowest_instance_counts() -> None:
     cost = cost_of(machine({"memory_bandwidth": 1.0}), instances=2)
     even = cost.batch(RunBatch(0, (0, 1), (decode_segment({0: 500, 1: 500}, master=0),))).device

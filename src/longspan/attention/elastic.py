@@ -5,11 +5,14 @@ One operator runs every technique (see core/actions.py). Between instances it mo
 - new KV around a ring, for segments that several instances compute (striped ring attention; the retention plan
   says what of a passing block stays here, so scaling down costs no further traffic: LoongServe section 4.1), and
 - queries to the holders of context, with (output, log-sum-exp) back (multi-master decoding: LoongServe section 4.2;
-  KV-cache parallelism: Medha section 4.4).
+  KV-cache parallelism: Medha section 4.4), and
+- keys and values of context, where one instance holds most of what several compute behind: it lends them, so that
+  the others attend, too (core/loans.py).
 
-Both travel while this instance computes on what it has. Results are merged in fp32 by log-sum-exp.
+All travel while this instance computes on what it has. Results are merged in fp32 by log-sum-exp.
 
-Shapes: T rows of this instance, P of a peer's, B tokens of a ring block, H query heads, G KV heads, K head_dim.
+Shapes: T rows of this instance, P of a peer's, B tokens of a ring block, S lent ones, H query heads, G KV heads, K
+head_dim.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from longspan.attention.layout import Asks, BatchLayout, RingLayout
 from longspan.attention.native import NativePlan
 from longspan.attention.partial import Accumulator, Partial
 from longspan.distributed.shared_memory import SharedMemoryTransport
-from longspan.distributed.transport import Transport
+from longspan.distributed.transport import Exchange, Transport
 from longspan.native.decoder import LoneTokens
 from longspan.native.library import AnswersStruct, AsksStruct
 from longspan.native.mail import NativeMail
@@ -73,6 +76,7 @@ class ElasticAttention:
         self.local: PagedPlan | None = backend.plan_paged(layout.local) if layout.local else None
         self.answers = [(a, backend.plan_paged(a.segments)) for a in layout.answers]
         self.joined = JoinedAttention(layout, backend) if shares_keys(layout) else None
+        self.borrowed = [backend.plan_paged(b.segments) for b in layout.borrows]
         self.buffers: _Buffers | None = None
 
     def lone_tokens(self) -> LoneTokens | None:
@@ -81,7 +85,7 @@ class ElasticAttention:
         None elsewhere, and where another backend or transport is at work. What peers see is the same either way.
         """
         layout = self.layout
-        if layout.solo or layout.ring or len(layout.own_slots) != layout.num_rows:
+        if layout.solo or layout.ring or layout.lends or len(layout.own_slots) != layout.num_rows:
             return None
         own = [self.local] if self.local else []
         plans = [*own, *(plan for _, plan in self.answers)]
@@ -122,11 +126,12 @@ class ElasticAttention:
         k_GNK, v_GNK = self.store.layer(layer)
 
         if self.buffers is None:
-            self.buffers = _Buffers.of(layout, q_THK)
+            self.buffers = _Buffers.of(layout, q_THK, k_GNK)
         queries = self.transport.exchange(
             [(q_THK[a.rows].contiguous(), self.rank_of(a.peer)) for a in layout.asks],
             [(q, self.rank_of(a.peer)) for q, a in zip(self.buffers.asked_PHK, layout.answers, strict=True)],
         )
+        loans = self._lend(self.buffers, k_GNK, v_GNK)
 
         result = Accumulator(q_THK, self.backend.merge_rows_)
         for rows in layout.solo:
@@ -134,6 +139,7 @@ class ElasticAttention:
             result.set(rows, block)
         if layout.ring:
             self._ring(layer, layout.ring, result, q_THK, k_TGK, v_TGK)
+        loans.wait()  # a large one gets on only while both ends wait
         if self.joined:
             queries.wait()
             own, *parts = self.joined.attend([q_THK, *self.buffers.asked_PHK], k_GNK, v_GNK, self.scale)
@@ -144,9 +150,22 @@ class ElasticAttention:
             queries.wait()
             asked = zip(self.buffers.asked_PHK, self.answers, strict=True)
             parts = [plan.attend(q_PHK, k_GNK, v_GNK, self.scale) for q_PHK, (_, plan) in asked]
+        for plan, (k_GSK, v_GSK) in zip(self.borrowed, self.buffers.borrowed_2GSK, strict=True):
+            self._add_own(result, plan.attend(q_THK, k_GSK, v_GSK, self.scale))
         if layout.asks or layout.answers:
             self._answer(self.buffers, result, parts)
         return result.out_THK.to(q_THK.dtype)
+
+    def _lend(self, buffers: _Buffers, k_GNK: torch.Tensor, v_GNK: torch.Tensor) -> Exchange:
+        """Start to send keys and values to those that borrow, and to get what is borrowed."""
+        layout = self.layout
+        for lends, lent_2GSK in zip(layout.lends, buffers.lent_2GSK, strict=True):
+            for cache_GNK, lent_GSK in zip((k_GNK, v_GNK), lent_2GSK, strict=True):
+                torch.index_select(cache_GNK, 1, lends.slots, out=lent_GSK)
+        return self.transport.exchange(
+            [(kv, self.rank_of(lends.peer)) for kv, lends in zip(buffers.lent_2GSK, layout.lends, strict=True)],
+            [(kv, self.rank_of(b.peer)) for kv, b in zip(buffers.borrowed_2GSK, layout.borrows, strict=True)],
+        )
 
     def _add_own(self, result: Accumulator, part: Partial) -> None:
         every = slice(0, self.layout.num_rows)
@@ -219,16 +238,24 @@ def _asks_struct(asks: Asks, rank: int) -> AsksStruct:
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """What comes in from peers: made in the first layer, used in all of them."""
+    """What comes in from peers, and what is lent to them: made in the first layer, used in all of them."""
 
     asked_PHK: list[torch.Tensor]
     replies: list[Partial]
+    lent_2GSK: list[torch.Tensor]
+    borrowed_2GSK: list[torch.Tensor]
 
     @classmethod
-    def of(cls, layout: BatchLayout, q_THK: torch.Tensor) -> _Buffers:
+    def of(cls, layout: BatchLayout, q_THK: torch.Tensor, k_GNK: torch.Tensor) -> _Buffers:
         heads, head_dim = q_THK.shape[1:]
+
+        def keys_and_values(tokens: int) -> torch.Tensor:
+            return k_GNK.new_empty(2, k_GNK.shape[0], tokens, head_dim)
+
         exact = partial(torch.empty, dtype=torch.float32, device=q_THK.device)
         return cls(
             asked_PHK=[q_THK.new_empty(answers.num_rows, heads, head_dim) for answers in layout.answers],
             replies=[Partial(exact(ask.num_rows, heads, head_dim), exact(ask.num_rows, heads)) for ask in layout.asks],
+            lent_2GSK=[keys_and_values(len(lends.slots)) for lends in layout.lends],
+            borrowed_2GSK=[keys_and_values(borrows.num_tokens) for borrows in layout.borrows],
         )

@@ -1,4 +1,4 @@
-"""One instance's part in a batch: which rows it computes, what it keeps, whom it asks and whom it answers.
+"""One instance's part in a batch: which rows it computes, what it keeps, whom it asks, answers and lends context.
 
 Worked out once for each batch, from the `RunBatch` alone and this instance's slots, and used in every layer. All
 instances derive their parts from the same `RunBatch`, so both ends of every exchange agree without a word.
@@ -6,7 +6,7 @@ instances derive their parts from the same `RunBatch`, so both ends of every exc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
@@ -16,6 +16,7 @@ import torch
 
 from longspan.attention.backend import PagedSegment
 from longspan.core.actions import RunBatch, Segment
+from longspan.core.loans import loans
 
 Earlier = tuple[tuple[int, int], ...]
 """(residence, length) of each residence before a request's own."""
@@ -107,6 +108,26 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
+class Lends:
+    """Keys and values of these slots of the local pool go to `peer`, which attends to them itself."""
+
+    peer: int
+    slots: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Borrows:
+    """`peer` sends keys and values of `num_tokens` tokens; own rows attend to these segments of them.
+
+    The slots of a segment are their places in what comes.
+    """
+
+    peer: int
+    num_tokens: int
+    segments: list[PagedSegment]
+
+
+@dataclass(frozen=True, slots=True)
 class BatchLayout:
     """One instance's part in a batch.
 
@@ -126,13 +147,25 @@ class BatchLayout:
     ring: RingLayout | None
     asks: list[Asks]
     answers: list[Answers]
+    lends: list[Lends]
+    borrows: list[Borrows]
     emits: list[tuple[str, int]]
 
 
-def plan_layout(batch: RunBatch, instance: int, book: SlotBook, device: torch.device) -> BatchLayout:
-    """Derive `instance`'s part in the batch, and allocate the slots of what it keeps."""
+def plan_layout(
+    batch: RunBatch,
+    instance: int,
+    book: SlotBook,
+    device: torch.device,
+    may_lend: Callable[[int], bool] = lambda peer: False,
+) -> BatchLayout:
+    """Derive `instance`'s part in the batch, and allocate the slots of what it keeps.
+
+    may_lend: whether this instance and a peer lend each other context; they agree on it.
+    """
     rows = list(_rows(batch, instance))
     held, kept, lone_slots = _slots(batch, instance, book)
+    lent = _lent(batch, instance, may_lend)
     solo, local, own_rows, own_slots, emits = [], [], [], [], []
     for part in rows:
         segment = part.segment
@@ -161,8 +194,10 @@ def plan_layout(batch: RunBatch, instance: int, book: SlotBook, device: torch.de
         own_rows=_row_index(own_rows, device),
         own_slots=_concat(own_slots, device),
         ring=_ring(batch, instance, rows, kept, device),
-        asks=list(_asks(batch, instance, rows, device)),
-        answers=list(_answers(batch, instance, held)),
+        asks=list(_asks(batch, instance, rows, lent, device)),
+        answers=list(_answers(batch, instance, held, lent)),
+        lends=list(_lends(batch, instance, held, lent, device)),
+        borrows=list(_borrows(batch, instance, rows, lent, device)),
         emits=emits,
     )
 
@@ -311,29 +346,77 @@ def _tile(mine: SegmentRows, theirs: SegmentRows) -> Tile | None:
     return Tile(slice(mine.start + later, mine.stop), slice(theirs.start, theirs.start + count - later))
 
 
+Lent = dict[tuple[str, int, int], int]
+"""Tokens by (request, holder, borrower)."""
+
+
+def _lent(batch: RunBatch, instance: int, may_lend: Callable[[int], bool]) -> Lent:
+    """What this instance lends, and what it borrows."""
+    return {
+        (segment.request_id, holder, borrower): tokens
+        for segment in batch.segments
+        if len(segment.compute) > 1
+        for (holder, borrower), tokens in loans(segment).items()
+        if instance in (holder, borrower) and may_lend(borrower if instance == holder else holder)
+    }
+
+
+def _asked(segment: Segment, holder: int, asker: int, lent: Lent) -> int:
+    """How many tokens of the context queries of `asker` meet at the holder."""
+    return _context_at(segment, holder) - lent.get((segment.request_id, holder, asker), 0)
+
+
 def _asks(
-    batch: RunBatch, instance: int, rows: list[SegmentRows], device: torch.device
+    batch: RunBatch, instance: int, rows: list[SegmentRows], lent: Lent, device: torch.device
 ) -> Iterator[Asks]:
     for peer in batch.group:
         asking = [
             part
             for part in rows
-            if peer != instance and part.stop > part.start and _context_at(part.segment, peer)
+            if peer != instance and part.stop > part.start and _asked(part.segment, peer, instance, lent)
         ]
         if asking:
             yield Asks(peer, _row_index(asking, device), sum(part.stop - part.start for part in asking))
 
 
-def _answers(batch: RunBatch, instance: int, held: dict[str, torch.Tensor]) -> Iterator[Answers]:
+def _answers(batch: RunBatch, instance: int, held: dict[str, torch.Tensor], lent: Lent) -> Iterator[Answers]:
     for peer in batch.group:
         segments, row = [], 0
         for segment in batch.segments:
             count = sum([tokens for _, tokens, _ in segment.pieces(peer)])
-            if peer != instance and count and _context_at(segment, instance):
-                segments.append(PagedSegment(row, row + count, held[segment.request_id]))
+            if peer != instance and count and (asked := _asked(segment, instance, peer, lent)):
+                slots = held[segment.request_id]  # the very tensor where it is all: rows are joined by it
+                segments.append(PagedSegment(row, row + count, slots if asked == len(slots) else slots[-asked:]))
                 row += count
         if segments:
             yield Answers(peer, row, segments)
+
+
+def _lends(
+    batch: RunBatch, instance: int, held: dict[str, torch.Tensor], lent: Lent, device: torch.device
+) -> Iterator[Lends]:
+    for peer in batch.group:
+        slots = [
+            held[segment.request_id][:tokens]
+            for segment in batch.segments
+            if (tokens := lent.get((segment.request_id, instance, peer)))
+        ]
+        if slots:
+            yield Lends(peer, _concat(slots, device))
+
+
+def _borrows(
+    batch: RunBatch, instance: int, rows: list[SegmentRows], lent: Lent, device: torch.device
+) -> Iterator[Borrows]:
+    for peer in batch.group:
+        segments, count = [], 0
+        for segment in batch.segments:
+            if tokens := lent.get((segment.request_id, peer, instance)):
+                places = torch.arange(count, count + tokens, device=device)
+                segments += [PagedSegment(p.start, p.stop, places) for p in rows if p.segment is segment]
+                count += tokens
+        if segments:
+            yield Borrows(peer, count, segments)
 
 
 def _row_index(parts: list[SegmentRows], device: torch.device) -> slice | torch.Tensor:

@@ -37,13 +37,20 @@ class AcrossHostsTransport(SharedMemoryTransport):
         self, place: Path | str, rank: int, world_size: int, host: str, token: bytes, capacity: int = CAPACITY,
         work: CurrentWork | None = None, make_mail: Callable[[CurrentWork], Mail] | None = None,
     ) -> None:  # fmt: skip
+        self._connections: dict[int, socket.socket] = {}
         super().__init__(place, rank, world_size, capacity, work, make_mail)
         self._token = token
         self._hello = struct.Struct(f"<8s{len(token)}sq")  # what this is, the token, and who calls
         self._callers: deque[tuple[int, socket.socket]] = deque()
-        self._connections: dict[int, socket.socket] = {}
         self._door = Door(host, 0, self._greet)
         self.address: Address = self._door.address
+
+    def link(self, place: Path | str, other: int) -> None:
+        super().link(place, other)
+        self._hang_up(other)
+
+    def shares_memory(self, other: int) -> bool:
+        return other not in self._connections
 
     def call(self, address: Address, other: int) -> None:
         """Exchange with another rank over TCP from now on, as `link` does through memory. Raises OSError."""
@@ -71,9 +78,12 @@ class AcrossHostsTransport(SharedMemoryTransport):
         connection.setblocking(False)
         for outgoing in (True, False):
             self.mail.connect_socket(other, connection, outgoing=outgoing)
+        self._hang_up(other)
+        self._connections[other] = connection
+
+    def _hang_up(self, other: int) -> None:
         if (before := self._connections.pop(other, None)) is not None:
             before.close()
-        self._connections[other] = connection
 
     def _greet(self, caller: socket.socket) -> None:
         """Another thread exchanges; what calls is kept for it."""

@@ -77,6 +77,9 @@ class ProcessTransport:
         # The buffers are kept alive until the exchange is over.
         return _ProcessExchange(dist.batch_isend_irecv(operations), operations)
 
+    def shares_memory(self, other: int) -> bool:
+        return False
+
 
 class _ProcessExchange:
     def __init__(self, works: list[Any], operations: list[dist.P2POp]) -> None:

@@ -38,6 +38,10 @@ class Transport(Protocol):
         """Start to send each (contiguous tensor, to rank), and to fill each (contiguous tensor, from rank)."""
         ...
 
+    def shares_memory(self, other: int) -> bool:
+        """Tell whether what goes to another rank, and comes from it, is just copied in memory. Both ends agree."""
+        ...
+
 
 class NothingToWaitFor:
     """The exchange of a batch that needs none."""
@@ -56,3 +60,6 @@ class SoleDevice:
     ) -> Exchange:
         assert not sends and not receives, "a world of one rank has nobody to talk to"
         return NothingToWaitFor()
+
+    def shares_memory(self, other: int) -> bool:
+        return False

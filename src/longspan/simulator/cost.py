@@ -21,6 +21,7 @@ from math import ceil
 from typing import NamedTuple
 
 from longspan.core.actions import MigrateKV, RunBatch, Segment
+from longspan.core.loans import loans
 from longspan.pipeline import balanced_stages
 from longspan.simulator.fleet import Fleet
 
@@ -67,7 +68,8 @@ class _Load:
 
     rows: tokens that it computes. emitting: those of them after which a token is sampled.
     own_s: seconds of attention for its own rows, over KV that is here or passes by in full.
-    serving_s: of attention for the rows of others. asked, answered: rows that leave to ask, that come to be answered.
+    serving_s: of attention for the rows of others, and over what is borrowed. asked, answered: rows that leave to ask,
+    that come to be answered. lent: tokens whose KV leaves, for others to attend to.
     """
 
     rows: float = 0.0
@@ -76,6 +78,7 @@ class _Load:
     serving_s: float = 0.0
     asked: float = 0.0
     answered: float = 0.0
+    lent: float = 0.0
 
 
 class IterationCost:
@@ -247,13 +250,14 @@ class IterationCost:
             for instance in ring:
                 loads[instance].own_s += passing_s
         asked = max(max(load.asked, load.answered) for load in loads.values())
-        if not asked:
+        lent = max(load.lent for load in loads.values())
+        if not asked and not lent:
             return list(loads.values()), max(load.own_s for load in loads.values())
         latency_s, bandwidth = self._link_between(batch.group)
-        query_s = latency_s + asked * self._query_bytes / bandwidth
+        query_s = latency_s + (asked * self._query_bytes + lent * self._kv_bytes / self.fleet.tp) / bandwidth
         reply_s = latency_s + asked * self._reply_bytes / bandwidth
         slowest_s = max(max(load.own_s, query_s) + load.serving_s for load in loads.values())
-        return list(loads.values()), slowest_s + reply_s
+        return list(loads.values()), slowest_s + (reply_s if asked else 0.0)
 
     def _add_decode(self, loads: dict[int, _Load], segment: Segment) -> None:
         """A single token of one instance: what `_add_across` does, but most segments are that."""
@@ -281,16 +285,23 @@ class IterationCost:
             loads[instance].rows += rows
         if size == 1:
             loads[segment.compute[0]].own_s += self._context_s if length == 1 else self._new_tokens(length)
+        lent = loans(segment) if self.fleet.machine.lends_context else {}
         for holder, tokens in segment.context:
-            attend_s = self._over(rows, tokens)
             holding = loads[holder]
             for instance in computing:
                 if instance == holder:
-                    holding.own_s += attend_s
-                else:
-                    holding.serving_s += attend_s
+                    holding.own_s += self._over(rows, tokens)
+                    continue
+                borrowed = lent.get((holder, instance), 0) if self._are_near(holder, instance) else 0
+                holding.lent += borrowed
+                loads[instance].serving_s += self._over(rows, borrowed)
+                if borrowed < tokens:
+                    holding.serving_s += self._over(rows, tokens - borrowed)
                     holding.answered += rows
                     loads[instance].asked += rows
+
+    def _are_near(self, one: int, other: int) -> bool:
+        return self.fleet.node(one) == self.fleet.node(other)
 
     def _new_tokens(self, length: int) -> float:
         """Attention of new tokens to themselves: each to all before it."""

@@ -89,6 +89,7 @@ class Machine:
     """One kind of device, as many as are needed.
 
     residuals: what its figures leave unexplained, if it was measured. interference: the same, of its instances.
+    lends_context: whether its instances of one node lend each other context (core/loans.py).
     """
 
     name: str
@@ -97,6 +98,7 @@ class Machine:
     overheads: Overheads
     residuals: Residuals | None = None
     interference: Interference | None = None
+    lends_context: bool = False
 
     def origins(self) -> dict[str, str]:
         """Tell where each group of figures is from."""

@@ -65,6 +65,7 @@ def measured_machine(sib: ScalingInformationBase, path: Path) -> Machine:
             exchange_s=1e-5, round_s=1e-5, piece_s=1e-5, network_s=0.0, migration_s=1e-3, contention=0.1,
             overlaps_host=False, origin=origin,  # timings of iterations do not tell it apart
         ),
+        lends_context=sib.deployment.device.startswith("cpu"),
     )  # fmt: skip
     timings = sib_timings(sib, first_guess)
     figures = _FIGURES + (_FIGURES_OF_SEVERAL if sib.deployment.instances > 1 else ())

@@ -99,7 +99,7 @@ class ModelRunner:
         self.sampling.update(command.sampling)
         for request_id in command.sampling:
             self.matchers.pop(request_id, None)  # of an earlier time as its emitter
-        layout = plan_layout(batch, self.instance, self.pool, self.pool.device)
+        layout = plan_layout(batch, self.instance, self.pool, self.pool.device, self._may_lend)
         attention = ElasticAttention(
             layout,
             self.pool,
@@ -129,6 +129,10 @@ class ModelRunner:
         return BatchDone(
             batch.batch_id, self.instance, tokens, model_s, total_s, without, grammar_errors, prompt_scores
         )
+
+    def _may_lend(self, peer: int) -> bool:
+        """Where the processor copies faster than it attends. Of GPUs and networks that is not known."""
+        return self.pool.device.type == "cpu" and self.transport.shares_memory(self.rank_of(peer))
 
     def _enter(self, layout: BatchLayout, token_ids: dict[str, bytes]) -> torch.Tensor:
         """The residual stream [T, D], fp32, as it comes into this stage."""
