@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -15,6 +15,8 @@ FLAGS = [
     # A name that its owner lets point at this machine, once the page has come from elsewhere.
     "--host-resolver-rules=MAP evil.example 127.0.0.1",
 ]  # fmt: skip
+
+expect.set_options(timeout=60_000)  # servers, their load and the browser share two cores
 
 
 @pytest.fixture(scope="session")
