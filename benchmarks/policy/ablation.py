@@ -3,7 +3,8 @@
     python -m benchmarks.policy.ablation --traces DIR
     python -m benchmarks.policy.ablation --traces DIR --requests 2000 --seeds 3
 
-Workloads, loads and deadlines are those of the grid (grid_workloads.py).
+Workloads, loads and deadlines are those of the grid (grid_workloads.py). It can be broken off at any time: each run is
+a line of benchmarks/results/grid/NAME.jsonl as soon as it ends, and is not run again (kept_runs.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.common import arguments, save
-from benchmarks.paper.simulated import in_parallel
+from benchmarks.policy import kept_runs
 from benchmarks.policy.grid_run import Task, figures, simulator
 from benchmarks.policy.grid_workloads import workload
 
@@ -59,8 +60,10 @@ VARIANTS = (
     Variant("one instance a prompt", "team=1"),
     Variant("teams of two", "team=2"),
     Variant("teams that do not save up", "team_burst=1:team_fixed_share=1"),
+    Variant("no least share of a chunk", "least_share=0"),
     Variant("decodes of a pipeline stay together", "spread_decodes=false"),
     Variant("nothing closed to the long", "closed_to_long=0"),
+    Variant("late ones do not go by their promise", "at_risk_share=0"),
     Variant("nobody is refused", settings={"overload": "off"}),
 )
 
@@ -72,8 +75,18 @@ class Asked:
     task: Task
     variant: Variant
 
-    def __str__(self) -> str:
-        return f"{self.task.cell}: {self.variant.name}"
+    @property
+    def key(self) -> str:
+        settings = "".join(f"/{name}={value}" for name, value in self.variant.settings.items())
+        return f"{self.task.key}{settings}"
+
+    @property
+    def workload(self) -> str:
+        return self.task.workload
+
+    @property
+    def policy(self) -> str:
+        return self.task.policy
 
 
 def run(asked: Asked, traces: str) -> dict[str, Any]:
@@ -103,7 +116,7 @@ def main() -> None:
         for name, shape, load in CELLS
         for variant in VARIANTS
     ]
-    runs = in_parallel(partial(run, traces=options.traces), todo, options.jobs)
+    runs = kept_runs.all_of(todo, partial(run, traces=options.traces), options.name, options.jobs)
     save(options.name, {
         "k": K, "requests": options.requests, "seeds": options.seeds,
         "variants": {variant.name: variant.told for variant in VARIANTS}, "runs": runs,

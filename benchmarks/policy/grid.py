@@ -15,20 +15,15 @@ source (`digest`), is not run again unless --again says so. At the end the newes
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import Any
 
-from benchmarks.common import RESULTS, arguments, save, say
-from benchmarks.policy.grid_run import BOUND, Task, digest, run
+from benchmarks.common import arguments, save, say
+from benchmarks.policy.grid_run import BOUND, Task, run
 from benchmarks.policy.grid_summary import summary
 from benchmarks.policy.grid_workloads import SHAPES, WORKLOADS
+from benchmarks.policy.kept_runs import FOLDER, carry_out, digests, read, undone
 from longspan.core.policies import create_policy
 from longspan.errors import ConfigError
 
@@ -42,7 +37,6 @@ LOADS = {5.0: (0.7, 0.9, 0.5, 1.1, 0.3), 1.5: (0.5, 0.9), 25.0: (0.5, 0.9)}
 """By k, in the order in which they are run."""
 QUICK_LOADS = {5.0: (0.5, 0.9)}
 REQUESTS, QUICK_REQUESTS = 2000, 400
-FOLDER = RESULTS / "grid"
 
 
 def tasks(policies: Sequence[str], cells: Sequence[str], most_seeds: int, quick: bool) -> Iterator[Task]:
@@ -71,46 +65,6 @@ def known(policies: Iterable[str]) -> Iterator[str]:
             yield policy
 
 
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the newest run of each key."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {found["key"]: found for found in map(json.loads, lines)}
-
-
-def carry_out(todo: Sequence[Task], digests: dict[str, str], options: Any, path: Path) -> None:
-    begin, took = time.monotonic(), dict[tuple[str, str], list[float]]()
-    jobs = options.jobs or len(os.sched_getaffinity(0))
-    with (
-        path.open("a") as file,
-        ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool,
-    ):
-        waiting = {pool.submit(run, task, options.traces): task for task in todo}
-        for number, future in enumerate(as_completed(list(waiting)), start=1):
-            task = waiting.pop(future)
-            found = future.result() | {"digest": digests[task.policy]}
-            file.write(json.dumps(found) + "\n")
-            file.flush()
-            took.setdefault((task.workload, task.policy), []).append(found["wall_s"])
-            left_s = _left_s(waiting.values(), took) / jobs
-            say(f"{time.monotonic() - begin:6.0f} s  {number} of {len(todo)}, {left_s / 60:.0f} min left: "
-                f"{task.key}: {_shown(found)}")  # fmt: skip
-
-
-def _left_s(waiting: Iterable[Task], took: dict[tuple[str, str], list[float]]) -> float:
-    """As long as others of the same workload and policy took, or of any."""
-    means_s = {what: sum(those) / len(those) for what, those in took.items()}
-    any_s = sum(means_s.values()) / len(means_s)
-    return sum(means_s.get((task.workload, task.policy), any_s) for task in waiting)
-
-
-def _shown(found: dict[str, Any]) -> str:
-    for reason in ("skipped", "failed"):
-        if reason in found:
-            return f"{reason}: {found[reason]}"
-    classes = "".join(f" {name} {value:.2f}" for name, value in found.get("by_class", {}).items())
-    return f"{found['attainment']:.3f}, balanced {found['balanced']:.3f}{classes} ({found['wall_s']:.0f} s)"
-
-
 def main() -> None:
     options = arguments(
         __doc__ or "",
@@ -123,17 +77,14 @@ def main() -> None:
     )  # fmt: skip
     name = f"{options.name}_quick" if options.quick else options.name
     path = FOLDER / f"{name}.jsonl"
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    there = read(path)
     policies = list(known(_split(options.policies) or (QUICK if options.quick else POLICIES)))
     most_seeds = options.seeds or (1 if options.quick else max(POLICIES.values()))
     wanted = list(_once(tasks(policies, _split(options.cells), most_seeds, options.quick)))
-    digests = {policy: digest(policy) for policy in (BOUND, *policies)}
-    done = {key for key, found in there.items() if found["digest"] == digests.get(found["policy"])}
-    todo = [task for task in wanted if options.again or task.key not in done]
+    sources = digests((BOUND, *policies))
+    todo = wanted if options.again else undone(wanted, read(path), sources)
     say(f"{len(wanted)} runs, of which {len(wanted) - len(todo)} are done")
     if todo and not options.summary:
-        carry_out(todo, digests, options, path)
+        carry_out(todo, partial(run, traces=options.traces), sources, path, options.jobs)
     save(name, summary(list(read(path).values())))
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.policy.robustness --traces DIR
     python -m benchmarks.policy.robustness --traces DIR --requests 2000 --seeds 3
 
-Workloads, loads and deadlines are those of the grid (grid_workloads.py). The faults:
+Workloads, loads and deadlines are those of the grid (grid_workloads.py). Runs are kept, as those of ablation.py. The
+faults:
 
     model +20 %, -20 %     whatever policies predict is so much too long, or too short
     noise 10 %, 20 %       what each iteration takes is multiplied by a lognormal factor of mean 1 and this deviation
@@ -26,7 +27,7 @@ from typing import Any
 
 from benchmarks.common import arguments, save
 from benchmarks.paper.simulated import in_parallel
-from benchmarks.policy import tenants
+from benchmarks.policy import kept_runs, tenants
 from benchmarks.policy.grid_run import CLASSES, Task, figures, simulator
 from benchmarks.policy.grid_workloads import FLOORS_S, WORKLOADS, Workload, deployed, rows, workload, yardsticks
 from longspan.core.actions import MigrateKV, RunBatch
@@ -64,8 +65,17 @@ class Case:
     has_slow: bool = False
     has_burst: bool = False
 
-    def __str__(self) -> str:
-        return f"{self.task.key}: {self.fault}"
+    @property
+    def key(self) -> str:
+        return f"{self.task.key}/{self.fault}"
+
+    @property
+    def workload(self) -> str:
+        return self.task.workload
+
+    @property
+    def policy(self) -> str:
+        return self.task.policy
 
 
 class Disturbed(IterationCost):
@@ -196,7 +206,7 @@ def main() -> None:
          ("jobs", 0, "processes; 0: as many as cores"), ("name", "robustness", "result")],
     )  # fmt: skip
     todo = list(cases(options.requests, options.seeds))
-    runs = in_parallel(partial(run, traces=options.traces), todo, options.jobs)
+    runs = kept_runs.all_of(todo, partial(run, traces=options.traces), options.name, options.jobs, Path(__file__))
     some = [*POLICIES[:1], FAIR, *POLICIES[1:]]
     floods: Sequence[Sequence[Mapping[str, Any]]] = in_parallel(
         partial(greedy_tenant, options=options), some, options.jobs
