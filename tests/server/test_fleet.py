@@ -70,8 +70,10 @@ def test_what_cannot_be_is_told(server: LiveServer, capsys: pytest.CaptureFixtur
     assert cli.run(["fleet", "drain", "7", "--url", server.url]) == 1
     assert "there is no instance 7" in capsys.readouterr().err
     assert cli.run(["fleet", "list", "--url", "http://127.0.0.1:1"]) == 1
-    assert "no answer from" in capsys.readouterr().err
-    assert cli.run(["fleet", "list", "--url", "elsewhere"]) == 2
+    assert "no server answers at http://127.0.0.1:1" in capsys.readouterr().err
+    for url in ("elsewhere", "http://[::1", "http://127.0.0.1:99999999", "http://"):
+        assert cli.run(["fleet", "list", "--url", url]) == 2
+        assert f"url is {url!r}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [("add",), ("restart", "1"), ("drain", "1"), ("remove", "1")])

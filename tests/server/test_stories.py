@@ -168,8 +168,10 @@ def test_the_command_asks_a_server(folder: Path, capsys: pytest.CaptureFixture[s
         assert capsys.readouterr().out == "cmpl-a-1: 7 prompt tokens, at most 9 to generate\n"
         assert cli.run(["explain", "--url", server.url, "other"]) == 1
         assert "'other' is remembered" in capsys.readouterr().err
-        assert cli.run(["explain", "--url", "ftp://x", "other"]) == 2
+        for url in ("ftp://x", "http://[::1"):
+            assert cli.run(["explain", "--url", url, "other"]) == 2
+            assert f"url is {url!r}" in capsys.readouterr().err
         assert cli.run(["explain", "--url", server.url, "other", "more"]) == 2
     assert cli.run(["explain", "--url", server.url, "other"]) == 1
-    assert "no answer from" in capsys.readouterr().err
+    assert "no server answers at" in capsys.readouterr().err
     assert cli.run(["explain"]) == 2

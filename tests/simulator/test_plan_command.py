@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from longspan.core.news import News
+from longspan.core.policies.base import Policy
+from longspan.core.state import SchedulerState
 from longspan.entrypoints.cli import run
 from longspan.entrypoints.plan.doubts import doubts
 from longspan.simulator.pool_sizes import TIMES, PoolSizes
@@ -131,3 +137,19 @@ def test_what_cannot_be_gets_one_line_and_code_2(
     assert plan(**changes) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
+
+
+class Killed(Policy):
+    """A policy whose process is killed when it decides, as one without memory would be."""
+
+    name = "killed"
+
+    def schedule(self, state: SchedulerState, news: News, now: float) -> None:
+        assert multiprocessing.parent_process() is not None
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(policies=f"{__name__}:Killed", num_requests=10, tp=1) == 1
+    captured = capsys.readouterr()
+    assert "ended from outside" in captured.err and "--jobs" in captured.err and captured.err.count("\n") == 1

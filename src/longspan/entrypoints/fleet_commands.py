@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 from cyclopts import App
 
 from longspan.entrypoints.toml_config import ConfigFile
-from longspan.errors import ConfigError, LongspanError
+from longspan.errors import LongspanError
 
 fleet = App(name="fleet", help="Look at a running server's instances, empty them, end them, start them again.")
 
 URL = "http://127.0.0.1:8000"
-_TIMEOUT_S, _POLL_S = 60.0, 0.5
+_POLL_S = 0.5
 
 
 @fleet.command(name="list")
@@ -124,27 +123,15 @@ def _check_it_comes(first: dict[str, Any], now: dict[str, Any]) -> None:
 
 def _ask(url: str, api_key: str | None, method: str = "GET", path: str = "") -> list[dict[str, Any]]:
     """Raises ConfigError for a bad URL or key; LongspanError: the server does not answer, or refuses."""
-    import httpx2
+    from longspan.entrypoints.client import ask
 
-    from longspan.entrypoints.bearer import authorization
-
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise ConfigError(f"url is {url!r}, but must be like {URL}")
-    authorized = authorization(api_key)
-    headers = {} if authorized is None else {"authorization": authorized}
-    place = f"{url.rstrip('/').removesuffix('/v1')}/fleet{path}"
-    near = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")  # to which no proxy leads
+    status, content = ask(url, api_key, f"/fleet{path}", method)
     try:
-        answer = httpx2.request(method, place, headers=headers, timeout=_TIMEOUT_S, trust_env=not near)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise LongspanError(f"no answer from {url}: {error or type(error).__name__}") from error
-    try:
-        content = answer.json()
-        if answer.status_code != 200:
+        if status != 200:
             raise LongspanError(f"{url}: {content['error']['message']}")
         instances: list[dict[str, Any]] = content["instances"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise LongspanError(f"what answers at {url} (status {answer.status_code}) has no fleet") from error
+    except (KeyError, TypeError) as error:
+        raise LongspanError(f"what answers at {url} (status {status}) has no fleet") from error
     return instances
 
 

@@ -8,12 +8,11 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 
-from longspan.entrypoints.bearer import authorization
-from longspan.entrypoints.trust import VARIABLES, no_connection, own_authorities
+from longspan.entrypoints.client import base_of, make_client
+from longspan.entrypoints.trust import no_connection
 from longspan.errors import ConfigError, LongspanError
 
 CONNECT_TIMEOUT_S = 5.0  # answers may take as long as they need: a long prompt is prefilled first
@@ -32,27 +31,8 @@ class Conversation:
         self, url: str, model: str | None, system: str | None, temperature: float, api_key: str | None = None
     ) -> None:
         """Raises ConfigError, ChatError."""
-        self.url = url.rstrip("/").removesuffix("/v1")
-        try:
-            parts = urlsplit(self.url)
-            _ = parts.port  # refuses what is none
-        except ValueError as error:
-            raise ConfigError(f"url is {url!r}: {error}") from error
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"url is {url!r}, but must be like http://127.0.0.1:8000")
-        local = parts.hostname in ("127.0.0.1", "localhost", "::1")
-        authorized = authorization(api_key)
-        try:
-            authorities = own_authorities()
-        except OSError as error:
-            raise ConfigError(f"{' or '.join(VARIABLES)} names certificates that cannot be read: {error}") from error
-        self.client = httpx2.Client(
-            verify=True if authorities is None else authorities,
-            timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            trust_env=not local,  # no proxy leads to this machine
-            headers={} if authorized is None else {"authorization": authorized},
-            follow_redirects=True,
-        )
+        self.url = base_of(url)
+        self.client = make_client(self.url, api_key, httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S))
         self.system = None if system is None else as_text(system)
         self.temperature = temperature
         self.model = model or self._served_model()

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from longspan.entrypoints.plan.doubts import doubts
 from longspan.entrypoints.plan.options import PlanOptions, Split
 from longspan.entrypoints.simulate.command import make_slo, scheduler_config
 from longspan.entrypoints.simulate.fleet import make_fleet
-from longspan.errors import ConfigError
+from longspan.errors import ConfigError, LongspanError
 from longspan.interrupts import interrupts_held_back
 from longspan.profiler.simulated import fit_simulated
 from longspan.simulator.capacity import Goal, Trial, faster, fewest, highest
@@ -60,7 +61,7 @@ class Answer:
 def plan(lengths: LengthOptions, arrivals: ArrivalOptions, options: PlanOptions) -> int:
     """Search, print a table, write the file; returns the exit code: 1 if nothing is good enough.
 
-    Raises ConfigError, ModelError, TraceError.
+    Raises ConfigError, ModelError, TraceError; LongspanError: a process was ended from outside.
     """
     for name in options.policy_names:
         create_policy(name)
@@ -142,12 +143,20 @@ def _solve_all(
 
 @contextmanager
 def _ended_if_interrupted() -> Iterator[None]:
-    """The pool would wait for what runs: minutes, that nobody needs any more."""
+    """The pool would wait for what runs: minutes, that nobody needs any more.
+
+    Raises LongspanError: one of its processes was ended from outside.
+    """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         for child in multiprocessing.active_children():
             child.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise LongspanError(
+                "a process that simulated was ended from outside, perhaps for want of memory; with fewer --jobs they "
+                "need less"
+            ) from error
         raise
 
 
