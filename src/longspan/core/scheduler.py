@@ -280,10 +280,12 @@ class Scheduler:
         if is_mending:
             self._turns.end()
             self._mending.go_on()
-            if self._draining.go_on():
-                self._clear_news()
-                ledger.changes.is_other = True
+            heard = list(ledger.completed), list(ledger.ended)
+            self._clear_news()
+            self._draining.go_on()
+            if ledger.changes.are_any or ledger.ended:  # since the policy's turn
                 self._decide(now)
+            ledger.completed[:0], ledger.ended[:0] = heard  # for who divides arrivals among nodes
 
     def _keep_news(self) -> None:
         """Of who has come and gone meanwhile the policy need not hear at all."""

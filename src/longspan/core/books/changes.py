@@ -22,6 +22,11 @@ class Changes:
     void: list[RunBatch] = field(default_factory=list)
     moved: list[Request] = field(default_factory=list)
 
+    @property
+    def are_any(self) -> bool:
+        """Tell whether there is anything that a policy may remember wrongly."""
+        return bool(self.is_other or self.returned or self.void or self.moved)
+
     def clear(self) -> None:
         """Begin another event."""
         self.is_other = False

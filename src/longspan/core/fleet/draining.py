@@ -43,18 +43,13 @@ class Draining:
             elif not is_moving:
                 self._hold(instance)
 
-    def go_on(self) -> bool:
+    def go_on(self) -> None:
         """Move what can move between instances that the policy leaves idle; let go of those that it has emptied, for
-        perhaps nothing happens any more.
-
-        Returns whether one has been let go: then the policy has its turn again, with the fleet that there is now.
-        """
-        leaving = list(self._ledger.cluster.fleet.leaving)
-        for instance in leaving:
+        perhaps nothing happens any more."""
+        for instance in list(self._ledger.cluster.fleet.leaving):
             self._move(instance, set())
             if _is_empty(instance):
                 self._let_go(instance)
-        return len(self._ledger.cluster.fleet.leaving) < len(leaving)
 
     def _let_go(self, instance: Instance) -> None:
         ledger = self._ledger
