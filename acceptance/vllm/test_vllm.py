@@ -118,11 +118,11 @@ def test_who_waited_for_its_grammar_and_then_for_memory_is_not_forgotten(tiny: s
 def test_deciding_takes_less_than_a_millisecond(tiny: str, seats: int) -> None:
     """Of the thread's CPU time, beside vLLM's own: 256 requests run, 1,000 wait, with and without seats for them.
 
-    In turns, at most three, the least of each: neighbours on a shared machine make the same work dearer, never cheaper.
+    In turns, at most eight, the least of each: neighbours on a shared machine make the same work dearer, never cheaper.
     """
     at = {"model": tiny, "running": 256, "waiting": 1000, "seats": seats}
     with_s = without_s = inf
-    for _ in range(3):
+    for _ in range(8):
         ours, theirs = (in_vllm("deciding", is_ours=is_ours, **at) for is_ours in (True, False))
         assert ours["decided"] and ours["waiting"] >= 900
         with_s, without_s = min(with_s, ours["median"]), min(without_s, theirs["median"])
