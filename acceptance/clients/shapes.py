@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 MOST = 700  # tokens: more than the longest answer that keeps to the shape, with all the white space that it may have
 QUESTION = "Paris is the capital of France, with two million inhabitants."
@@ -11,11 +11,15 @@ QUESTION = "Paris is the capital of France, with two million inhabitants."
 class City(BaseModel):
     """A city."""
 
+    model_config = ConfigDict(extra="forbid")  # or a model that is small goes on with properties of its own
+
     name: str = Field(max_length=30)
     size: Literal["small", "large"]
 
 
 class GetWeather(BaseModel):
     """Tells the weather in a city."""
+
+    model_config = ConfigDict(extra="forbid")
 
     city: str = Field(max_length=30)
