@@ -111,7 +111,8 @@ def tell(recent: Recent, request_id: str) -> Story | None:
 
 
 async def test_others_have_their_turns_meanwhile(engine: AsyncLLM) -> None:
-    await ask(engine, *[completion(f"request-{number}", max_tokens=100) for number in range(4)])
+    for number in range(4):  # one after the other, or their steps are batches of four
+        await ask(engine, completion(f"request-{number}", max_tokens=100))
     await engine.idle()
     telling = engine.core.records.recent.tell(engine.core.records.recent.find("request-3")[0])
     assert sum(1 for _ in telling) >= len(engine.core.records.recent) // 64 - 2 > 0
