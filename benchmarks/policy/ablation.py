@@ -69,7 +69,7 @@ VARIANTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(kept_runs.OfTask):
     """One run."""
 
     task: Task
@@ -79,14 +79,6 @@ class Asked:
     def key(self) -> str:
         settings = "".join(f"/{name}={value}" for name, value in self.variant.settings.items())
         return f"{self.task.key}{settings}"
-
-    @property
-    def workload(self) -> str:
-        return self.task.workload
-
-    @property
-    def policy(self) -> str:
-        return self.task.policy
 
 
 def run(asked: Asked, traces: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from benchmarks.common import RESULTS, say
-from benchmarks.policy.grid_run import digest
+from benchmarks.policy.grid_run import Task, digest
 
 FOLDER = RESULTS / "grid"
 Run = dict[str, Any]
@@ -33,6 +33,21 @@ class Asked(Protocol):
 
     @property
     def policy(self) -> str: ...
+
+
+class OfTask:
+    """What is asked is one of the grid's tasks, in another way; it makes its own key of that."""
+
+    __slots__ = ()
+    task: Task
+
+    @property
+    def workload(self) -> str:
+        return self.task.workload
+
+    @property
+    def policy(self) -> str:
+        return self.task.policy
 
 
 T = TypeVar("T", bound=Asked)

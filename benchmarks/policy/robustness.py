@@ -55,7 +55,7 @@ NONE, SLOW_INSTANCE, BURST_OF_LONGS, GREEDY = "none", "slow instance", "burst of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class Case(kept_runs.OfTask):
     """What is run, and what is wrong. predicted: over what the cost model says. noise: of iterations, relative."""
 
     fault: str
@@ -68,14 +68,6 @@ class Case:
     @property
     def key(self) -> str:
         return f"{self.task.key}/{self.fault}"
-
-    @property
-    def workload(self) -> str:
-        return self.task.workload
-
-    @property
-    def policy(self) -> str:
-        return self.task.policy
 
 
 class Disturbed(IterationCost):
