@@ -6,6 +6,8 @@ import sys
 from anthropic import Anthropic, BadRequestError, NotFoundError
 from anthropic.types import Usage
 
+from shapes import MOST
+
 MODEL = "smollm2-135m"
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
 TOOLS = [{
@@ -34,7 +36,7 @@ with client.messages.stream(**ask) as stream:
     found["usage"] = tokens(stream.get_final_message().usage) == tokens(whole.usage)
 stopped = client.messages.create(**ask, stop_sequences=["aris"])
 found["stopped"] = stopped.stop_reason, stopped.stop_sequence
-demanded = ask | {"tools": TOOLS, "max_tokens": 400}
+demanded = ask | {"tools": TOOLS, "max_tokens": MOST}
 calls = []
 for choice in ({"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "get_weather"}):
     message = client.messages.create(**demanded, tool_choice=choice)

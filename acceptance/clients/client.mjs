@@ -66,12 +66,13 @@ const tries = {
   },
 
   async goes_away() {
-    const stream = await client.completions.create({ model, prompt: "Once", max_tokens: 4000, stream: true });
+    const endless = { model, prompt: "Once", max_tokens: 4000, ignore_eos: true };
+    const stream = await client.completions.create({ ...endless, stream: true });
     let count = 0;
     for await (const _ of stream) if (++count === 3) stream.controller.abort();
     assert.equal(count, 3);
     const controller = new AbortController();
-    const asked = client.completions.create({ model, prompt: "Once", max_tokens: 4000 }, { signal: controller.signal });
+    const asked = client.completions.create(endless, { signal: controller.signal });
     setTimeout(() => controller.abort(), 100);
     await assert.rejects(asked, OpenAI.APIUserAbortError);
   },

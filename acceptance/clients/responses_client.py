@@ -12,6 +12,8 @@ from agents import Agent, ModelSettings, Runner, function_tool, set_default_open
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from pydantic import BaseModel
 
+from shapes import MOST
+
 MODEL, URL = "smollm2-135m", f"{sys.argv[1]}/v1"
 QUESTION = "What is the capital of France? Answer with one word."
 TOOL = {
@@ -38,11 +40,11 @@ def sdk() -> dict[str, object]:
     with client.responses.stream(input=QUESTION, **ask) as stream:
         found["helper"] = [*stream][-1].type, stream.get_final_response().output_text
     found["parsed"] = client.responses.parse(
-        input=QUESTION, model=MODEL, text_format=City, max_output_tokens=400
+        input=QUESTION, model=MODEL, text_format=City, temperature=0, max_output_tokens=MOST
     ).output_parsed.model_dump()
     called = client.responses.create(
         input=QUESTION, model=MODEL, tools=[TOOL], tool_choice="required", parallel_tool_calls=False,
-        max_output_tokens=400,
+        temperature=0, max_output_tokens=MOST,
     )  # fmt: skip
     (call,) = called.output
     found["call"] = call.name, json.loads(call.arguments)
@@ -57,7 +59,9 @@ def sdk() -> dict[str, object]:
         client.responses.retrieve(after.id)
     except NotFoundError as error:
         found["deleted"] = error.code
-    started = client.responses.create(model=MODEL, input="Once", max_output_tokens=4000, background=True)
+    # One that may end by itself may have ended when the next call comes.
+    endless = ask | {"max_output_tokens": 4000, "extra_body": {"ignore_eos": True}}
+    started = client.responses.create(input="Once", background=True, **endless)
     found["cancelled"] = client.responses.cancel(started.id).status
     try:
         client.responses.create(model=MODEL, input="x", tools=[{"type": "web_search"}])
@@ -70,7 +74,7 @@ async def agents() -> dict[str, object]:
     """One agent with a tool, and one whose only way is to hand over to it."""
     set_default_openai_client(AsyncOpenAI(base_url=URL, api_key="none", max_retries=0))
     set_tracing_disabled(True)
-    settings = ModelSettings(tool_choice="required", parallel_tool_calls=False, max_tokens=400, temperature=0)
+    settings = ModelSettings(tool_choice="required", parallel_tool_calls=False, max_tokens=MOST, temperature=0)
     called: list[str] = []
 
     @function_tool

@@ -47,9 +47,8 @@ def test_curl_over_one_connection(server: Server) -> None:
 
 
 def test_curl_that_leaves(server: Server) -> None:
-    started = subprocess.Popen(
-        curl_command(server, "--no-buffer", body={**ASK, "max_tokens": 4000, "stream": True}), stdout=subprocess.PIPE
-    )
+    endless = {**ASK, "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    started = subprocess.Popen(curl_command(server, "--no-buffer", body=endless), stdout=subprocess.PIPE)
     assert started.stdout is not None and started.stdout.readline()
     started.kill()
     started.communicate()

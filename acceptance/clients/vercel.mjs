@@ -39,7 +39,7 @@ const stepped = {
   ...shaped, tools: { weather }, stopWhen: isStepCount(2), providerOptions: { longspan: { parallel_tool_calls: false } },
   prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" }),
 };
-const called = await generateText({ ...stepped, maxOutputTokens: 100 });
+const called = await generateText(stepped);
 assert.equal(called.steps.length, 2);
 assert.equal(called.steps[0].finishReason, "tool-calls");
 assert.equal(called.steps[0].toolResults.length, called.steps[0].toolCalls.length);
