@@ -112,6 +112,13 @@ def test_the_command(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no request 'lm-1' arrives in it; did you mean llm-1?" in error and f"longspan explain {path}" in error
 
 
+def test_a_request_where_a_log_is_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["explain", str(tmp_path / "chatcmpl-1")]) == 1
+    assert "chatcmpl-1: No such file; if that is a request, give --url" in capsys.readouterr().err
+    assert cli.run(["explain", str(tmp_path)]) == 1
+    assert "--url" not in capsys.readouterr().err
+
+
 def test_many_that_begin_alike_are_listed_or_all_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     d = Driver(SchedulerConfig(policy="elastic_fcfs", num_instances=1, kv_tokens=10_000))
     for number in range(30):

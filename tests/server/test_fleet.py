@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx2
@@ -71,9 +73,33 @@ def test_what_cannot_be_is_told(server: LiveServer, capsys: pytest.CaptureFixtur
     assert "there is no instance 7" in capsys.readouterr().err
     assert cli.run(["fleet", "list", "--url", "http://127.0.0.1:1"]) == 1
     assert "no server answers at http://127.0.0.1:1" in capsys.readouterr().err
+    assert cli.run(["fleet", "list", "--url", f"{server.url}/elsewhere"]) == 1
+    assert "unknown path" in capsys.readouterr().err
     for url in ("elsewhere", "http://[::1", "http://127.0.0.1:99999999", "http://"):
         assert cli.run(["fleet", "list", "--url", url]) == 2
         assert f"url is {url!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b'{"error": "none of ours"}'])
+def test_who_else_answers_is_told(content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as other, ThreadPoolExecutor(1) as pool:
+        pool.submit(other.serve_forever)
+        try:
+            for command, lacking in ((["fleet", "list"], "has no fleet"), (["explain", "x"], "tells no stories")):
+                assert cli.run([*command, "--url", f"http://127.0.0.1:{other.server_port}"]) == 1
+                assert f"(status 200) {lacking}" in capsys.readouterr().err
+        finally:
+            other.shutdown()
 
 
 @pytest.mark.parametrize("command", [("add",), ("restart", "1"), ("drain", "1"), ("remove", "1")])

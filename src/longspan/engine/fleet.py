@@ -80,7 +80,8 @@ class Fleet:
         """
         last = self.num_instances - (self.num_instances not in self.missing)  # one that is added is to be seen, too
         if not 0 <= instance <= last:
-            raise RequestError(f"there is no instance {instance}; there are 0 to {last}", param="instance")
+            there = f"there are 0 to {last}" if last else "there is 0 alone"
+            raise RequestError(f"there is no instance {instance}; {there}", param="instance")
         self._check_it_can_change()
         if instance in self.missing:
             self._leave_missing(instance, purpose)

@@ -43,10 +43,10 @@ def make_client(base: str, api_key: str | None, timeout: httpx2.Timeout) -> http
     )
 
 
-def ask(url: str, api_key: str | None, path: str, method: str = "GET") -> tuple[int, Any]:
-    """Return the status and the JSON of one answer; None where it is none.
+def ask(url: str, api_key: str | None, path: str, wanted: str, lacking: str, method: str = "GET") -> Any:
+    """Return what stands in the field `wanted` of an answer. lacking: what a server does whose answers lack it.
 
-    Raises ConfigError for a bad URL or key, or certificates; LongspanError: the server does not answer.
+    Raises ConfigError for a bad URL or key, or certificates; LongspanError: the server does not answer, or refuses.
     """
     base = base_of(url)
     try:
@@ -58,6 +58,10 @@ def ask(url: str, api_key: str | None, path: str, method: str = "GET") -> tuple[
     except httpx2.HTTPError as error:
         raise LongspanError(f"no answer from {url}: {error or type(error).__name__}") from error
     try:
-        return answer.status_code, answer.json()
-    except (ValueError, RecursionError):
-        return answer.status_code, None
+        content = answer.json()
+        refused = None if answer.status_code == 200 else content["error"]["message"]
+        if refused is None:
+            return content[wanted]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise LongspanError(f"what answers at {url} (status {answer.status_code}) {lacking}") from error
+    raise LongspanError(f"{url}: {refused}")

@@ -50,10 +50,14 @@ def replay(file: Path, policy: str | None = None) -> int:
 def explain(file: Path, request: str | None, everything: bool) -> int:
     """Print one request's story, or a list of requests. Raises ReplayError."""
     if request is None:
-        with opened(file, passes=1) as log:
-            tell_notes(log)
-            for line in _listed(log, everything):
-                print(line)
+        try:
+            with opened(file, passes=1) as log:
+                tell_notes(log)
+                for line in _listed(log, everything):
+                    print(line)
+        except ReplayError as error:
+            hint = "" if file.exists() else "; if that is a request, give --url of the server that runs it, too"
+            raise ReplayError(f"{error}{hint}") from error
         return 0
     with opened(file, passes=2) as log:
         tell_notes(log)

@@ -125,13 +125,7 @@ def _ask(url: str, api_key: str | None, method: str = "GET", path: str = "") -> 
     """Raises ConfigError for a bad URL or key; LongspanError: the server does not answer, or refuses."""
     from longspan.entrypoints.client import ask
 
-    status, content = ask(url, api_key, f"/fleet{path}", method)
-    try:
-        if status != 200:
-            raise LongspanError(f"{url}: {content['error']['message']}")
-        instances: list[dict[str, Any]] = content["instances"]
-    except (KeyError, TypeError) as error:
-        raise LongspanError(f"what answers at {url} (status {status}) has no fleet") from error
+    instances: list[dict[str, Any]] = ask(url, api_key, f"/fleet{path}", "instances", "has no fleet", method)
     return instances
 
 

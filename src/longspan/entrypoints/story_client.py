@@ -5,7 +5,6 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from longspan.entrypoints.client import ask
-from longspan.errors import LongspanError
 
 
 def explain_from(url: str, request: str, api_key: str | None) -> int:
@@ -13,12 +12,6 @@ def explain_from(url: str, request: str, api_key: str | None) -> int:
 
     Raises ConfigError for a bad URL or key; LongspanError: the server does not answer, or refuses.
     """
-    status, content = ask(url, api_key, f"/requests/{quote(request, safe='')}/story")
-    try:
-        if status != 200:
-            raise LongspanError(f"{url}: {content['error']['message']}")
-        stories = ["\n".join(story["lines"]) for story in content["stories"]]
-    except (KeyError, TypeError) as error:
-        raise LongspanError(f"what answers at {url} (status {status}) tells no stories") from error
-    print("\n\n".join(stories))
+    stories = ask(url, api_key, f"/requests/{quote(request, safe='')}/story", "stories", "tells no stories")
+    print("\n\n".join("\n".join(story["lines"]) for story in stories))
     return 0

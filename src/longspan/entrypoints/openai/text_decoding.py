@@ -87,10 +87,10 @@ def content(bounds: Bounds, raw: bytes, place: str, kinds: tuple[str, ...] = ("t
 def too_long(place: str, size: str, bounds: Bounds) -> RequestError:
     """Return what is said of a text that cannot fit: as OpenAI does, of the whole prompt or messages."""
     what = "the prompt has" if place == "prompt" else "the messages have" if place == "messages" else f"{place} has"
-    chars = "" if size.endswith("tokens") else f", which is {bounds.prompt_chars} characters at most"
+    chars = "" if size.endswith("tokens") else f"; a prompt of more than {bounds.prompt_chars} characters has more"
     return RequestError(
-        f"{what} {size}, but a request has at most {bounds.request_tokens} tokens here{chars}, "
-        "one of them at least for the output; shorten it",
+        f"{what} {size}, but a request has at most {bounds.request_tokens} tokens here, "
+        f"one of them at least for the output{chars}; shorten it",
         param=place.partition("[")[0], code="context_length_exceeded",
     )  # fmt: skip
 
