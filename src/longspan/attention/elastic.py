@@ -26,10 +26,12 @@ from typing import Protocol
 import torch
 
 from longspan.attention.backend import AttentionBackend, PagedPlan
+from longspan.attention.context_layout import Asks
 from longspan.attention.joined import JoinedAttention, shares_keys
-from longspan.attention.layout import Asks, BatchLayout, RingLayout
+from longspan.attention.layout import BatchLayout
 from longspan.attention.native import NativePlan
 from longspan.attention.partial import Accumulator, Partial
+from longspan.attention.ring_layout import RingLayout
 from longspan.distributed.shared_memory import SharedMemoryTransport
 from longspan.distributed.transport import Exchange, Transport
 from longspan.native.decoder import LoneTokens

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from longspan.attention.layout import Earlier
+from longspan.attention.slots import Earlier
 from longspan.native.elementwise import NativeElementwise
 from longspan.native.library import best_library
 
