@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
+from tests.ports import closed_port
+
 WORLD = 3
 
 
@@ -68,7 +70,5 @@ def test_who_finds_nobody_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     from longspan.distributed import process_group
 
     monkeypatch.setattr(process_group, "_MEETING", timedelta(seconds=1))
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
-    with pytest.raises(torch.distributed.DistError):
+    with closed_port() as port, pytest.raises(torch.distributed.DistError):
         process_group.init_world("gloo", 1, 2, port, None, torch.device("cpu"))

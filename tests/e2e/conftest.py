@@ -105,6 +105,9 @@ def _answers(url: str) -> bool:
 
 @pytest.fixture(scope="session")
 def server(model) -> Iterator[Server]:
-    """One for all tests that leave it as it was: a start costs more than what they ask."""
-    with serve() as running:
+    """One for all tests that leave it as it was: a start costs more than what they ask.
+
+    It refuses nobody as late: on a machine that others use, too, nothing is in time.
+    """
+    with serve("--overload", "off") as running:
         yield running

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def engine(folder: Path, **settings: object) -> AsyncIterator[AsyncLLM]:
     config = EngineConfig(
         model=str(folder), instances=INSTANCES, dtype="float32", threads_per_device=1,
-        worker_timeout_s=3.0, **{"kv_tokens": 2000, "max_restarts": 20, **settings},  # type: ignore[arg-type]  # of any kind
+        worker_timeout_s=3.0, **{"kv_tokens": 2000, "max_restarts": 20, "overload": "off", **settings},  # type: ignore[arg-type]  # of any kind
     )  # fmt: skip
     running = await start_engine(config)
     try:

@@ -15,7 +15,7 @@ from longspan.engine.async_llm import AsyncLLM
 from tests.e2e.conftest import wait_for
 from tests.e2e.logged_process import LoggedProcess
 from tests.e2e.test_losses import LENGTHS, TOKENS, WITHIN_S, Streams, folder, has_restarted  # noqa: F401
-from tests.worker.test_node_lines import free_port
+from tests.ports import free_port
 
 KEY = "a key of the tests"
 INSTANCES, AWAY = 3, 2
@@ -48,7 +48,7 @@ def settings(folder: Path, port: int | None) -> EngineConfig:  # noqa: F811
     nodes = {} if port is None else {"nnodes": 2, "master": f"127.0.0.1:{port}", "fleet_key": KEY}
     return EngineConfig(
         model=str(folder), instances=INSTANCES, dtype="float32", threads_per_device=1, kv_tokens=2000,
-        worker_timeout_s=4.0, policy="elastic_fcfs", min_tokens_per_instance=8, **nodes,  # type: ignore[arg-type]  # of several types
+        worker_timeout_s=60.0, policy="elastic_fcfs", min_tokens_per_instance=8, **nodes,  # type: ignore[arg-type]  # of several types
     )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def outputs(
         engine = await start_engine(
             EngineConfig(
                 model=str(folder), policy=policy, instances=instances, dtype="float32", executor="inproc",
-                threads_per_device=1, kv_tokens=1500, event_log=event_log,
+                threads_per_device=1, kv_tokens=1500, event_log=event_log, overload="off",
             )
         )  # fmt: skip
         try:

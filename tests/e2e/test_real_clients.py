@@ -120,7 +120,9 @@ def test_a_client_that_leaves_before_its_first_token(server: Server, moby_dick: 
     patience = openai.Timeout(60, read=0.5)
     hasty = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=patience)
     with pytest.raises(openai.APITimeoutError):
-        hasty.completions.create(model=MODEL, prompt=moby_dick[:24_000], max_tokens=100)
+        hasty.completions.create(
+            model=MODEL, prompt=moby_dick[:24_000], max_tokens=1000, extra_body={"ignore_eos": True}
+        )
     server.wait_until_free()
 
 

@@ -21,6 +21,7 @@ from longspan.core.decision import Decision
 from longspan.core.events import RequestAborted, RequestArrived
 from longspan.core.inventory import Inventory
 from longspan.engine.observer import line
+from longspan.engine.observer import observation as observation_module
 from longspan.engine.observer.messages import Watch
 from longspan.engine.observer.observation import Observation, ObservedView
 from longspan.metrics.event_log import EventLogWriter, open_log, read_event_log, replay
@@ -29,6 +30,12 @@ from tests.processes import is_alive, wait_until
 
 NOTHING = Inventory({0: "up"}, [], [], {}, [])
 GIVEN = RequestAborted("a" * 200)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a loaded machine even the beginning of a process takes its time."""
+    monkeypatch.setattr(observation_module, "END_S", 120.0)
 
 
 @pytest.fixture

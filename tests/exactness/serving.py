@@ -105,6 +105,7 @@ def engine_config(cell: Cell, model: Path, event_log: Path) -> EngineConfig:
         kv_tokens=2048 if cell.pool == "ample" else longest, lookahead=cell.lookahead,
         event_log=event_log, max_model_len=16 * ORIGINAL if cell.rope == "dynamic" else None,
         prefix_cache=cell.reuse != "none", prefix_block=1 if cell.seed % 2 else 8, worker_timeout_s=WORKER_TIMEOUT_S,
+        overload="off",
         **tight,
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longspan.config import EngineConfig
-from longspan.core.events import FinishReason
+from longspan.core.events import FinishReason, RequestArrived
 from longspan.core.progress import Progress
 from longspan.engine.chat_format import ChatFormat
 from longspan.engine.fleet import Purpose
@@ -79,9 +80,10 @@ class FakePromptLogprobs:
 
 @dataclass
 class FakeView:
-    """`View` of a fleet that is kept in the same process; the test tells it what happens."""
+    """`View` of a fleet that is kept in the same process; the test tells it what happens, on a thread of its own."""
 
     watched: Watched
+    lock: threading.Lock
 
     def catch_up(self) -> int:
         return 0
@@ -92,7 +94,8 @@ class FakeView:
     async def frames(self, about: About | None, state: str | None) -> Frames:
         if self.watched.failed:
             return Frames(is_over=True)
-        changes, whole = self.watched.frame(time.monotonic(), about, state)
+        with self.lock:
+            changes, whole = self.watched.frame(time.monotonic(), about, state)
         return Frames(changes=changes, whole=whole, is_empty=not self.watched.fleet.lives)
 
 
@@ -152,6 +155,7 @@ class FakeEngine:
         self.stop_reason: str | None = None
         self.told: Progress | None = None
         self.watched: list[Watched] = []
+        self.watched_lock = threading.Lock()
         self.gate.set()
         for events in (self.tokens_sent, self.admitted, self.ended):
             while not events.empty():
@@ -165,6 +169,11 @@ class FakeEngine:
     def release(self) -> None:
         assert self.loop is not None
         self.loop.call_soon_threadsafe(self.gate.set)
+
+    def arrive(self, event: RequestArrived) -> None:
+        """Have those who look on see that a request has come."""
+        with self.watched_lock:
+            self.watched[0].read(time.monotonic(), event, (), ())
 
     # -- EngineClient
 
@@ -291,7 +300,7 @@ class FakeEngine:
     def watching(self) -> Iterator[FakeView]:
         self.watched.append(Watched(Fleet(2), time.time() - time.monotonic()))
         try:
-            yield FakeView(self.watched[-1])
+            yield FakeView(self.watched[-1], self.watched_lock)
         finally:
             self.watched.pop()
 

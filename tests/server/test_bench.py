@@ -24,6 +24,7 @@ from longspan.errors import EngineDeadError
 from longspan.outputs import RequestOutput
 from longspan.sampling_params import SamplingParams
 from tests.conftest import DATA
+from tests.ports import closed_port
 from tests.server.fake_engine import FakeEngine
 from tests.server.live_server import LiveServer, live_server
 
@@ -215,9 +216,8 @@ def test_a_server_that_is_not_one(server: LiveServer, capsys: pytest.CaptureFixt
         assert error.count("\n") == 1
         return error
 
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    assert "no server answers at" in error_of("--url", f"http://127.0.0.1:{port}")
+    with closed_port() as port:
+        assert "no server answers at" in error_of("--url", f"http://127.0.0.1:{port}")
     assert "status 404" in error_of("--url", f"{server.url}/elsewhere")
     assert "status 404" in error_of("--url", server.url, "--model", "nope")
     assert "token ids outside" in error_of("--url", server.url, "--token-ids", "5000:5001")

@@ -42,8 +42,7 @@ PREFILL = Progress("prefill", None, 100, 60, 20, 2.5, None)
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Headers do not wait, and readers ask often: no test waits for the clock."""
-    monkeypatch.setattr(sse, "HEADERS_WITHIN_S", 0.01)
+    """Readers ask often: no test waits for the clock."""
     monkeypatch.setattr("longspan.entrypoints.openai.pace.INTERVAL_S", 0.01)
 
 

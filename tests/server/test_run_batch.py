@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 from longspan.config import EngineConfig
 from longspan.engine.protocol import EngineClient
@@ -20,7 +21,7 @@ from longspan.entrypoints import cli
 from longspan.entrypoints.batch import command
 from longspan.entrypoints.batch.command import run_batch
 from longspan.errors import ConfigError, EngineDeadError, QueueFullError
-from tests.models.tiny import CONFIGS, write_tiny_engine_model
+from tests.models.tiny import SIZES, heads, write_tiny_engine_model
 from tests.server.fake_engine import MODEL, FakeEngine
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -202,12 +203,15 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_stopped_and_goes_on(tmp_path: Path) -> None:
-    """The real engine: half of it, SIGTERM, and the rest."""
-    write_tiny_engine_model(tmp_path / "tiny", CONFIGS["qwen2"])
+    """The real engine: half of it, SIGTERM, and the rest. The first line takes longer than all others, so that the run
+    still goes on when it is stopped."""
+    sizes = {**SIZES, "max_position_embeddings": 1024}
+    write_tiny_engine_model(tmp_path / "tiny", LlamaConfig(**sizes, **heads(4, 2, 16)))
     lines = [
         {"custom_id": f"r{i}", "url": COMPLETIONS, "body": {"prompt": [5 + i % 90, 7], "max_tokens": 24, "seed": i}}
         for i in range(200)
     ]
+    lines[0]["body"] |= {"max_tokens": 600, "ignore_eos": True}  # type: ignore[operator]  # a mapping
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = tmp_path / "out.jsonl"
     arguments = [sys.executable, "-m", "longspan", "run-batch", str(tmp_path / "tiny"),

@@ -24,6 +24,7 @@ from longspan.entrypoints.welcome import print_welcome
 from tests.server.fake_engine import FakeEngine
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120
 
 
 @contextmanager
@@ -70,7 +71,7 @@ def test_a_signal_drains_and_exits_with_0(number: signal.Signals) -> None:
             rest = list(lines)
         assert '"text":"H"' in first
         assert rest[-1] == "data: [DONE]" and '"finish_reason":"stop"' in rest[-2]
-        assert server.wait(30) == 0
+        assert server.wait(PATIENCE_S) == 0
         assert server.stdout is not None and "closed" in server.stdout.read()
 
 
@@ -83,7 +84,7 @@ def test_a_second_signal_stops_at_once() -> None:
             server.send_signal(signal.SIGTERM)
             wait_for(server.stdout, "draining")
             server.send_signal(signal.SIGTERM)
-            assert server.wait(30) == 128 + signal.SIGTERM
+            assert server.wait(PATIENCE_S) == 128 + signal.SIGTERM
         assert server.stdout is not None and "closed" in server.stdout.read()
 
 
@@ -103,7 +104,7 @@ def test_a_dead_engine_ends_the_process_with_1(mode: str) -> None:
             health = http.get(f"{url}/health")
             assert health.status_code == 503 and "worker 1 is gone" in health.text
             server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 1
+        assert server.wait(PATIENCE_S) == 1
         assert server.stderr is not None and "the engine is dead" in server.stderr.read()
 
 
@@ -111,12 +112,12 @@ def test_a_signal_while_the_model_loads() -> None:
     with process("never") as server:
         wait_for(server.stdout, "starting")
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 128 + signal.SIGTERM
+        assert server.wait(PATIENCE_S) == 128 + signal.SIGTERM
 
 
 def test_an_engine_that_does_not_start_is_one_line() -> None:
     with process("bug") as server:
-        _, errors = server.communicate(timeout=30)
+        _, errors = server.communicate(timeout=PATIENCE_S)
         assert server.returncode == 1
     assert errors.strip().splitlines() == [
         "the engine did not start: ZeroDivisionError: first line (--log-level debug tells more)"
@@ -127,7 +128,7 @@ def test_a_port_in_use_is_told_before_the_model_loads() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with process("never", port) as server:
-            out, errors = server.communicate(timeout=30)
+            out, errors = server.communicate(timeout=PATIENCE_S)
     assert server.returncode == 1
     assert f"port {port} on 127.0.0.1 is in use already" in errors
     assert "starting" not in out
@@ -144,7 +145,7 @@ def test_the_welcome_can_be_pasted() -> None:
         assert f"{url}/v1/chat/completions" in text[1] and '"messages"' in text[1]
         assert text[2].startswith(f'client = OpenAI(base_url="{url}/v1"')
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0
+        assert server.wait(PATIENCE_S) == 0
 
 
 def test_the_welcome_of_a_server_with_keys_takes_the_key_from_the_environment(
@@ -184,7 +185,7 @@ def test_running_out_of_files_costs_connections_not_the_server() -> None:
         with httpx2.Client(timeout=30, trust_env=False) as new:
             assert new.get(f"{url}/health").status_code == 200
         server.send_signal(signal.SIGTERM)
-        _, errors = server.communicate(timeout=30)
+        _, errors = server.communicate(timeout=PATIENCE_S)
     assert server.returncode == 0
     assert "Traceback" not in errors
 
@@ -218,7 +219,7 @@ def test_serving_beyond_this_machine_without_a_key_warns(
 )
 def test_files_are_looked_at_before_the_model_is_loaded(settings: dict[str, object], says: str) -> None:
     with process("never", **settings) as server:
-        out, errors = server.communicate(timeout=30)
+        out, errors = server.communicate(timeout=PATIENCE_S)
     assert server.returncode == 1
     assert errors.startswith(says) and "starting" not in out
 
@@ -228,7 +229,7 @@ def test_logs_as_json() -> None:
         url = wait_for_url(server)
         httpx2.get(f"{url}/health", trust_env=False)
         server.send_signal(signal.SIGTERM)
-        _, errors = server.communicate(timeout=30)
+        _, errors = server.communicate(timeout=PATIENCE_S)
     lines = [json.loads(line) for line in errors.splitlines()]
     (access,) = [line for line in lines if line["logger"] == "longspan.access"]
     assert (access["method"], access["path"], access["status"]) == ("GET", "/health", 200)

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def engine(folder: Path, tmp_path: Path) -> AsyncIterator[AsyncLLM]:
     config = EngineConfig(
         model=str(folder), instances=2, kv_tokens=2000, executor="inproc", dtype="float32", threads_per_device=1,
-        event_log=tmp_path / "events.jsonl",
+        event_log=tmp_path / "events.jsonl", overload="off",
     )  # fmt: skip
     engine = await start_engine(config)
     yield engine

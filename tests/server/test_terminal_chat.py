@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import io
-import socket
 from collections.abc import Iterator, Sequence
 
 import pytest
 
 from longspan.entrypoints import cli, terminal_chat
 from longspan.errors import EngineDeadError
+from tests.ports import closed_port
 from tests.server.live_server import LiveServer
 from tests.server.raw_server import Asked, raw_server, response
 
@@ -41,10 +41,9 @@ def test_the_url_may_end_in_v1(server: LiveServer, monkeypatch: pytest.MonkeyPat
 
 
 def test_no_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
     pipe(monkeypatch, "one\n")
-    assert cli.run(["chat", "--url", f"http://127.0.0.1:{port}"]) == 1
+    with closed_port() as port:
+        assert cli.run(["chat", "--url", f"http://127.0.0.1:{port}"]) == 1
     error = capsys.readouterr().err
     assert "no server answers at" in error and "longspan serve" in error and error.count("\n") == 1
     assert cli.run(["chat", "--url", "nonsense"]) == 2

@@ -19,6 +19,7 @@ from longspan.executor.nodes.gathering import Gathering, Nodes
 from longspan.executor.nodes.line import Line, LineRefusedError, answer, call
 from longspan.executor.nodes.messages import Alive, Join, Refused, Welcome, decode_to_agent, encode
 from longspan.executor.reader import Reader
+from tests.ports import free_port
 
 KEY, WITHIN_S = b"sixteen letters!", 30.0
 
@@ -135,16 +136,11 @@ def test_who_knows_no_key_learns_nothing(said: bytes) -> None:
 FACTS = {"the version of longspan": "1.0", "tp": "1"}
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        return int(door.getsockname()[1])
-
-
 @pytest.fixture
-def nodes() -> Iterator[tuple[Nodes, int]]:
-    """An engine that waits for two other machines, and the port."""
+def nodes(request: pytest.FixtureRequest) -> Iterator[tuple[Nodes, int]]:
+    """An engine that waits for two other machines, and the port. Its parameter is how long they may be silent."""
     port = free_port()
-    waiting = Nodes(Gathering("127.0.0.1", port, KEY, 3, FACTS), timeout_s=2.0)
+    waiting = Nodes(Gathering("127.0.0.1", port, KEY, 3, FACTS), timeout_s=getattr(request, "param", 600.0))
     reader = Reader(lambda handle, reply: None, lambda handle: None, lambda late_s: None)
     waiting.open(reader, lambda node: None)
     try:
@@ -185,6 +181,7 @@ def test_a_machine_that_is_not_wanted_is_told_why(
         raise AssertionError(refused.why)
 
 
+@pytest.mark.parametrize("nodes", [3.0], indirect=True)
 def test_machines_join_are_lost_by_silence_and_join_again(nodes: tuple[Nodes, int]) -> None:
     waiting, port = nodes
     lines = [join(port, node) for node in (1, 2)]
