@@ -10,7 +10,8 @@ from acceptance.cluster.namespaces import Machine
 from acceptance.cluster.network import Network
 from tests.e2e.conftest import SETTLE_S, Server, wait_for
 
-TIMEOUT_S = 4
+TIMEOUT_S = 8
+"""Of silence: more than an agent on a loaded machine is ever kept from speaking."""
 OPTIONS = ("--dtype", "float32", "--threads-per-device", "1", "--kv-tokens", "4000", "--policy", "elastic_fcfs",
            "--min-tokens-per-instance", "32", "--worker-timeout-s", str(TIMEOUT_S))  # fmt: skip
 PROMPTS = ["Once upon a time " * count for count in (2, 30, 100)]

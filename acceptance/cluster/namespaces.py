@@ -66,7 +66,7 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if done.returncode:
         pytest.fail(f"{' '.join(command)}: {done.stdout}{done.stderr}", pytrace=False)
     return done.stdout

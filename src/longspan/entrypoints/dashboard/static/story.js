@@ -14,6 +14,7 @@ export class Story {
   }
 
   async open(id) {
+    this.wanted = id;
     this.title.textContent = shortId(id);
     this.title.title = id;
     this.lines.replaceChildren(element("p", { class: "note", text: "reading …" }));
@@ -27,10 +28,11 @@ export class Story {
     try {
       const answer = await ask(`/requests/${encodeURIComponent(id)}/story`);
       const told = await answer.json().catch(() => ({}));
+      if (this.wanted !== id) return; // another has been asked for since
       if (!answer.ok) throw new Error(told.error ? told.error.message : `status ${answer.status}`);
       this.lines.replaceChildren(...told.stories.flatMap((story) => tell(story.lines)));
     } catch (error) {
-      this.lines.replaceChildren(element("p", { text: `No story: ${error.message}` }));
+      if (this.wanted === id) this.lines.replaceChildren(element("p", { text: `No story: ${error.message}` }));
     }
   }
 }
