@@ -23,6 +23,7 @@ from longspan.simulator.hardware import known_machine
 from longspan.simulator.limits import OutputLimit
 from longspan.simulator.models import known_model
 from longspan.simulator.simulator import Simulation, Simulator
+from longspan.worker.parent import end_with_parent
 from longspan.workload.arrivals import poisson
 from longspan.workload.traces import TraceRequest, read_trace
 from longspan.workload.transforms import first_seconds, with_arrivals
@@ -106,7 +107,8 @@ def in_parallel(work: Callable[[T], R], tasks: Sequence[T], jobs: int = 0) -> li
     results: dict[int, R] = {}
     workers = min(len(tasks), jobs or len(os.sched_getaffinity(0)))
     begin = time.monotonic()
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
         places = {pool.submit(work, task): place for place, task in enumerate(tasks)}
         for number, future in enumerate(as_completed(places), start=1):
             place = places[future]

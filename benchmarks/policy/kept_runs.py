@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from benchmarks.common import RESULTS, say
 from benchmarks.policy.grid_run import Task, digest
+from longspan.worker.parent import end_with_parent
 
 FOLDER = RESULTS / "grid"
 Run = dict[str, Any]
@@ -79,7 +80,7 @@ def carry_out(
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         path.open("a") as file,
-        ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool,
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool,
     ):
         waiting = {pool.submit(_timed, work, asked): asked for asked in todo}
         try:

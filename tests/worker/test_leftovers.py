@@ -8,9 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from longspan.native.build import BuildError, built_library
 from longspan.native.isa import wanted_isas
 from tests.models.tiny import write_random_model
 from tests.models.tokenizers_zoo import byte_level
+from tests.processes import of_session, wait_until
 
 FORGETS = """
 import sys
@@ -40,13 +39,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_model(tmp_path_factory.mktemp("tiny"), byte_level(), 400)
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.02)
-
-
 class Server:
     """`longspan serve` of two instances, in a session of its own, with a folder of its own for what is temporary."""
 
@@ -59,14 +51,8 @@ class Server:
         )  # fmt: skip
 
     def processes(self) -> list[int]:
-        """Its own, and all that have begun with it. A killed orphan may be a zombie until somebody looks after it."""
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):  # it has just ended
-                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
-                if int(session) == self.process.pid and state != "Z":
-                    found.append(int(stat.parent.name))
-        return found
+        """Its own, and all that have begun with it."""
+        return of_session(self.process.pid)
 
     def workers(self) -> list[int]:
         """Its worker processes, by the name of their entry, in the order in which they began."""

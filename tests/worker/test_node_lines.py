@@ -20,6 +20,7 @@ from longspan.executor.nodes.line import Line, LineRefusedError, answer, call
 from longspan.executor.nodes.messages import Alive, Join, Refused, Welcome, decode_to_agent, encode
 from longspan.executor.reader import Reader
 from tests.ports import free_port
+from tests.processes import wait_until
 
 KEY, WITHIN_S = b"sixteen letters!", 30.0
 
@@ -153,13 +154,6 @@ def join(port: int, node: int, facts: dict[str, str] = FACTS) -> Line:
     calling = call("127.0.0.1", port, KEY)
     calling.send_bytes(encode(Join(node, facts)))
     return calling
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

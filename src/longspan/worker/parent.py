@@ -1,4 +1,4 @@
-"""A worker ends with the engine that started it, whatever either of them does at that moment."""
+"""A process ends with the one that started it, whatever either of them does at that moment."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ from longspan.simulator.capacity import Goal, Trial, faster, fewest, highest
 from longspan.simulator.cost import IterationCost
 from longspan.simulator.load import offered_load
 from longspan.simulator.pool_sizes import PoolSizes
+from longspan.worker.parent import end_with_parent
 from longspan.workload.traces import TraceRequest
 
 FAILED = 1
@@ -128,7 +129,8 @@ def _solve_all(
     """On all cores. Answers come in the order of their tasks, however long each takes."""
     answers: dict[tuple[str, Split], Answer] = {}
     jobs = min(len(tasks), options.jobs or len(os.sched_getaffinity(0)))
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool, _ended_if_interrupted():
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=end_with_parent) as pool, _ended_if_interrupted():
         with interrupts_held_back():
             running = {pool.submit(_solve, *task, splits, requests, options): task for task in tasks}
         for number, future in enumerate(as_completed(running), start=1):
