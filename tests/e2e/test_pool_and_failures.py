@@ -19,8 +19,8 @@ from tests.models.tiny import SIZES, heads, write_tiny_engine_model
 
 MODEL = "tiny"
 SHORT = [5, 6, 7]
-LONG_STREAM = 1500
-"""Tokens, which take longer than what is done meanwhile."""
+LONG_STREAM, ENDLESS = 1500, 8000
+"""Tokens: of a stream that is read to its end, and of one that goes on whatever is done meanwhile."""
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def client_of(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
-def stream_of(client: openai.OpenAI) -> openai.Stream[openai.types.Completion]:
+def stream_of(client: openai.OpenAI, tokens: int = LONG_STREAM) -> openai.Stream[openai.types.Completion]:
     """A long one, which has begun."""
     stream = client.completions.create(
-        model=MODEL, prompt=SHORT, max_tokens=LONG_STREAM, stream=True, stream_options={"include_usage": True},
+        model=MODEL, prompt=SHORT, max_tokens=tokens, stream=True, stream_options={"include_usage": True},
         extra_body={"ignore_eos": True},
     )  # fmt: skip
     next(stream)
@@ -69,7 +69,7 @@ def test_a_lost_worker_fails_its_requests(tiny: str, blow: signal.Signals, says:
     workers cannot go on without each other."""
     with serve(tiny, "--worker-timeout-s", "3", "--dead-linger-s", "600", "--transport", "gloo") as server:
         client = client_of(server)
-        stream = stream_of(client)
+        stream = stream_of(client, ENDLESS)
         os.kill(server.workers()[0], blow)
         with pytest.raises(openai.APIError, match=f"worker 0 .*{says}"):
             list(stream)
@@ -114,7 +114,7 @@ def test_a_batch_that_does_not_end_turns_health_to_503(tiny: str) -> None:
     """A worker stands still, and whoever looks at workers is told to be patient."""
     with serve(tiny, "--worker-timeout-s", "600", "--stall-after-s", "1") as server:
         client = client_of(server)
-        stream = stream_of(client)
+        stream = stream_of(client, ENDLESS)
         worker = server.workers()[0]
         os.kill(worker, signal.SIGSTOP)
         wait_for(lambda: httpx2.get(f"{server.url}/health").status_code == 503)

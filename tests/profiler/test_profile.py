@@ -37,7 +37,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sib_file(tiny: Path) -> Path:
     path = tiny.parent / "sib.json"
-    assert cli.run(["profile", str(tiny), *SETTINGS, "--instances", "2", "--out", str(path), "--budget", "1m"]) == 0
+    assert cli.run(["profile", str(tiny), *SETTINGS, "--instances", "2", "--out", str(path), "--budget", "4m"]) == 0
     return path
 
 
@@ -84,7 +84,7 @@ def test_what_a_profile_holds(sib_file: Path) -> None:
 
 
 def test_the_check_compares_other_points(sib_file: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["profile", str(tiny), "--check", str(sib_file), "--budget", "1m", "--json"]) == 0
+    assert cli.run(["profile", str(tiny), "--check", str(sib_file), "--budget", "4m", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     measured = json.loads(sib_file.read_text())["measurements"]
     seen = [point["shape"] for point in measured["iterations"]] + [p["num_tokens"] for p in measured["migrations"]]
@@ -163,7 +163,7 @@ def test_a_worker_that_fails_while_the_speed_is_measured_is_told(
 
 def test_one_instance_alone(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "one.json"
-    assert cli.run(["profile", str(tiny), *SETTINGS, "--instances", "1", "--out", str(out), "--budget", "1m"]) == 0
+    assert cli.run(["profile", str(tiny), *SETTINGS, "--instances", "1", "--out", str(out), "--budget", "4m"]) == 0
     sib = read_sib(out)
     assert sib.cost_model.max_instances == 1 and not sib.measurements.migrations
 
