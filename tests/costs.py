@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 SLOWEST = 15
-END_S = 20.0
+END_S = 60.0
 """For processes that are ending when the run does."""
 MARK = "LONGSPAN_TEST_RUN"
 """An environment variable that all processes of a run have, with a value that no others have."""

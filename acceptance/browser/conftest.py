@@ -16,7 +16,9 @@ FLAGS = [
     "--host-resolver-rules=MAP evil.example 127.0.0.1",
 ]  # fmt: skip
 
-expect.set_options(timeout=60_000)  # servers, their load and the browser share two cores
+MOST_MS = 60_000
+"""Servers, their load and the browser share two cores."""
+expect.set_options(timeout=MOST_MS)
 
 
 @pytest.fixture(scope="session")
@@ -31,4 +33,5 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def page(chromium: Browser) -> Iterator[Page]:
     with chromium.new_context() as context:
+        context.set_default_timeout(MOST_MS)
         yield context.new_page()

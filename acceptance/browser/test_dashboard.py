@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from prometheus_client.parser import text_string_to_metric_families
 
+from acceptance.browser.conftest import MOST_MS
 from acceptance.browser.fleets import ROOT, command, load, served, simulated
 from longspan.config import SchedulerConfig
 from longspan.core.actions import RefuseRequest
@@ -67,7 +68,7 @@ def watched(page: Page) -> Iterator[Page]:
 
 def gauges(url: str) -> dict[str, Any]:
     """The same numbers, from /metrics."""
-    text = httpx2.get(f"{url}/metrics", trust_env=False).text
+    text = httpx2.get(f"{url}/metrics", timeout=30, trust_env=False).text
     found: dict[str, Any] = {"used": []}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -84,7 +85,7 @@ def test_it_shows_what_the_metrics_say(watched: Page, url: str) -> None:
     expect(watched.locator("#status .text")).to_have_text("live")
     agreed = 0
     with load(url):
-        watched.wait_for_function("() => Number(document.getElementById('running').textContent) > 2", timeout=60_000)
+        watched.wait_for_function("() => Number(document.getElementById('running').textContent) > 2")
         for _ in range(400):
             before = gauges(url)
             watched.wait_for_timeout(300)  # where so much is done, a frame is a quarter of a second old at most
@@ -111,7 +112,7 @@ def test_it_shows_what_the_metrics_say(watched: Page, url: str) -> None:
 def test_a_story_is_opened_with_the_keyboard(watched: Page, url: str) -> None:
     watched.goto(url)
     with load(url, clients=10, rounds=4):
-        name = watched.wait_for_function(FOCUSED, timeout=60_000).json_value()
+        name = watched.wait_for_function(FOCUSED).json_value()
         watched.keyboard.press("Enter")
         story = watched.locator("#story")
         expect(story.locator("#story-lines")).to_contain_text("prompt tokens, at most")
@@ -153,6 +154,7 @@ def test_nothing_sticks_out_and_all_can_be_read(chromium: Browser, log: Path, sc
         command("dashboard", str(log), says=r"at (http://\S+)") as url,
         chromium.new_context(viewport=size, color_scheme=scheme) as context,
     ):
+        context.set_default_timeout(MOST_MS)
         page = context.new_page()
         page.goto(url)
         expect(page.locator("#lane-rows li")).to_have_count(4)
@@ -223,9 +225,7 @@ def test_a_log_is_replayed(watched: Page, log: Path) -> None:
         before = float(watched.locator("#time").input_value())
         watched.select_option("#speed", "5")  # so that it is not at its end when a slow machine comes to stop it
         watched.locator("#play").press("Enter")
-        watched.wait_for_function(
-            "(before) => Number(document.getElementById('time').value) > before + 5", arg=before, timeout=60_000
-        )
+        watched.wait_for_function("(before) => Number(document.getElementById('time').value) > before + 5", arg=before)
         watched.locator("#play").press("Enter")
         assert watched.locator("#play").get_attribute("aria-label") == "Play"
 

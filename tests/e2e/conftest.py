@@ -35,8 +35,11 @@ class Server:
         pids = sorted(int(pid) for thread in threads for pid in (thread / "children").read_text().split())
         return [pid for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
 
+    def get(self, path: str) -> httpx2.Response:
+        return httpx2.get(f"{self.url}{path}", timeout=SETTLE_S)
+
     def gauge(self, name: str) -> float:
-        text = httpx2.get(f"{self.url}/metrics").text
+        text = self.get("/metrics").text
         families = {family.name: family for family in text_string_to_metric_families(text)}
         return sum(sample.value for sample in families[name].samples)
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx2
 import openai
 import pytest
 from transformers import LlamaConfig
@@ -73,9 +72,9 @@ def test_a_lost_worker_fails_its_requests(tiny: str, blow: signal.Signals, says:
         os.kill(server.workers()[0], blow)
         with pytest.raises(openai.APIError, match=f"worker 0 .*{says}"):
             list(stream)
-        health = httpx2.get(f"{server.url}/health")
+        health = server.get("/health")
         assert health.status_code == 503 and says in health.text
-        assert httpx2.get(f"{server.url}/ready").status_code == 503
+        assert server.get("/ready").status_code == 503
         with pytest.raises(openai.InternalServerError, match=says):
             client.completions.create(model=MODEL, prompt=SHORT, max_tokens=1)
         assert server.gauge("vllm:num_requests_running") == 0
@@ -93,16 +92,16 @@ def test_streams_survive_a_lost_worker(tiny: str, blow: signal.Signals) -> None:
         expected = [client.completions.create(prompt=prompt, **settings).choices[0].text for prompt in prompts]
         streams = [client.completions.create(prompt=prompt, stream=True, **settings) for prompt in prompts]
         begun = ["".join(next(stream).choices[0].text for _ in range(5)) for stream in streams]
-        lost = httpx2.get(f"{server.url}/fleet").json()["instances"][1]["pids"][0]
+        lost = server.get("/fleet").json()["instances"][1]["pids"][0]
         os.kill(lost, blow)
-        wait_for(lambda: httpx2.get(f"{server.url}/health").json()["status"] == "degraded")
-        assert "instance 1 (starting)" in httpx2.get(f"{server.url}/health").json()["missing"]
+        wait_for(lambda: server.get("/health").json()["status"] == "degraded")
+        assert "instance 1 (starting)" in server.get("/health").json()["missing"]
         texts = [
             text + "".join(chunk.choices[0].text for chunk in stream)
             for text, stream in zip(begun, streams, strict=True)
         ]
         assert texts == expected
-        wait_for(lambda: httpx2.get(f"{server.url}/health").json() == {"status": "ok"})
+        wait_for(lambda: server.get("/health").json() == {"status": "ok"})
         assert server.gauge("longspan:instances_lost") == 1 and server.gauge("longspan:instances_missing") == 0
         again = [client.completions.create(prompt=prompt, **settings).choices[0].text for prompt in prompts]
         assert again == expected
@@ -117,11 +116,11 @@ def test_a_batch_that_does_not_end_turns_health_to_503(tiny: str) -> None:
         stream = stream_of(client, ENDLESS)
         worker = server.workers()[0]
         os.kill(worker, signal.SIGSTOP)
-        wait_for(lambda: httpx2.get(f"{server.url}/health").status_code == 503)
-        health = httpx2.get(f"{server.url}/health").json()["error"]
+        wait_for(lambda: server.get("/health").status_code == 503)
+        health = server.get("/health").json()["error"]
         assert health["code"] == "engine_stalled" and "on instances 0" in health["message"]
         os.kill(worker, signal.SIGCONT)
-        wait_for(lambda: httpx2.get(f"{server.url}/health").status_code == 200)
+        wait_for(lambda: server.get("/health").status_code == 200)
         next(stream)
         stream.close()
 
@@ -148,7 +147,7 @@ def test_sigterm_lets_streams_finish(tiny: str) -> None:
         client = client_of(server)
         stream = stream_of(client)
         server.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: httpx2.get(f"{server.url}/ready").status_code == 503)
+        wait_for(lambda: server.get("/ready").status_code == 503)
         *_, last = stream
         assert last.usage and last.usage.completion_tokens == LONG_STREAM
         assert server.process.wait(60) == 0

@@ -43,7 +43,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_asks_nobody_else() -> None:
     """Nothing is fetched from elsewhere, and the browser is told to see to it."""
-    with live_server() as server, httpx2.Client(base_url=server.url, trust_env=False) as http:
+    with live_server() as server, httpx2.Client(base_url=server.url, timeout=30, trust_env=False) as http:
         page = http.get("/")
         assert page.headers["content-type"].startswith("text/html") and 'data-mode="live" data-key="none"' in page.text
         policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
@@ -67,7 +67,10 @@ def test_the_page_asks_nobody_else() -> None:
 
 
 def test_a_key_is_needed_for_what_it_shows() -> None:
-    with live_server(api_key=("secret",)) as server, httpx2.Client(base_url=server.url, trust_env=False) as http:
+    with (
+        live_server(api_key=("secret",)) as server,
+        httpx2.Client(base_url=server.url, timeout=30, trust_env=False) as http,
+    ):
         assert 'data-key="needed"' in http.get("/").text
         assert http.get(f"{PREFIX}main.js").status_code == 200
         assert http.get(EVENTS).status_code == 401
@@ -133,7 +136,7 @@ def test_a_server_that_stops_does_not_wait_for_who_looks() -> None:
         engine.stalled, engine.draining = None, True
         assert list(told)[-1]["state"].startswith("the server is stopping")
         engine.error = "a worker died"
-        assert httpx2.get(f"{server.url}{EVENTS}", trust_env=False).status_code == 503
+        assert httpx2.get(f"{server.url}{EVENTS}", timeout=30, trust_env=False).status_code == 503
 
 
 def wait_until(holds: Any) -> None:

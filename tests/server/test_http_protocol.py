@@ -326,7 +326,7 @@ def test_a_client_that_leaves_behind_a_pipelined_request(server: LiveServer) -> 
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # leaves with a reset
     server.engine.release()
     assert server.engine.ended.get(timeout=30)[1] in ("aborted", "finished")
-    assert httpx2.get(f"{server.url}/health", trust_env=False).status_code == 200
+    assert httpx2.get(f"{server.url}/health", timeout=30, trust_env=False).status_code == 200
 
 
 def test_one_connection_too_many(strict: LiveServer) -> None:

@@ -241,11 +241,11 @@ def test_a_key(server: LiveServer) -> None:
         with anthropic.Anthropic(base_url=keyed.url, auth_token="secret", api_key=None) as client:
             ask(client)
         url = f"{keyed.url}/v1/models"
-        assert httpx2.get(url, headers={"x-api-key": "secret"}, trust_env=False).status_code == 200
+        assert httpx2.get(url, headers={"x-api-key": "secret"}, timeout=30, trust_env=False).status_code == 200
         both = {"x-api-key": "secret", "authorization": "Bearer wrong"}
-        assert httpx2.get(url, headers=both, trust_env=False).status_code == 401
+        assert httpx2.get(url, headers=both, timeout=30, trust_env=False).status_code == 401
         twice = [("x-api-key", "secret"), ("x-api-key", "secret")]
-        assert httpx2.get(url, headers=twice, trust_env=False).status_code == 401
+        assert httpx2.get(url, headers=twice, timeout=30, trust_env=False).status_code == 401
 
 
 USER = {"role": "user", "content": "x"}

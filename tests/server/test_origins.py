@@ -88,7 +88,7 @@ def preflight(server: LiveServer, origin: str, method: str = "POST") -> httpx2.R
         "access-control-request-method": method,
         "access-control-request-headers": "authorization, content-type, x-stainless-lang",
     }
-    return httpx2.request("OPTIONS", f"{server.url}/v1/completions", headers=headers, trust_env=False)
+    return httpx2.request("OPTIONS", f"{server.url}/v1/completions", headers=headers, timeout=30, trust_env=False)
 
 
 def test_pages_of_a_given_origin_may_call(open_to_pages: LiveServer) -> None:
@@ -101,6 +101,7 @@ def test_pages_of_a_given_origin_may_call(open_to_pages: LiveServer) -> None:
             f"{open_to_pages.url}/v1/completions",
             json={"prompt": "x"},
             headers={"origin": "https://app.example", "authorization": f"Bearer {key}"},
+            timeout=30,
             trust_env=False,
         )
         assert answer.status_code == status

@@ -344,7 +344,7 @@ def test_another_key_finds_nothing() -> None:
                 assert error_of(answer, 404)["code"] == "response_not_found"
             refused = other.post(PATH, json={"input": "x", "previous_response_id": response_id})
             assert error_of(refused, 400)["code"] == "previous_response_not_found"
-            assert httpx2.get(f"{server.url}{PATH}/{response_id}", trust_env=False).status_code == 401
+            assert httpx2.get(f"{server.url}{PATH}/{response_id}", timeout=30, trust_env=False).status_code == 401
             server.engine.hold()
             running = mine.post(PATH, json={"input": "x", "background": True}).json()["id"]
             assert other.get(f"{PATH}/{running}").status_code == 404
@@ -362,7 +362,10 @@ def test_another_tenant_finds_nothing(http: httpx2.Client) -> None:
 
 
 def test_what_is_given_up_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    with live_server(stored_responses=2) as server, httpx2.Client(base_url=server.url, trust_env=False) as http:
+    with (
+        live_server(stored_responses=2) as server,
+        httpx2.Client(base_url=server.url, timeout=30, trust_env=False) as http,
+    ):
         ids = [http.post(PATH, json={"input": "x"}).json()["id"] for _ in range(4)]
         assert [http.get(f"{PATH}/{one}").status_code for one in ids] == [404, 404, 200, 200]
         error = error_of(http.post(PATH, json={"input": "x", "previous_response_id": ids[0]}), 400)
@@ -375,7 +378,10 @@ def test_what_is_given_up_is_told(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_server_that_keeps_nothing() -> None:
-    with live_server(stored_responses=0) as server, httpx2.Client(base_url=server.url, trust_env=False) as http:
+    with (
+        live_server(stored_responses=0) as server,
+        httpx2.Client(base_url=server.url, timeout=30, trust_env=False) as http,
+    ):
         answer = http.post(PATH, json={"input": "x"}).json()
         assert answer["store"] is False and http.get(f"{PATH}/{answer['id']}").status_code == 404
         assert error_of(http.post(PATH, json={"input": "x", "background": True}), 400)["param"] == "background"

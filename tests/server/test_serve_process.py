@@ -227,7 +227,7 @@ def test_files_are_looked_at_before_the_model_is_loaded(settings: dict[str, obje
 def test_logs_as_json() -> None:
     with process("hang", log_format="json", access_log=True) as server:
         url = wait_for_url(server)
-        httpx2.get(f"{url}/health", trust_env=False)
+        httpx2.get(f"{url}/health", timeout=30, trust_env=False)
         server.send_signal(signal.SIGTERM)
         _, errors = server.communicate(timeout=PATIENCE_S)
     lines = [json.loads(line) for line in errors.splitlines()]

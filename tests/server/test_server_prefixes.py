@@ -89,7 +89,7 @@ def test_nonsense_is_refused_by_name(server: LiveServer, said: dict[str, Any]) -
 
 
 def test_metrics(remembering: LiveServer) -> None:
-    text = httpx2.get(f"{remembering.url}/metrics").text
+    text = httpx2.get(f"{remembering.url}/metrics", timeout=30, trust_env=False).text
     for name in ("prefix_cache_queries", "prefix_cache_hits", "prompt_tokens_cached"):
         assert f"vllm:{name}_total{{" in text
     assert "longspan:kv_tokens_cached{" in text

@@ -126,7 +126,7 @@ def test_strangers_are_told_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
             raise AssertionError("nobody may know")
 
     with live_server(Asked(), api_key=("secret",)) as server:
-        assert httpx2.get(f"{server.url}/requests/x/story", trust_env=False).status_code == 401
+        assert httpx2.get(f"{server.url}/requests/x/story", timeout=30, trust_env=False).status_code == 401
         assert cli.run(["explain", "--url", server.url, "x"]) == 1
         assert "needs an API key" in capsys.readouterr().err
 

@@ -84,7 +84,8 @@ def scopes(server: LiveServer) -> dict[tuple[str, str | None], tuple[str | None,
             server.engine.reset()
             body = BODIES["/v1/completions"] | {"prompt": "x", "cache_salt": salt}
             headers = {"authorization": f"Bearer sk-{key}", HEADER: "said"}
-            answer = httpx2.post(f"{server.url}/v1/completions", json=body, headers=headers, trust_env=False)
+            url = f"{server.url}/v1/completions"
+            answer = httpx2.post(url, json=body, headers=headers, timeout=30, trust_env=False)
             assert answer.status_code == 200
             (params,) = server.engine.params.values()
             found[key, salt] = (params.service.tenant, params.cache_salt)
