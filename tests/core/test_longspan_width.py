@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -134,17 +135,29 @@ def test_the_size_of_teams_beside_others(instances: int, size: int) -> None:
     assert team_size(instances, 2) == min(size, 2)
 
 
-@pytest.mark.parametrize("slow", [0, 3, 6])
-def test_who_is_slow_is_in_no_team(slow: int) -> None:
-    """One of eight instances takes twice as long for everything; what is learned of it, teams do without it."""
+def teams_where(factor: Callable[[int], float]) -> list[tuple[int, ...]]:
+    """Those that long prompts get on eight instances, each of which takes `factor` times as long for everything."""
     rng, arrivals = random.Random(2), []
-    for n in range(120):
-        arrivals.append(arrival(0.25 * n, f"r{n}", rng.randint(100, 400), 10))
+    for n in range(320):  # as many at once as there are instances, so that something is learned of each
+        arrivals.append(arrival(0.5 * (n // 8), f"r{n}", rng.randint(300, 400), 10))
     arrivals += [arrival(20.0 + 4.0 * n, f"long{n}", 12_000, 10) for n in range(5)]
     arrivals.sort(key=lambda each: each[0])
-    found = played(arrivals, plain(8), num_instances=8, slowdown=lambda batch: 1.0 + (slow in batch.group))
-    teams = [group for n in range(5) for group in groups(found, f"long{n}") if len(group) > 1]
-    assert teams and not any(slow in team for team in teams)
+    found = played(arrivals, plain(8), num_instances=8, slowdown=lambda batch: max(map(factor, batch.group)))
+    return [group for n in range(5) for group in groups(found, f"long{n}") if len(group) > 1]
+
+
+@pytest.mark.parametrize("slow", [{0}, {3}, {6}, {1, 5}])
+def test_who_is_slow_is_in_no_team(slow: set[int]) -> None:
+    """Some of eight instances take twice as long; what is learned of them, teams do without them."""
+    teams = teams_where(lambda instance: 1.0 + (instance in slow))
+    assert teams and not any(slow & {*team} for team in teams)
+
+
+@pytest.mark.parametrize("quick", [0, 3, 6])
+def test_who_is_quick_leaves_teams_as_they_are(quick: int) -> None:
+    """Beside it alone, all others would be too slow for any team."""
+    teams = teams_where(lambda instance: 0.5 if instance == quick else 1.0)
+    assert {number for team in teams for number in team} >= {*range(8)} - {quick}
 
 
 @given(st.integers(1, 64), st.one_of(st.none(), st.integers(1, 64)))

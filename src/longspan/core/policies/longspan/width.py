@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from statistics import median_low
 from typing import Any
 
 from longspan.config import SchedulerConfig
@@ -29,7 +30,9 @@ compute less; and teams of several sizes wait for each other's instances."""
 _SPARE = 0.15
 """Of the time that it has: a prompt that one instance computes in that needs no team, and waits for none."""
 _SLOW = 1.25
-"""Times as long as the quickest takes: instances that do are left out of teams, which are as slow as their slowest."""
+"""Times as long as the quicker half of all takes: instances that do are left out of teams, which are as slow as their
+slowest. Beside the quickest alone, one that was believed to be quick, and got nothing more to do that would tell
+otherwise, left nobody to be in a team."""
 
 
 class ElasticPredictor(Predictor):
@@ -119,7 +122,7 @@ class ElasticWidth(Width):
         if size == 1:
             return []
         slowness = {number: self._slowness(number) for number in self._numbers}
-        most = _SLOW * min(slowness.values())
+        most = _SLOW * median_low(slowness.values())
         able = [
             tuple([number for number in self._numbers[begin : begin + size] if slowness[number] <= most])
             for begin in range(0, self.num_instances - size + 1, size)
