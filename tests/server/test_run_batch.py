@@ -206,7 +206,7 @@ def test_a_process_that_is_stopped_and_goes_on(tmp_path: Path) -> None:
     """The real engine: half of it, SIGTERM, and the rest. The first line takes longer than all others, so that the run
     still goes on when it is stopped."""
     sizes = {**SIZES, "max_position_embeddings": 1024}
-    write_tiny_engine_model(tmp_path / "tiny", LlamaConfig(**sizes, **heads(4, 2, 16)))
+    write_tiny_engine_model(tmp_path / "tiny", LlamaConfig(**sizes, **heads(6, 3, 8)))
     lines = [
         {"custom_id": f"r{i}", "url": COMPLETIONS, "body": {"prompt": [5 + i % 90, 7], "max_tokens": 24, "seed": i}}
         for i in range(200)
