@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from benchmarks.random_schema import random_schema
 from longspan import LLM, SamplingParams, StructuredOutputs
 from tests.e2e.conftest import Server
+from tests.e2e.test_tools import MOST
 
 MODEL, SCHEMAS, TOKENS = "smollm2-135m", 24, 160
 
@@ -50,7 +51,8 @@ def client(server: Server) -> openai.AsyncOpenAI:
 
 async def test_parse_and_streams_of_the_sdk(client: openai.AsyncOpenAI) -> None:
     ask = {"model": MODEL, "messages": [{"role": "user", "content": "Describe Paris."}], "response_format": City,
-           "seed": 5, "max_tokens": 700, "extra_body": {"cache": False}}  # fmt: skip  # as exact as bf16 is, both times
+           "seed": 5, "max_tokens": MOST,
+           "extra_body": {"cache": False}}  # fmt: skip  # as exact as bf16 is, both times
     whole = await client.chat.completions.parse(**ask)
     assert isinstance(whole.choices[0].message.parsed, City)
     async with client.chat.completions.stream(**ask) as stream:

@@ -12,6 +12,8 @@ import pytest
 from tests.e2e.conftest import Server
 
 MODEL = "smollm2-135m"
+MOST = 700
+"""Tokens: more than what keeps to the schemas may take, with all its white space, whatever is sampled."""
 PARAMETERS = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"enum": [1, 2, 3]}},
@@ -33,7 +35,7 @@ def client(server: Server) -> openai.OpenAI:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_named_call_keeps_to_its_schema(client: openai.OpenAI, seed: int) -> None:
     answer = client.chat.completions.create(
-        model=MODEL, messages=QUESTION, tools=TOOLS, seed=seed, max_tokens=100,
+        model=MODEL, messages=QUESTION, tools=TOOLS, seed=seed, max_tokens=MOST,
         tool_choice={"type": "function", "function": {"name": "get_weather"}},
     )  # fmt: skip
     (call,) = answer.choices[0].message.tool_calls or ()
@@ -43,7 +45,7 @@ def test_a_named_call_keeps_to_its_schema(client: openai.OpenAI, seed: int) -> N
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_required_call_and_its_result(client: openai.OpenAI, stream: bool) -> None:
-    ask: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "tools": TOOLS, "seed": 4, "max_tokens": 200,
+    ask: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "tools": TOOLS, "seed": 4, "max_tokens": MOST,
                            "tool_choice": "required", "extra_body": {"parallel_tool_calls": False}}  # fmt: skip
     if stream:
         with client.chat.completions.stream(**ask) as events:
