@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -29,11 +28,10 @@ class Server:
     url: str = ""
     lines: list[str] = field(default_factory=list)
 
-    def workers(self) -> list[int]:
-        """Process ids of the workers, in rank order."""
-        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
-        pids = sorted(int(pid) for thread in threads for pid in (thread / "children").read_text().split())
-        return [pid for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    def worker(self, instance: int) -> int:
+        """The process id of an instance's only worker."""
+        (pid,) = self.get("/fleet").json()["instances"][instance]["pids"]
+        return int(pid)
 
     def get(self, path: str) -> httpx2.Response:
         return httpx2.get(f"{self.url}{path}", timeout=SETTLE_S)

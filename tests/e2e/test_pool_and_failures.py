@@ -69,7 +69,7 @@ def test_a_lost_worker_fails_its_requests(tiny: str, blow: signal.Signals, says:
     with serve(tiny, "--worker-timeout-s", "3", "--dead-linger-s", "600", "--transport", "gloo") as server:
         client = client_of(server)
         stream = stream_of(client, ENDLESS)
-        os.kill(server.workers()[0], blow)
+        os.kill(server.worker(0), blow)
         with pytest.raises(openai.APIError, match=f"worker 0 .*{says}"):
             list(stream)
         health = server.get("/health")
@@ -92,8 +92,7 @@ def test_streams_survive_a_lost_worker(tiny: str, blow: signal.Signals) -> None:
         expected = [client.completions.create(prompt=prompt, **settings).choices[0].text for prompt in prompts]
         streams = [client.completions.create(prompt=prompt, stream=True, **settings) for prompt in prompts]
         begun = ["".join(next(stream).choices[0].text for _ in range(5)) for stream in streams]
-        lost = server.get("/fleet").json()["instances"][1]["pids"][0]
-        os.kill(lost, blow)
+        os.kill(server.worker(1), blow)
         wait_for(lambda: server.get("/health").json()["status"] == "degraded")
         assert "instance 1 (starting)" in server.get("/health").json()["missing"]
         texts = [
@@ -114,7 +113,7 @@ def test_a_batch_that_does_not_end_turns_health_to_503(tiny: str) -> None:
     with serve(tiny, "--worker-timeout-s", "600", "--stall-after-s", "1") as server:
         client = client_of(server)
         stream = stream_of(client, ENDLESS)
-        worker = server.workers()[0]
+        worker = server.worker(0)
         os.kill(worker, signal.SIGSTOP)
         wait_for(lambda: server.get("/health").status_code == 503)
         health = server.get("/health").json()["error"]
