@@ -4,6 +4,7 @@ model is tiny, for all of this is the same whatever the model."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,11 +62,11 @@ def test_the_pool_is_one(tiny: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("blow", "says"), [(signal.SIGKILL, "ended unexpectedly"), (signal.SIGSTOP, "no sign of life")]
+    ("blow", "says"), [(signal.SIGKILL, "ended unexpectedly"), (signal.SIGSTOP, "no (sign of life|progress) for")]
 )
 def test_a_lost_worker_fails_its_requests(tiny: str, blow: signal.Signals, says: str) -> None:
     """They are told why; /health says so until the process ends, with a status that has it started anew. So it is where
-    workers cannot go on without each other."""
+    workers cannot go on without each other. (One that stands still had perhaps got nowhere before its last beat.)"""
     with serve(tiny, "--worker-timeout-s", "3", "--dead-linger-s", "600", "--transport", "gloo") as server:
         client = client_of(server)
         stream = stream_of(client, ENDLESS)
@@ -73,7 +74,7 @@ def test_a_lost_worker_fails_its_requests(tiny: str, blow: signal.Signals, says:
         with pytest.raises(openai.APIError, match=f"worker 0 .*{says}"):
             list(stream)
         health = server.get("/health")
-        assert health.status_code == 503 and says in health.text
+        assert health.status_code == 503 and re.search(says, health.text)
         assert server.get("/ready").status_code == 503
         with pytest.raises(openai.InternalServerError, match=says):
             client.completions.create(model=MODEL, prompt=SHORT, max_tokens=1)
