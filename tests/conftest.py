@@ -25,6 +25,8 @@ DATA = Path(__file__).parent / "data"
 settings.register_profile(
     "longspan", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
+# The same examples in each run, for what says whether a change may land; who works draws new ones.
+settings.register_profile("steady", settings.get_profile("longspan"), derandomize=True, database=None)
 settings.load_profile("longspan")
 
 
