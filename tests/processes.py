@@ -29,6 +29,14 @@ def of_session(session: int) -> list[int]:
     return found
 
 
+def read(pid: int, name: str) -> bytes:
+    """Return what stands in /proc of it under that name; nothing, if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
 def is_alive(pid: int) -> bool:
     """Tell whether it runs; one that has ended and that nobody has asked about does not."""
     try:

@@ -40,8 +40,7 @@ def what_is_left(scheduler: Any) -> dict[str, Any]:
 
 
 def tokens(model: str, is_ours: bool, seed: int = 0, rounds: int = 3, speculative: bool = False) -> dict[str, Any]:
-    """Serve prompts that share beginnings, some with grammars, some of them aborted; return who got which tokens, and
-    the prompts.
+    """Serve prompts that share beginnings, some with grammars, some of them aborted; return who got which tokens.
 
     The first rounds teach what steps cost, so that all of the last is decided by the policy.
     """
@@ -51,7 +50,6 @@ def tokens(model: str, is_ours: bool, seed: int = 0, rounds: int = 3, speculativ
     served = engine(model, is_ours, **options)
     draw = random.Random(seed)
     common = [draw.randrange(1000, 40_000) for _ in range(1024)]
-    prompts: dict[str, list[int]] = {}
     got: dict[str, list[int]] = {}
     gone: list[str] = []
     for number in range(rounds):
@@ -61,7 +59,6 @@ def tokens(model: str, is_ours: bool, seed: int = 0, rounds: int = 3, speculativ
             prompt = [*prompt, *(draw.randrange(1000, 40_000) for _ in range(draw.choice((20, 150, 900))))]
             if speculative:
                 prompt = prompt[:40] * 6
-            prompts[f"{number}-{place}"] = prompt
             has_grammar = place % 4 == 1 and not speculative
             served.add_request(f"{number}-{place}", {"prompt_token_ids": prompt}, _greedy(24, has_grammar))
             if place % 5 == 3:
@@ -76,7 +73,7 @@ def tokens(model: str, is_ours: bool, seed: int = 0, rounds: int = 3, speculativ
             got |= {output.request_id: list(output.outputs[0].token_ids) for output in served.step()}
     scheduler = scheduler_of(served)
     decided = scheduler._decider.is_ready if is_ours else None
-    return {"tokens": got, "prompts": prompts, "gone": gone, "decided": decided, **what_is_left(scheduler)}
+    return {"tokens": got, "gone": gone, "decided": decided, **what_is_left(scheduler)}
 
 
 def _greedy(max_tokens: int, has_grammar: bool = False, **more: Any) -> Any:

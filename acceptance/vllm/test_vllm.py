@@ -26,8 +26,6 @@ SOURCE = FOLDER.parents[1] / "src"
 PYTHON = os.environ.get("LONGSPAN_TEST_VLLM_PYTHON", str(FOLDER / ".venv/bin/python"))
 MOST_S = 900.0
 MANY = 2000
-NEAR_TIE = 1e-3
-"""Of logits in fp32, which lie some tens apart."""
 NOTHING_LEFT = {"blocks": 0, "requests": 0, "running": 0, "waiting": 0, "known": 0}
 MOST_TO_DECIDE_S, MOST_OF_A_STEP = 1e-3, 1 / 3
 """Or so much of what a step takes vLLM itself, where that is more: a slow machine is slow at both."""
@@ -71,34 +69,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.timeout(3 * MOST_S)
 @pytest.mark.parametrize("speculative", [False, True])
 def test_tokens_are_the_same_as_without_the_class(model: str, speculative: bool) -> None:
-    """In fp32 and greedily: with shared prefixes, grammars and aborts, and with drafts. Where they part, because sums
-    are in another order in other batches, both were as likely."""
+    """In fp32 and greedily: with shared prefixes, grammars and aborts, and with drafts."""
     without, ours = (in_vllm("tokens", model=model, is_ours=is_ours, speculative=speculative) for is_ours in (0, 1))
     theirs, mine = without.pop("tokens"), ours.pop("tokens")
-    prompts = without.pop("prompts")
-    assert ours.pop("prompts") == prompts
     gone = {*without.pop("gone"), *ours.pop("gone")}
     assert ours == {**NOTHING_LEFT, "decided": True}
     assert mine.keys() == theirs.keys() and 0 < len(gone) < len(mine) / 4
     for name, tokens in theirs.items():
         common = min(len(tokens), len(mine[name])) if name in gone else len(tokens)  # one may have come further
-        assert common or name in gone
+        assert mine[name][:common] == tokens[:common] and (common or name in gone)
         assert name in gone or len(mine[name]) == len(tokens)
-        pairs = enumerate(zip(mine[name][:common], tokens[:common], strict=True))
-        if (parted := next((place for place, (one, other) in pairs if one != other), None)) is not None:
-            context = prompts[name] + tokens[:parted]
-            assert difference(model, context, mine[name][parted], tokens[parted]) < NEAR_TIE, (name, parted)
-
-
-def difference(model: str, context: list[int], one: int, other: int) -> float:
-    """Between the logits of two tokens that may come next, by transformers."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    with torch.inference_mode():
-        logits = loaded(torch.tensor([context])).logits[0, -1]
-    return abs(float(logits[one] - logits[other]))
 
 
 @pytest.mark.timeout(3 * MOST_S)

@@ -32,7 +32,7 @@ def test_all_outputs_keep_to_their_schemas() -> None:
         assert answer.finish_reason in ("stop", "length")
         if answer.finish_reason == "stop":
             jsonschema_rs.validate(schema, json.loads(answer.text, parse_float=Decimal))  # as it is written
-    assert sum(answer.finish_reason == "stop" for answer in answers) > SCHEMAS / 3  # about 18 of 24 end by themselves
+    assert sum(answer.finish_reason == "stop" for answer in answers) > SCHEMAS / 2
 
 
 class City(BaseModel):

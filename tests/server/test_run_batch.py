@@ -207,11 +207,11 @@ def test_a_process_that_is_stopped_and_goes_on(tmp_path: Path) -> None:
     still goes on when it is stopped."""
     sizes = {**SIZES, "max_position_embeddings": 1024}
     write_tiny_engine_model(tmp_path / "tiny", LlamaConfig(**sizes, **heads(6, 3, 8)))
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"custom_id": f"r{i}", "url": COMPLETIONS, "body": {"prompt": [5 + i % 90, 7], "max_tokens": 24, "seed": i}}
         for i in range(200)
     ]
-    lines[0]["body"] |= {"max_tokens": 600, "ignore_eos": True}  # type: ignore[operator]  # a mapping
+    lines[0]["body"] |= {"max_tokens": 600, "ignore_eos": True}
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = tmp_path / "out.jsonl"
     arguments = [sys.executable, "-m", "longspan", "run-batch", str(tmp_path / "tiny"),

@@ -20,7 +20,7 @@ from longspan.entrypoints.cli import run
 from longspan.entrypoints.plan.doubts import doubts
 from longspan.simulator.pool_sizes import TIMES, PoolSizes
 from longspan.workload.traces import TraceRequest, read_trace
-from tests.processes import of_session, wait_until
+from tests.processes import of_session, read, wait_until
 
 from .examples import talks_in_turn
 
@@ -160,19 +160,12 @@ def test_a_process_that_is_killed_is_told_in_one_line(capsys: pytest.CaptureFixt
 
 
 
-def cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
 def test_nothing_is_left_of_one_that_is_killed() -> None:
     """Processes that simulate would go on for minutes, that nobody needs."""
     words = [word for pair in {**OPTIONS, "--num-requests": "20000", "--jobs": "2"}.items() for word in pair]
     command = subprocess.Popen([sys.executable, "-m", "longspan", "plan", *words], start_new_session=True)
     try:
-        wait_until(lambda: sum(b"spawn_main" in cmdline(pid) for pid in of_session(command.pid)) == 2)
+        wait_until(lambda: sum(b"spawn_main" in read(pid, "cmdline") for pid in of_session(command.pid)) == 2)
         command.kill()
         command.wait()
         wait_until(lambda: not of_session(command.pid))

@@ -23,7 +23,7 @@ from longspan.native.build import BuildError, built_library
 from longspan.native.isa import wanted_isas
 from tests.models.tiny import write_random_model
 from tests.models.tokenizers_zoo import byte_level
-from tests.processes import of_session, wait_until
+from tests.processes import of_session, read, wait_until
 
 FORGETS = """
 import sys
@@ -74,13 +74,6 @@ class Server:
     def kill(self) -> None:
         self.process.kill()
         self.process.communicate(timeout=60)  # what else may write there has ended, too
-
-
-def read(pid: int, name: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
-    except OSError:  # it has just ended
-        return b""
 
 
 @pytest.mark.parametrize("when", ["workers start", "they load", "one comes back, and the other is stopped"])
