@@ -80,7 +80,9 @@ def test_what_cannot_be_is_told(server: LiveServer, capsys: pytest.CaptureFixtur
         assert f"url is {url!r}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b'{"error": "none of ours"}'])
+@pytest.mark.parametrize(
+    "content", [b"<html>", b"[]", b"{}", b'{"error": "none of ours"}', b'{"stories": [{}]}', b'{"stories": 5}']
+)
 def test_who_else_answers_is_told(content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -12,6 +13,7 @@ from longspan.entrypoints.trust import VARIABLES, no_connection, own_authorities
 from longspan.errors import ConfigError, LongspanError
 
 _TIMEOUT_S = 60.0
+T = TypeVar("T")
 
 
 def base_of(url: str) -> str:
@@ -43,8 +45,10 @@ def make_client(base: str, api_key: str | None, timeout: httpx2.Timeout) -> http
     )
 
 
-def ask(url: str, api_key: str | None, path: str, wanted: str, lacking: str, method: str = "GET") -> Any:
-    """Return what stands in the field `wanted` of an answer. lacking: what a server does whose answers lack it.
+def ask(
+    url: str, api_key: str | None, path: str, read: Callable[[Any], T], lacking: str, method: str = "GET"
+) -> T:
+    """Return what `read` finds in the JSON of an answer. lacking: what a server does in whose answers it finds nothing.
 
     Raises ConfigError for a bad URL or key, or certificates; LongspanError: the server does not answer, or refuses.
     """
@@ -61,7 +65,7 @@ def ask(url: str, api_key: str | None, path: str, wanted: str, lacking: str, met
         content = answer.json()
         refused = None if answer.status_code == 200 else content["error"]["message"]
         if refused is None:
-            return content[wanted]
+            return read(content)
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise LongspanError(f"what answers at {url} (status {answer.status_code}) {lacking}") from error
     raise LongspanError(f"{url}: {refused}")

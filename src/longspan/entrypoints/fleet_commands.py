@@ -125,8 +125,11 @@ def _ask(url: str, api_key: str | None, method: str = "GET", path: str = "") -> 
     """Raises ConfigError for a bad URL or key; LongspanError: the server does not answer, or refuses."""
     from longspan.entrypoints.client import ask
 
-    instances: list[dict[str, Any]] = ask(url, api_key, f"/fleet{path}", "instances", "has no fleet", method)
-    return instances
+    def instances(content: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = content["instances"]
+        return found
+
+    return ask(url, api_key, f"/fleet{path}", instances, "has no fleet", method)
 
 
 def _show(instances: list[dict[str, Any]]) -> None:

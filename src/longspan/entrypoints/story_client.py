@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import quote
 
 from longspan.entrypoints.client import ask
@@ -12,6 +13,9 @@ def explain_from(url: str, request: str, api_key: str | None) -> int:
 
     Raises ConfigError for a bad URL or key; LongspanError: the server does not answer, or refuses.
     """
-    stories = ask(url, api_key, f"/requests/{quote(request, safe='')}/story", "stories", "tells no stories")
-    print("\n\n".join("\n".join(story["lines"]) for story in stories))
+    print(ask(url, api_key, f"/requests/{quote(request, safe='')}/story", _text, "tells no stories"))
     return 0
+
+
+def _text(content: Any) -> str:
+    return "\n\n".join(["\n".join(story["lines"]) for story in content["stories"]])
